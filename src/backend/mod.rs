@@ -1,0 +1,290 @@
+//! Trees, what they charge, and limits: what a filesystem must be able to do to hold a store.
+//!
+//! A *tree* is the directory tree of one layer or container. It lives at `<place>/fs`, where *place* is a
+//! plain directory that nobody else uses; the caller makes and removes the place, the backend only what is
+//! at `fs` (and `fs.new`, see [`Backend::replace`]). A tree starts empty ([`Backend::create`]) or as a
+//! clone of another ([`Backend::clone_tree`]), and ends with [`Backend::destroy`].
+//!
+//! # A load and a container, from the backend's side
+//!
+//! ```text
+//! create(work, charge g1)                     an empty writable tree, charged to group 1
+//! ... unpack the base layer into work ...
+//! clone_tree(work -> base, ReadOnly, g1)      durable with its data when it returns; a clone of the
+//! destroy(work)                               tree, so that no open descriptor can change it later
+//!
+//! clone_tree(base -> web1, Writable, g2 limited to 10 GB)
+//! measure([web1])                             what web1 wrote itself, never what base holds
+//! destroy(web1)                               returns at once, the space comes back later
+//! reclaim({g1})                               waits for that, and drops group 2
+//! ```
+//!
+//! # Charges
+//!
+//! What is written into a tree is *charged*. A backend that can keep charges apart in the filesystem does
+//! so by a [`GroupId`] that the caller took from its own sequence and never uses twice; clones of a tree that
+//! get the same group are charged together (a layer and the tree it was unpacked in). A limit is on the
+//! group: it counts what the tree's writers add, never what the tree was cloned from. Where the filesystem
+//! keeps no charges the numbers are counted from the tree's own extents; [`Measured::method`] says which.
+//!
+//! # Abilities
+//!
+//! What not every filesystem can do is a trait of its own, handed out as an `Option`: [`Backend::quotas`].
+//! There is no question "which filesystem are you?".
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::Result;
+
+pub mod btrfs;
+pub mod memory;
+
+/// Where a tree's writes are charged: a number of the store's own sequence, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct GroupId(pub u32);
+
+/// A tree: `<place>/fs`, and the group it is charged to.
+///
+/// `group` is `None` for a tree made while the filesystem kept no charges by group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    place: PathBuf,
+    group: Option<GroupId>,
+}
+
+impl Tree {
+    /// The tree in `place`, an absolute path.
+    pub fn new(place: impl Into<PathBuf>, group: Option<GroupId>) -> Self {
+        Self { place: place.into(), group }
+    }
+
+    /// The plain directory around the tree.
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// The root directory of the tree itself.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.place.join("fs")
+    }
+
+    /// Where [`Backend::replace`] puts the new tree before both change places, and the old one after.
+    #[must_use]
+    pub fn spare(&self) -> PathBuf {
+        self.place.join("fs.new")
+    }
+
+    /// Where its writes are charged.
+    #[must_use]
+    pub fn group(&self) -> Option<GroupId> {
+        self.group
+    }
+}
+
+/// Whether a clone can be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// A container's tree, or one that a layer is unpacked in.
+    Writable,
+    /// A committed layer.
+    ReadOnly,
+}
+
+/// How bytes were counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SizeMethod {
+    /// Btrfs simple quotas: what was allocated, charged to who first wrote it. Data and metadata.
+    SimpleQuota,
+    /// Btrfs full qgroups: bytes that only this tree refers to. Data and metadata.
+    Qgroup,
+    /// Counted from the tree's own extents and inline data; without metadata.
+    Extents,
+    /// Counted by comparing every block with the tree it was cloned from.
+    Blocks,
+}
+
+impl fmt::Display for SizeMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SimpleQuota => "simple-quota",
+            Self::Qgroup => "qgroup",
+            Self::Extents => "extents",
+            Self::Blocks => "blocks",
+        })
+    }
+}
+
+/// What one tree holds of its own, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TreeSize {
+    /// On disk: 0 for a clone that nobody touched.
+    pub charged: u64,
+    /// Lengths of the regular files made or changed since the clone, hard links counted once.
+    /// `None` unless [`Want::apparent`].
+    pub apparent: Option<u64>,
+}
+
+/// What [`Backend::measure`] is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// Commit the filesystem first. Without it the numbers are those of the last commit.
+    pub sync: bool,
+    /// Count [`TreeSize::apparent`] too.
+    pub apparent: bool,
+}
+
+/// The answer of [`Backend::measure`]; `sizes` in the order of the trees asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measured {
+    pub method: SizeMethod,
+    pub sizes: Vec<TreeSize>,
+}
+
+/// The filesystem's own account, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    pub total: u64,
+    pub used: u64,
+    /// What an unprivileged writer could still write.
+    pub available: u64,
+}
+
+/// What the kernel still charges to a group that no record names: a removed tree that is not cleaned up yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leftover {
+    pub group: GroupId,
+    pub charged: u64,
+}
+
+/// What [`Backend::reclaim`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reclaimed {
+    /// Groups removed.
+    pub groups: u64,
+    /// Bytes given back to the device below by FITRIM; 0 where it takes none.
+    pub trimmed: u64,
+}
+
+/// A subvolume that somebody made inside a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nested {
+    /// Path below the tree's root.
+    pub path: PathBuf,
+}
+
+/// Where a new tree is charged and how much its writers may add.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Charge {
+    /// Ignored where the filesystem keeps no charges by group.
+    pub group: Option<GroupId>,
+    /// In bytes. A backend whose `quotas()` is `None` refuses it with [`crate::Kind::Unsupported`].
+    pub limit: Option<u64>,
+}
+
+/// How far a limit can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guarantee {
+    /// Everything written below the tree's root counts.
+    Holds,
+    /// A subvolume made inside the tree isn't counted (full qgroups).
+    EscapedByNestedSubvolumes,
+}
+
+/// A filesystem that can hold trees.
+///
+/// Implementations are usable from many threads and processes at once, as long as each place is used by one
+/// caller at a time. All errors name the path they are about.
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// Make an empty writable tree (root directory 0755, root:root). Not durable by itself.
+    fn create(&self, tree: &Tree, limit: Option<u64>) -> Result<()>;
+
+    /// Make `to` a clone of `from`: same content, owners, times to the ns, xattrs, at the cost of a metadata
+    /// operation. When it returns the clone, with the data `from` holds and the place around it, is durable.
+    /// On failure nothing is left at `to`, its group neither.
+    ///
+    /// # Errors
+    /// `NotFound` if `from` has no tree; `Exists` if `to` has one; `NoSpace`; `Unsupported` for a limit that
+    /// can't be held; `Unsupported` naming the file for an active swapfile.
+    fn clone_tree(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()>;
+
+    /// Put a fresh writable clone of `from` in the place of `tree`'s tree by one atomic exchange; the path
+    /// never vanishes, and it is durable on return. `fresh` is `tree` with the group for its new writes.
+    /// The old tree is destroyed. After a crash either tree is at `fs`, and [`Backend::settle`] removes the other.
+    fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()>;
+
+    /// Finish or undo what a crash left in `place`: drops a tree at [`Tree::spare`], and says which group the
+    /// tree at `fs` is charged to (`None` where charges are not by group, or there is no tree).
+    fn settle(&self, place: &Path) -> Result<Option<GroupId>>;
+
+    /// Remove the tree with all subvolumes made inside it. Succeeds if there is none. Returns at once; the space
+    /// comes back when the filesystem has cleaned up. Works on a full filesystem.
+    fn destroy(&self, tree: &Tree) -> Result<()>;
+
+    /// Whether there is a tree.
+    fn exists(&self, tree: &Tree) -> Result<bool>;
+
+    /// Whether the tree refuses writes.
+    fn is_read_only(&self, tree: &Tree) -> Result<bool>;
+
+    /// Subvolumes made inside the tree, parents before their children.
+    fn nested(&self, tree: &Tree) -> Result<Vec<Nested>>;
+
+    /// What each tree holds of its own. One commit (if asked for) and one search for any number of trees.
+    fn measure(&self, trees: &[&Tree], want: Want) -> Result<Measured>;
+
+    /// The filesystem's own account, as of its last commit.
+    fn space(&self) -> Result<Space>;
+
+    /// Commit the filesystem: everything done so far is durable, and charges are exact.
+    fn sync(&self) -> Result<()>;
+
+    /// Charges of groups of this store that are not in `live`, as of the last commit.
+    fn leftovers(&self, live: &BTreeSet<GroupId>) -> Result<Vec<Leftover>>;
+
+    /// Wait until removed trees are cleaned up (at most `patience`), drop the groups not in `live` that nothing
+    /// charges to any more, and hand freed blocks back to the device below.
+    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: std::time::Duration) -> Result<Reclaimed>;
+
+    /// The highest group this filesystem knows of this store: where a lost sequence goes on.
+    fn highest_group(&self) -> Result<Option<GroupId>>;
+
+    /// Names this mount of this filesystem on this boot: when it changes, an index of it may be behind.
+    fn instance(&self) -> Result<String>;
+
+    /// Limits, where the filesystem holds them now.
+    fn quotas(&self) -> Option<&dyn Quotas>;
+
+    /// The quota mode, for `info` and `quota status`.
+    fn quota_mode(&self) -> Result<QuotaMode>;
+
+    /// Switch quotas. `Unsupported` where the filesystem or kernel has no such mode.
+    fn set_quota_mode(&self, mode: QuotaMode) -> Result<()>;
+}
+
+/// What the filesystem counts and limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuotaMode {
+    /// No quotas.
+    None,
+    /// Btrfs simple quotas (6.7 and later).
+    Simple,
+    /// Btrfs full qgroups, consistent.
+    Full,
+    /// Btrfs full qgroups whose numbers the kernel itself calls wrong: never trusted.
+    Inconsistent,
+}
+
+/// Limits on what a tree's writers may add.
+pub trait Quotas {
+    /// Set or lift the limit of a tree, live. Bytes.
+    fn set_limit(&self, tree: &Tree, limit: Option<u64>) -> Result<()>;
+
+    /// How far a limit can be trusted in the present mode.
+    fn guarantee(&self) -> Guarantee;
+}

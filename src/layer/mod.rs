@@ -1,0 +1,1 @@
+//! Tar streams of layers into trees.

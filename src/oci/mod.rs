@@ -1,0 +1,1 @@
+//! Digests, references, manifests and the archives that carry them.

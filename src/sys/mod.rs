@@ -1,0 +1,1 @@
+//! System calls that no crate wraps safely. The only place with `unsafe`.
