@@ -223,6 +223,15 @@ impl Store {
         Ok(draft.record)
     }
 
+    /// [`Store::publish`] a draft whose key became known only now; gives it back if another tree has that key.
+    pub fn publish_or_yield(&self, draft: Draft) -> Result<Result<Record, Draft>> {
+        match self.index().change(|change| change.put(&draft.record, State::Ready)) {
+            Ok(()) => Ok(Ok(draft.record)),
+            Err(e) if e.kind() == Kind::Exists => Ok(Err(draft)),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Write the record of a draft again, after [`Draft::set_content`] and before the durable step.
     pub fn rewrite(&self, draft: &Draft) -> Result<()> {
         draft.record.write(&draft._lock, &draft.place)
@@ -251,6 +260,11 @@ impl Store {
     /// The tree is destroyed: forget it. Works on a full filesystem.
     pub fn finish_removal(&self, held: Held) -> Result<()> {
         self.forget(held.record.uuid, &held.place)
+    }
+
+    /// The tree could not be removed: show it to everyone again.
+    pub fn keep(&self, held: Held) -> Result<()> {
+        self.removing(|change| change.put(&held.record, State::Ready))
     }
 
     /// Take a whole tree away from everyone else, to replace it by a fresh one that is charged to a new group.
@@ -367,6 +381,11 @@ impl Store {
             }
         }
         Ok(strays)
+    }
+
+    /// All places, whatever the index says of them: to destroy the store.
+    pub fn all_places(&self) -> Result<Vec<PathBuf>> {
+        Ok(scan::places(&self.root)?.into_iter().map(|(_, place)| place).collect())
     }
 
     /// Remove a stray place whose tree has been destroyed.

@@ -1,1 +1,4 @@
 //! System calls that no crate wraps safely. The only place with `unsafe`.
+
+pub mod users;
+pub mod rooted;
