@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
@@ -32,18 +32,14 @@ pub fn read(root: &Path, path: &str, most: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// The directory `path` below `root`, with links followed only inside of it, as a path that needs no more following
-/// (through `/proc/self/fd`, resolved). `None` if there is no such directory.
-pub fn directory(root: &Path, path: &str) -> Result<Option<PathBuf>> {
+/// The directory `path` below `root`, found with links followed only inside of it. `None` if there is no such directory.
+pub fn directory(root: &Path, path: &str) -> Result<Option<OwnedFd>> {
     let shown = || format!("open {} in {}", path, root.display());
     let root_fd = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(shown)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     match openat2(&root_fd, path, flags, Mode::empty(), resolve) {
-        Ok(directory) => {
-            let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
-            std::fs::read_link(&link).context(|| format!("readlink {link}")).map(Some)
-        }
+        Ok(directory) => Ok(Some(directory)),
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
         Err(e) => Err(e).context(shown),
     }

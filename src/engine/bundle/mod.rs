@@ -13,6 +13,7 @@ mod user;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -101,6 +102,8 @@ fn make_volumes(root: &Path, directory: &Path, wanted: &BTreeSet<String>) -> Res
             .create(&source)
             .context(|| format!("mkdir {}", source.display()))?;
         if let Some(inside) = crate::sys::rooted::directory(root, destination)? {
+            // By its descriptor: what runs in the container can't swap it for a link.
+            let inside = PathBuf::from(format!("/proc/self/fd/{}", inside.as_raw_fd()));
             copy::copy_tree(&inside, &source).context(|| format!("fill volume {destination}"))?;
         }
         volumes.push(Volume { destination: destination.clone(), source });
