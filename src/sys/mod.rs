@@ -1,4 +1,5 @@
 //! System calls that no crate wraps safely. The only place with `unsafe`.
 
-pub mod users;
+pub mod btrfs;
 pub mod rooted;
+pub mod users;
