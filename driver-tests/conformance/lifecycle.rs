@@ -102,9 +102,9 @@ pub(crate) fn reopening_finds_everything(f: &Fixture) {
     assert!(other.is_read_only(&image).expect("is_read_only"));
     assert!(other.exists(&web).expect("exists"));
     let group = other.settle(web.place()).expect("settle");
-    assert_eq!(group, f.setup.limits().then(|| web.group().expect("trees of the suite have groups")));
+    assert_eq!(group, f.setup.by_group().then(|| web.group().expect("trees of the suite have groups")));
     let highest = other.highest_group().expect("highest group");
-    assert_eq!(highest, f.setup.limits().then(|| web.group().expect("the last one taken")));
+    assert_eq!(highest, f.setup.by_group().then(|| web.group().expect("the last one taken")));
 }
 
 pub(crate) fn a_chain_of_130_clones_holds(f: &Fixture) {
@@ -115,11 +115,11 @@ pub(crate) fn a_chain_of_130_clones_holds(f: &Fixture) {
         f.backend.clone_tree(&last, &next, Access::Writable, None).unwrap_or_else(|e| panic!("clone {step}: {e}"));
         last = next;
     }
+    assert_eq!(f.charged(&last), 0);
     for step in 1..=130 {
         let content = fs::read_to_string(last.root().join(format!("file-{step}"))).expect("read through the chain");
         assert_eq!(content, step.to_string());
     }
-    assert_eq!(f.charged(&last), 0);
 }
 
 pub(crate) fn thirty_two_threads_clone_at_once(f: &Fixture) {

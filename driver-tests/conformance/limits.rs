@@ -121,6 +121,21 @@ pub(crate) fn every_way_to_a_tree_takes_a_limit(f: &Fixture) {
     assert_stops(&fresh.root().join("log"), LIMIT);
 }
 
+/// The limit is the tree's, not its content's: clones have the limit they are given, or none.
+pub(crate) fn a_clone_has_its_own_limit(f: &Fixture) {
+    if !f.setup.limits() {
+        return assert!(f.backend.quotas().is_none());
+    }
+    let image = f.image("image", |root| write_random(&root.join("data"), MB));
+    let web = limited(f, &image, "web", LIMIT);
+    write_random(&web.root().join("log"), 8 * MB);
+    let free = f.container(&web, "free");
+    write_random(&free.root().join("more"), 2 * LIMIT);
+    f.backend.sync().expect("sync");
+    let larger = limited(f, &web, "larger", 3 * LIMIT);
+    assert_stops(&larger.root().join("more"), 3 * LIMIT);
+}
+
 /// A mode that says its limits hold is held to it, and one that says they are escaped tells the truth.
 pub(crate) fn subvolumes_inside_count_as_guaranteed(f: &Fixture) {
     if !f.setup.limits() {

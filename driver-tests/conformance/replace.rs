@@ -48,7 +48,7 @@ pub(crate) fn the_new_tree_is_the_origins(f: &Fixture) {
     assert!(!f.backend.is_read_only(&fresh).expect("is_read_only"));
     assert_eq!(f.charged(&fresh), 0);
     let group = f.backend.settle(web.place()).expect("settle");
-    assert_eq!(group, f.setup.limits().then(|| fresh.group().expect("it has one")));
+    assert_eq!(group, f.setup.by_group().then(|| fresh.group().expect("it has one")));
     let live = f.reclaim(&[&image, &fresh]);
     assert_eq!(f.backend.leftovers(&live).expect("leftovers"), []);
     fs::write(fresh.root().join("new"), "x").expect("write into the replaced tree");
@@ -73,7 +73,7 @@ pub(crate) fn settle_undoes_an_unfinished_replace(f: &Fixture) {
     fs::rename(other.root(), web.spare()).expect("put a tree at fs.new");
     for _ in 0..2 {
         let group = f.backend.settle(web.place()).expect("settle");
-        assert_eq!(group, f.setup.limits().then(|| web.group().expect("it has one")));
+        assert_eq!(group, f.setup.by_group().then(|| web.group().expect("it has one")));
         assert!(!web.spare().exists());
         assert_eq!(fs::read_to_string(web.root().join("own")).expect("read"), "own");
     }
@@ -90,7 +90,7 @@ pub(crate) fn settle_finishes_a_replace(f: &Fixture) {
     fs::rename(other.root(), web.spare()).expect("put a tree at fs.new");
     renameat_with(CWD, web.spare(), CWD, web.root(), RenameFlags::EXCHANGE).expect("exchange");
     let group = f.backend.settle(web.place()).expect("settle");
-    assert_eq!(group, f.setup.limits().then(|| other.group().expect("it has one")));
+    assert_eq!(group, f.setup.by_group().then(|| other.group().expect("it has one")));
     assert!(!web.spare().exists());
     assert!(!web.root().join("own").exists(), "the old tree is gone");
     let fresh = Tree::new(web.place(), group);

@@ -91,6 +91,11 @@ impl LoopFs {
         Path::new("/sys/fs/btrfs").join(uuid.trim()).join("qgroups")
     }
 
+    /// Reading no longer writes access times.
+    pub(crate) fn no_access_times(&self) {
+        run("mount", &["-o", "remount,noatime", arg(&self.mount)]);
+    }
+
     /// Unmount and mount again, with further mount options.
     pub(crate) fn remount(&self, options: &str) {
         run("umount", &[arg(&self.mount)]);

@@ -153,15 +153,24 @@ pub(crate) fn write_blocks(path: &Path, blocks: u64) {
 /// Append random data to `path` until the filesystem or a limit refuses, and return how many bytes it took.
 /// Panics when nothing refuses within `most` bytes, or for a refusal other than ENOSPC and EDQUOT.
 pub(crate) fn fill(path: &Path, most: u64) -> u64 {
-    let mut file = OpenOptions::new().append(true).create(true).open(path).expect("open the file to fill");
+    let refused = |e: std::io::Error| {
+        let errno = e.raw_os_error();
+        assert!(errno == Some(libc::ENOSPC) || errno == Some(libc::EDQUOT), "write {}: {e}", path.display());
+    };
     let chunk = random_bytes(64 * KIB);
     let mut written = 0;
+    let mut file = match OpenOptions::new().append(true).create(true).open(path) {
+        Ok(file) => file,
+        Err(e) => {
+            refused(e);
+            return written;
+        }
+    };
     while written < most {
         match file.write(&chunk) {
             Ok(count) => written += count as u64,
             Err(e) => {
-                let errno = e.raw_os_error();
-                assert!(errno == Some(libc::ENOSPC) || errno == Some(libc::EDQUOT), "write {}: {e}", path.display());
+                refused(e);
                 return written;
             }
         }
