@@ -1,7 +1,6 @@
 //! Writers of images with chosen faults, for tests.
 
-use std::fs::File;
-use std::io::{Seek, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -132,13 +131,6 @@ impl Files {
                 Content::Hardlink(target) => std::fs::hard_link(dir.join(target), path).unwrap(),
             }
         }
-    }
-
-    pub(crate) fn tar_file(&self) -> File {
-        let mut file = tempfile::tempfile_in(scratch().path()).unwrap();
-        file.write_all(&self.tar()).unwrap();
-        file.rewind().unwrap();
-        file
     }
 }
 
