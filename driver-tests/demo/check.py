@@ -4,9 +4,15 @@
     check.py name LAYOUT REFERENCE    give the layout's only image that reference
     check.py image LAYOUT             three layers, and steps that only configure
     check.py used PATH                bytes used of PATH's filesystem (after a sync)
-    check.py table BEFORE             ps and df (JSON, two documents on stdin) against the
-                                      bytes that were written and the filesystem's growth
-    check.py back PATH BEFORE         the space has come back (waits for the cleaner)
+    check.py total                    df's total, out of `df --format json` on stdin
+    check.py table PS DF BASE GROWTH NAME=BYTES...
+                                      `ps -s` and `df` (JSON files) against the bytes that
+                                      were written: df's total, less BASE, is what the
+                                      filesystem's used bytes grew by
+    check.py back PATH BEFORE FULL    used bytes are back at BEFORE (waits for the cleaner)
+    check.py free PORT                status 0 if nobody listens there on loopback
+    check.py port                     a free port
+    check.py status                   the state in `runc state`'s JSON on stdin
 
 It believes nothing that reflinkd says about the filesystem: used bytes come from statvfs.
 Any disagreement ends with status 1 and one line naming it.
@@ -14,6 +20,8 @@ Any disagreement ends with status 1 and one line naming it.
 
 import json
 import os
+import socket
+import subprocess
 import sys
 import time
 
@@ -70,12 +78,8 @@ def check_image(layout):
 
 def used(path):
     """Bytes in use on PATH's filesystem, as statvfs has them once everything is written."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.sync()
-        stat = os.fstatvfs(fd)
-    finally:
-        os.close(fd)
+    subprocess.run(["sync", "--file-system", path], check=True)
+    stat = os.statvfs(path)
     return (stat.f_blocks - stat.f_bfree) * stat.f_frsize
 
 
@@ -96,24 +100,50 @@ def close(what, says, is_, part=AGREEMENT):
     check(abs(says - is_) <= part * is_, f"{what}: {says} bytes, but the filesystem says {is_} (more than {part:.0%} apart)")
 
 
-def check_table(containers, usage, written, images, growth):
+def check_table(containers, usage, base, growth, written):
     """The five-container table.
 
-    CONTAINERS is `ps -s --format json`; USAGE `df --format json`; WRITTEN maps a name to its
-    bytes; IMAGES is df's total before the containers; GROWTH what the filesystem grew by.
+    CONTAINERS is `ps -s --format json`, USAGE `df --format json`; BASE and GROWTH are bytes;
+    WRITTEN maps a container's name to the bytes that went into its only new file.
     """
     rows = {row["name"]: row for row in containers}
+    images = set()
     for name, count in written.items():
         check(name in rows, f"ps doesn't list {name}")
-        row = rows[name]
-        size = row["size"]
+        size, virtual = rows[name]["size"], rows[name]["virtual_size"]
         check(count <= size <= count + METADATA_SLACK,
               f"{name}: SIZE is {size}, not within {METADATA_SLACK} above the {count} bytes written")
-        image = row["virtual_size"] - size
-        check(image > 0, f"{name}: VIRTUAL {row['virtual_size']} isn't above SIZE {size}")
-        images_seen = {r["virtual_size"] - r["size"] for r in rows.values() if r["image"] == row["image"]}
-        check(images_seen == {image}, f"VIRTUAL isn't the image plus SIZE: images of {sorted(images_seen)} bytes")
-    close("df's total grew by", usage["total"] - images, growth)
+        check(virtual > size, f"{name}: VIRTUAL {virtual} has no image beside SIZE {size}")
+        images.add(virtual - size)
+    check(len(images) == 1, f"VIRTUAL isn't the image plus SIZE: that makes images of {sorted(images)} bytes")
+    close("df's total grew by", usage["total"] - base, growth)
+    return images.pop()
+
+
+def wait_for_space(path, before, full, seconds=60):
+    """Until the removed containers' bytes are free again: the kernel's cleaner works behind."""
+    slack = AGREEMENT * (full - before)
+    end = time.monotonic() + seconds
+    while (now := used(path)) > before + slack:
+        check(time.monotonic() < end,
+              f"{now - before} of {full - before} bytes are still used {seconds} s after the removal")
+        time.sleep(0.2)
+    return now
+
+
+def listening(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def megabytes(count):
+    return f"{count / 1e6:.2f} MB"
 
 
 def main(arguments):
@@ -124,8 +154,27 @@ def main(arguments):
         check_image(*rest)
     elif verb == "used":
         print(settled(*rest))
+    elif verb == "total":
+        print(json.load(sys.stdin)["total"])
+    elif verb == "table":
+        ps, df, base, growth, *written = rest
+        pairs = {name: int(count) for name, count in (item.split("=") for item in written)}
+        usage = load(df)
+        image = check_table(load(ps), usage, int(base), int(growth), pairs)
+        print(f"   checked: each SIZE is within 128 KiB of what was written; VIRTUAL is {megabytes(image)} more")
+        print(f"   checked: df grew by {megabytes(usage['total'] - int(base))}, the filesystem by {megabytes(int(growth))}")
+    elif verb == "back":
+        path, before, full = rest[0], int(rest[1]), int(rest[2])
+        now = wait_for_space(path, before, full)
+        print(f"   checked: used bytes were {megabytes(full)}, are {megabytes(now)}; before the five {megabytes(before)}")
+    elif verb == "free":
+        sys.exit(1 if listening(int(rest[0])) else 0)
+    elif verb == "port":
+        print(free_port())
+    elif verb == "status":
+        print(json.load(sys.stdin)["status"])
     else:
-        raise SystemExit(__doc__)
+        sys.exit(__doc__)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 
 . "$(dirname "$0")/lib.sh"
 
-root=${REFLINKD_ROOT:-/var/lib/reflinkd}
 demo_marker=$target/demo/made-pool
 
 if [ -f "$demo_marker" ]; then
@@ -12,6 +11,9 @@ if [ -f "$demo_marker" ]; then
     root=$(cat "$demo_marker")
     if [ -x "$target/release/reflinkd" ] && [ -e "$root" ]; then
         if command -v runc >/dev/null; then runc delete --force reflinkd-demo >/dev/null 2>&1 || true; fi
+        left=$("$target/release/reflinkd" --root "$root" ps -q | wc -l)
+        [ "$left" = 0 ] || die "the pool at $root holds $left containers of yours" \
+            "remove them, or all of it: $target/release/reflinkd --root $root destroy --yes"
         run "$target/release/reflinkd" --root "$root" destroy --yes
     fi
     rm -f "$demo_marker"
