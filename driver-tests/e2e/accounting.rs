@@ -41,7 +41,10 @@ fn five_containers_are_accounted_to_the_byte() {
         for row in world.rows(&["ps", "-s"]) {
             assert_eq!((bytes(&row, "size"), bytes(&row, "virtual_size")), (0, image), "{method}: untouched {row}");
         }
-        assert!(world.ok(&["ps", "-s"]).lines().skip(1).all(|line| line.contains(" 0B ")), "{method}: untouched is 0B");
+        assert!(
+            world.ok(&["ps", "-s"]).lines().skip(1).all(|line| line.contains(" 0B ")),
+            "{method}: untouched is 0B"
+        );
         for n in 1..=5_u64 {
             write_random(&world.tree(&format!("web{n}")).join("test.log"), n * 10 * MB);
         }
@@ -75,7 +78,10 @@ fn the_four_operations_charge_what_they_change() {
         let file = world.files.path().join("big");
         write_blocks(&file, 1024 * MIB / 4096);
         let archive = world.files.path().join("root.tar");
-        run("tar", &["-C", world.files.path().to_str().expect("UTF-8"), "-cf", archive.to_str().expect("UTF-8"), "big"]);
+        run(
+            "tar",
+            &["-C", world.files.path().to_str().expect("UTF-8"), "-cf", archive.to_str().expect("UTF-8"), "big"],
+        );
         fs::remove_file(&file).expect("unlink");
         world.ok(&["import", archive.to_str().expect("UTF-8"), "big"]);
         fs::remove_file(&archive).expect("unlink");

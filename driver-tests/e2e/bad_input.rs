@@ -15,7 +15,11 @@ fn blob(bytes: &[u8]) -> String {
 }
 
 /// Replace a blob and everything that names it, so that only what is meant is wrong.
-fn replace_manifest(files: &mut BTreeMap<String, Vec<u8>>, image: &TestImage, change: impl Fn(&mut serde_json::Value)) {
+fn replace_manifest(
+    files: &mut BTreeMap<String, Vec<u8>>,
+    image: &TestImage,
+    change: impl Fn(&mut serde_json::Value),
+) {
     let old = image.manifest_bytes();
     let mut manifest: serde_json::Value = serde_json::from_slice(&old).expect("JSON");
     change(&mut manifest);
@@ -78,7 +82,9 @@ fn damaged_images_are_refused_and_leave_nothing() {
             files.remove(&blob(&image.config_bytes()));
         }),
         ("digest with slashes", |image, files| {
-            replace_manifest(files, image, |manifest| manifest["layers"][0]["digest"] = "sha256:../../../../etc/passwd".into());
+            replace_manifest(files, image, |manifest| {
+                manifest["layers"][0]["digest"] = "sha256:../../../../etc/passwd".into()
+            });
         }),
         ("index that is no JSON", |_, files| {
             files.insert("index.json".into(), b"{\"manifests\": [".to_vec());
@@ -117,7 +123,11 @@ fn damaged_images_are_refused_and_leave_nothing() {
         assert!(error.starts_with("reflinkd: cannot load "), "{what}: {error}");
         assert_eq!((world.places(), world.subvolumes()), (places, subvolumes.clone()), "{what} left something");
         assert_eq!(world.rows(&["images"]).len(), 1, "{what}");
-        assert!(world.rows(&["gc", "--dry-run"]).iter().all(|row| row["type"] == "group"), "{what}: {}", world.ok(&["gc", "-n"]));
+        assert!(
+            world.rows(&["gc", "--dry-run"]).iter().all(|row| row["type"] == "group"),
+            "{what}: {}",
+            world.ok(&["gc", "-n"])
+        );
     }
     // The untouched image is good.
     image.write_archive(&path);
@@ -199,7 +209,10 @@ fn names_are_checked_and_usage_is_two() {
     world.ok(&["create", "--image", "base", "taken"]);
     let places = world.places();
     for (args, why) in [
-        (&["create", "--image", "base", "taken"][..], "cannot create container taken: the name taken is taken by container"),
+        (
+            &["create", "--image", "base", "taken"][..],
+            "cannot create container taken: the name taken is taken by container",
+        ),
         (&["create", "--image", "base", "../x"], "invalid container name"),
         (&["create", "--image", "base", "-l", "=v", "x"], "has no key"),
         (&["create", "--image", "nothing", "x"], "there is no image nothing"),
@@ -216,7 +229,9 @@ fn names_are_checked_and_usage_is_two() {
         assert!(error.contains(why), "{args:?}: {error}");
         assert_eq!(world.places(), places, "{args:?}");
     }
-    for args in [&["create", "x"][..], &["frobnicate"], &["create", "--image", "base", "--size-limit", "ten", "x"], &["rm"]] {
+    for args in
+        [&["create", "x"][..], &["frobnicate"], &["create", "--image", "base", "--size-limit", "ten", "x"], &["rm"]]
+    {
         assert_eq!(world.ask(args).status, Some(2), "{args:?}");
     }
 }
@@ -226,7 +241,8 @@ fn ambiguous_ids_are_refused() {
     let world = World::simple().with_base();
     let ids: Vec<_> = (0..17).map(|n| world.ok(&["create", "--image", "base", &format!("c{n}")])).collect();
     // Of 17 IDs two begin with the same digit.
-    let twice = ids.iter().find(|id| ids.iter().filter(|other| other[..1] == id[..1]).count() > 1).expect("pigeonhole");
+    let twice =
+        ids.iter().find(|id| ids.iter().filter(|other| other[..1] == id[..1]).count() > 1).expect("pigeonhole");
     let error = world.fails(&["mount", &twice[..1]]);
     assert!(error.contains("is the beginning of several container IDs"), "{error}");
 }

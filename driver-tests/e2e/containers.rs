@@ -26,7 +26,8 @@ fn create_prints_the_id_and_makes_a_writable_copy_of_the_image() {
         assert_eq!(world.tree(name), tree);
     }
     let made_up = world.ok(&["create", "--image", "docker.io/library/base:latest"]);
-    let names: Vec<_> = world.rows(&["ps"]).iter().map(|row| row["name"].as_str().expect("text").to_string()).collect();
+    let names: Vec<_> =
+        world.rows(&["ps"]).iter().map(|row| row["name"].as_str().expect("text").to_string()).collect();
     assert_eq!(names.len(), 2);
     assert!(names[0] != "web1" && !names[0].is_empty(), "the newest first, with a name made up: {names:?}");
     assert_eq!(world.ok(&["ps", "-q"]).lines().next(), Some(&made_up[..12]));
@@ -68,7 +69,8 @@ fn writes_survive_a_remount_and_rm_loses_them_all() {
         let _ = fs::remove_file(world.root().join(file));
     }
     assert_eq!(world.row(&["ps"], "c")["id"], row["id"]);
-    fs::write(world.root().join("index.db"), b"not a database at all, but long enough to be looked at").expect("write");
+    fs::write(world.root().join("index.db"), b"not a database at all, but long enough to be looked at")
+        .expect("write");
     assert_eq!(world.row(&["ps"], "c")["id"], row["id"]);
 
     let tree = world.tree("c");
@@ -133,7 +135,8 @@ fn what_a_process_uses_is_not_removed() {
     let world = World::simple().with_base();
     world.ok(&["create", "--image", "base", "c"]);
     let tree = world.tree("c");
-    let sleeper = |command: &mut Command| Process::spawn(command.args(["300"]).stdin(Stdio::null()).stdout(Stdio::null()));
+    let sleeper =
+        |command: &mut Command| Process::spawn(command.args(["300"]).stdin(Stdio::null()).stdout(Stdio::null()));
     {
         let process = sleeper(Command::new("sleep").current_dir(tree.join("etc")));
         for verb in ["rm", "reset"] {
@@ -145,7 +148,9 @@ fn what_a_process_uses_is_not_removed() {
     {
         let open = File::open(tree.join("etc/passwd")).expect("open");
         let process = sleeper(Command::new("sleep").env("X", "").stdin(Stdio::null()).stderr(Stdio::from(open)));
-        assert!(world.fails(&["rm", "c"]).contains(&format!("process {} (sleep) has a file open there", process.id())));
+        assert!(
+            world.fails(&["rm", "c"]).contains(&format!("process {} (sleep) has a file open there", process.id()))
+        );
     }
     {
         // Mounted in a namespace that we don't see.
@@ -198,7 +203,13 @@ fn a_bundle_is_run_by_runc() {
     }
     add("bin/busybox", tar::EntryType::Regular, 0o755, &busybox, None);
     add("bin/sh", tar::EntryType::Symlink, 0o777, b"", Some("busybox"));
-    add("etc/passwd", tar::EntryType::Regular, 0o644, b"root:x:0:0::/root:/bin/sh\napp:x:77:78::/home/app:/bin/sh\n", None);
+    add(
+        "etc/passwd",
+        tar::EntryType::Regular,
+        0o644,
+        b"root:x:0:0::/root:/bin/sh\napp:x:77:78::/home/app:/bin/sh\n",
+        None,
+    );
     add("etc/group", tar::EntryType::Regular, 0o644, b"root:x:0:\napp:x:78:\nextra:x:99:app\n", None);
     add("data/seed", tar::EntryType::Regular, 0o644, b"seeded\n", None);
     let image = crate::support::image::TestImage::new("app")
@@ -214,7 +225,8 @@ fn a_bundle_is_run_by_runc() {
         }));
     world.load(&image);
     world.ok(&["create", "--image", "app", "c"]);
-    fs::set_permissions(world.tree("c").join("data"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
+    fs::set_permissions(world.tree("c").join("data"), std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .expect("chmod");
     let bundle = world.files.path().join("bundle");
     let directory = bundle.to_str().expect("UTF-8");
     world.ok(&["bundle", "c", directory]);

@@ -14,7 +14,8 @@ use crate::world::{World, bytes};
 /// An image whose load takes a while: many small files.
 fn slow_image(files: usize) -> TestImage {
     let names: Vec<_> = (0..files).map(|n| format!("d{}/f{n}", n % 97)).collect();
-    let entries: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"some content of a small file\n"[..])).collect();
+    let entries: Vec<(&str, &[u8])> =
+        names.iter().map(|name| (name.as_str(), &b"some content of a small file\n"[..])).collect();
     TestImage::new("slow").files(Packing::Gzip, &[("base", b"base")]).files(Packing::Gzip, &entries)
 }
 
@@ -65,7 +66,10 @@ fn a_killed_load_is_cleared_up_by_the_next_command_that_writes() {
     assert!(world.rows(&["images"]).is_empty());
     assert_eq!(world.places(), places);
     let named = world.rows(&["gc", "--dry-run"]);
-    assert!(named.iter().any(|row| row["type"] == "tree") && named.iter().any(|row| row["type"] == "layer"), "{named:#?}");
+    assert!(
+        named.iter().any(|row| row["type"] == "tree") && named.iter().any(|row| row["type"] == "layer"),
+        "{named:#?}"
+    );
     assert_eq!(world.places(), places, "a dry run removes nothing");
     world.ok(&["gc"]);
     assert_eq!((world.places(), world.subvolumes().len()), (0, 0));
@@ -115,7 +119,10 @@ fn removing_works_with_no_byte_free() {
             for n in 0..count {
                 let path = tree.join(format!("fill-{size}-{n}"));
                 let size = usize::try_from(size).expect("small");
-                if fs::write(&path, vec![7; size]).and_then(|()| if size > 100_000 { fs::File::open(&path)?.sync_all() } else { Ok(()) }).is_err() {
+                if fs::write(&path, vec![7; size])
+                    .and_then(|()| if size > 100_000 { fs::File::open(&path)?.sync_all() } else { Ok(()) })
+                    .is_err()
+                {
                     break;
                 }
             }

@@ -89,7 +89,16 @@ fn history_says_which_step_made_a_layer_whatever_its_size() {
     world.load(&image);
     let layers: Vec<_> = world.rows(&["history", "steps"]).iter().map(|row| row["layer"].clone()).collect();
     let ids = image.diff_ids();
-    assert_eq!(layers, [serde_json::Value::Null, serde_json::Value::Null, ids[1].clone().into(), serde_json::Value::Null, ids[0].clone().into()]);
+    assert_eq!(
+        layers,
+        [
+            serde_json::Value::Null,
+            serde_json::Value::Null,
+            ids[1].clone().into(),
+            serde_json::Value::Null,
+            ids[0].clone().into()
+        ]
+    );
     assert_eq!(world.rows(&["layers"]).len(), 2);
     assert_eq!(bytes(&world.rows(&["images"])[0], "layers"), 2);
 }

@@ -31,7 +31,8 @@ fn eight_processes_lose_and_leak_nothing() {
     assert_eq!(world.rows(&["ps"]).len(), 160);
     assert_eq!(world.places(), 162);
     assert_eq!(world.subvolumes().len(), 162);
-    let named: Vec<_> = world.rows(&["ps"]).iter().map(|row| row["name"].as_str().expect("text").to_string()).collect();
+    let named: Vec<_> =
+        world.rows(&["ps"]).iter().map(|row| row["name"].as_str().expect("text").to_string()).collect();
     world.ok(&["rm"].into_iter().chain(named.iter().map(String::as_str)).collect::<Vec<_>>());
     world.ok(&["rmi", "base"]);
     world.ok(&["gc"]);
@@ -50,7 +51,11 @@ fn one_name_is_given_once() {
             Process::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
         })
         .collect();
-    let won = racers.iter_mut().filter_map(|racer| racer.child().wait().ok()).filter(std::process::ExitStatus::success).count();
+    let won = racers
+        .iter_mut()
+        .filter_map(|racer| racer.child().wait().ok())
+        .filter(std::process::ExitStatus::success)
+        .count();
     assert_eq!(won, 1);
     assert_eq!((world.rows(&["ps"]).len(), world.places()), (1, 3));
 }

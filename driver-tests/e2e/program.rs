@@ -48,11 +48,18 @@ fn no_verb_runs_another_program() {
         let _ = fs::remove_dir_all(&bundle);
         for verb in verbs {
             let mut command = Command::new("strace");
-            command.args(["-f", "-qq", "-e", "trace=execve,execveat", "-o"]).arg(&trace).arg(env!("CARGO_BIN_EXE_reflinkd"));
+            command
+                .args(["-f", "-qq", "-e", "trace=execve,execveat", "-o"])
+                .arg(&trace)
+                .arg(env!("CARGO_BIN_EXE_reflinkd"));
             let output = command.arg("--root").arg(root).args(*verb).stdin(Stdio::null()).output().expect("strace");
             assert!(output.status.success(), "{verb:?}: {}", String::from_utf8_lossy(&output.stderr));
             let trace = fs::read_to_string(&trace).expect("read");
-            assert_eq!(trace.lines().filter(|line| line.contains("exec")).count(), 1, "{verb:?} ran a program:\n{trace}");
+            assert_eq!(
+                trace.lines().filter(|line| line.contains("exec")).count(),
+                1,
+                "{verb:?} ran a program:\n{trace}"
+            );
         }
     }
     assert!(!pool.exists() || fs::read_dir(&pool).expect("read").next().is_none());
@@ -74,7 +81,10 @@ fn only_root_is_served() {
     let output = output.expect("setpriv");
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(error.contains("cannot open the store at") && error.contains("only root") && error.contains("hint: "), "{error}");
+    assert!(
+        error.contains("cannot open the store at") && error.contains("only root") && error.contains("hint: "),
+        "{error}"
+    );
 }
 
 #[test]
@@ -83,7 +93,8 @@ fn flag_goes_over_environment_over_file() {
     let files = world.files.path();
     let config = files.join("config.toml");
     let [by_file, by_env, by_flag] = ["file", "env", "flag"].map(|name| world.fs.path().join(name));
-    fs::write(&config, format!("root = {:?}\nmax_layer_size = \"1MB\"\n", by_file.to_str().expect("UTF-8"))).expect("write");
+    fs::write(&config, format!("root = {:?}\nmax_layer_size = \"1MB\"\n", by_file.to_str().expect("UTF-8")))
+        .expect("write");
     let root_of = |env: bool, flag: bool| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_reflinkd"));
         command.arg("--config").arg(&config).args(["info", "--format", "json"]).env_remove("REFLINKD_ROOT");
@@ -102,7 +113,8 @@ fn flag_goes_over_environment_over_file() {
     assert_eq!(root_of(true, false), by_env.to_str().expect("UTF-8"));
     assert_eq!(root_of(true, true), by_flag.to_str().expect("UTF-8"));
     fs::write(&config, "rot = \"/x\"\n").expect("write");
-    let output = Command::new(env!("CARGO_BIN_EXE_reflinkd")).arg("--config").arg(&config).arg("ps").output().expect("run");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_reflinkd")).arg("--config").arg(&config).arg("ps").output().expect("run");
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("rot"), "names the unknown key");
 }

@@ -14,7 +14,10 @@ fn the_first_command_makes_the_store_on_btrfs() {
     assert!(shown.contains("store"), "ROOT is a subvolume of its own");
     assert!(world.ok(&["init"]).contains("is a store already"));
     let info = &world.rows(&["info"])[0];
-    assert_eq!((info["quotas"].as_str(), info["backend"].as_str(), info["pool"].is_null()), (Some("simple"), Some("btrfs"), true));
+    assert_eq!(
+        (info["quotas"].as_str(), info["backend"].as_str(), info["pool"].is_null()),
+        (Some("simple"), Some("btrfs"), true)
+    );
 }
 
 #[test]
@@ -52,7 +55,13 @@ fn elsewhere_init_makes_a_pool_and_commands_say_so() {
 
     let destroyed = ask(&["destroy", "--yes"]);
     assert_eq!(destroyed.status, Some(0), "{}", destroyed.stderr);
-    assert_eq!(fs::read_dir(host.path().join("lib")).expect("read").map(|e| e.expect("entry").file_name()).collect::<Vec<_>>(), Vec::<std::ffi::OsString>::new());
+    assert_eq!(
+        fs::read_dir(host.path().join("lib"))
+            .expect("read")
+            .map(|e| e.expect("entry").file_name())
+            .collect::<Vec<_>>(),
+        Vec::<std::ffi::OsString>::new()
+    );
     let mounts = fs::read_to_string("/proc/mounts").expect("read");
     assert!(!mounts.contains(root.to_str().expect("UTF-8")));
 }
@@ -81,7 +90,13 @@ fn a_read_only_root_can_be_read() {
     assert_eq!(world.rows(&["ps"]).len(), 1);
     assert_eq!(world.rows(&["images"]).len(), 1);
     assert_eq!(world.rows(&["info"])[0]["read_only"], true);
-    for args in [&["create", "--image", "base", "d"][..], &["rm", "c"], &["rmi", "base"], &["rename", "c", "d"], &["reset", "c"]] {
+    for args in [
+        &["create", "--image", "base", "d"][..],
+        &["rm", "c"],
+        &["rmi", "base"],
+        &["rename", "c", "d"],
+        &["reset", "c"],
+    ] {
         let error = world.fails(args);
         assert!(error.contains("Read-only file system"), "{args:?}: {error}");
     }
@@ -96,7 +111,11 @@ fn quotas_are_shown_and_switched_only_when_asked() {
     assert_eq!(world.rows(&["quota", "status"])[0]["mode"], "none");
     let refused = world.ask(&["quota", "enable", "--simple"]);
     assert_eq!(refused.status, Some(1));
-    assert!(refused.stderr.contains("concerns the whole filesystem") && refused.stderr.contains("nobody said yes"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("concerns the whole filesystem") && refused.stderr.contains("nobody said yes"),
+        "{}",
+        refused.stderr
+    );
     assert_eq!(world.rows(&["quota", "status"])[0]["mode"], "none");
     world.ok(&["create", "--image", "base", "before"]);
     assert!(world.ok(&["quota", "enable", "--simple", "--yes"]).ends_with("mode: simple"));

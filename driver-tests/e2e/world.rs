@@ -98,14 +98,27 @@ impl World {
     /// Subvolumes below the store, by Btrfs's own program.
     pub(crate) fn subvolumes(&self) -> Vec<String> {
         let list = crate::support::run("btrfs", &["subvolume", "list", self.fs.path().to_str().expect("UTF-8")]);
-        list.lines().filter_map(|line| line.split(" path ").nth(1)).filter(|path| path.contains("snapshots/")).map(str::to_string).collect()
+        list.lines()
+            .filter_map(|line| line.split(" path ").nth(1))
+            .filter(|path| path.contains("snapshots/"))
+            .map(str::to_string)
+            .collect()
     }
 }
 
 /// Two layers: some files, and a change with a whiteout.
 pub(crate) fn base_image() -> TestImage {
     TestImage::new("base")
-        .files(Packing::Gzip, &[("etc/", b""), ("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"), ("etc/old", b"old"), ("bin/", b""), ("bin/sh", b"#!")])
+        .files(
+            Packing::Gzip,
+            &[
+                ("etc/", b""),
+                ("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"),
+                ("etc/old", b"old"),
+                ("bin/", b""),
+                ("bin/sh", b"#!"),
+            ],
+        )
         .step("ENV A=1")
         .files(Packing::Zstd, &[("etc/.wh.old", b""), ("etc/new", b"new\n")])
         .step("CMD [\"/bin/sh\"]")

@@ -69,11 +69,16 @@ impl Progress for Layers {
             return self.say(layer, &format!("Loading{}", of.unwrap_or_default()));
         };
         let bar = match total {
-            Some(total) => ProgressBar::new(total).with_style(style("{msg}: {bar:40} {decimal_bytes}/{decimal_total_bytes}")),
+            Some(total) => {
+                ProgressBar::new(total).with_style(style("{msg}: {bar:40} {decimal_bytes}/{decimal_total_bytes}"))
+            }
             None => ProgressBar::new_spinner().with_style(style("{msg}: {decimal_bytes} {spinner}")),
         };
         let bar = bars.add(bar.with_message(layer.to_string()));
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.to_string(), (bar, Arc::clone(read)));
+        self.watched
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(layer.to_string(), (bar, Arc::clone(read)));
     }
 
     fn exists(&self, layer: &str) {

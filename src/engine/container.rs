@@ -121,8 +121,11 @@ impl Engine {
                     format!("the quota groups on {root} are inconsistent and hold no limit"),
                 )
                 .with_hint("btrfs quota rescan -w, then try again"),
-                _ => Error::new(Kind::Unsupported, format!("quotas are off on {root}, so nothing would hold the limit"))
-                    .with_hint("reflinkd quota enable --simple"),
+                _ => Error::new(
+                    Kind::Unsupported,
+                    format!("quotas are off on {root}, so nothing would hold the limit"),
+                )
+                .with_hint("reflinkd quota enable --simple"),
             });
         };
         Ok(match quotas.guarantee() {
@@ -180,7 +183,7 @@ impl Engine {
 
     /// Set or lift the size limit of a container, running or not.
     pub fn limit_container(&self, name: &str, limit: Option<u64>) -> Result<Vec<String>> {
-        (|| {
+        (|| -> Result<_> {
             let record = self.find_container(name)?;
             let warnings = self.check_limit(limit)?;
             self.store.update(record.uuid, |record| {
@@ -233,7 +236,7 @@ impl Engine {
     /// # Errors
     /// `InUse` naming a process that uses it, unless `force`.
     pub fn remove_container(&self, name: &str, force: bool) -> Result<Record> {
-        (|| {
+        (|| -> Result<_> {
             let record = self.find_container(name)?;
             let tree = self.tree(&record);
             if !force {
@@ -259,9 +262,7 @@ impl Engine {
     pub(super) fn check_unused(&self, tree: &Tree) -> Result<()> {
         match users::user_of(&tree.root(), tree.place())? {
             None => Ok(()),
-            Some(user) => {
-                Err(Error::new(Kind::InUse, user.to_string()).with_hint("stop it first, or use --force"))
-            }
+            Some(user) => Err(Error::new(Kind::InUse, user.to_string()).with_hint("stop it first, or use --force")),
         }
     }
 }

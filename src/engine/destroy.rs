@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::backend::Tree;
+use crate::backend::btrfs::root as subvolume;
 use crate::store::TreeKind;
-use crate::sys::btrfs as kernel;
-use crate::{Context, Kind, Result};
+use crate::{Context, Result};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -72,9 +72,5 @@ fn remove_if_empty(root: &Path) -> Result<()> {
     if entries.next().is_some() {
         return Ok(());
     }
-    match kernel::destroy_subvolume(root) {
-        // A mount point, or somebody's working directory: it stays, empty.
-        Err(e) if matches!(e.kind(), Kind::InUse | Kind::Invalid | Kind::Denied) => Ok(()),
-        other => other,
-    }
+    subvolume::remove(root)
 }

@@ -249,7 +249,7 @@ pub(super) struct NewImage<'a> {
 }
 
 /// A name to give to an image: a tag is needed, a digest can't be given.
-pub(super) fn checked_tag(name: &str) -> Result<Reference> {
+pub fn checked_tag(name: &str) -> Result<Reference> {
     let reference: Reference = name.parse()?;
     if reference.digest().is_some() {
         return Err(Error::new(Kind::Invalid, format!("{name} has a digest, which can't be given to an image")));

@@ -37,7 +37,11 @@ impl Engine {
             .into_iter()
             .map(|record| LayerInfo {
                 directory: self.store.place(record.uuid).join("fs"),
-                images: chains.iter().filter(|(_, of)| of.contains(&record.uuid)).map(|(name, _)| name.clone()).collect(),
+                images: chains
+                    .iter()
+                    .filter(|(_, of)| of.contains(&record.uuid))
+                    .map(|(name, _)| name.clone())
+                    .collect(),
                 containers: containers
                     .iter()
                     .filter(|container| container.parent == Some(record.uuid))

@@ -76,7 +76,7 @@ impl Engine {
                 Ok(Incoming {
                     raw: source.layer_reader(layer)?,
                     expected: Expected::of(layer, self.settings.layer_limits.max_bytes),
-                    total: layer.size(),
+                    total: Some(layer.stored_bytes),
                     label: layer.diff_id.0.short(),
                     progress,
                 })
@@ -268,8 +268,7 @@ impl Engine {
                 apparent_size: 0,
             }),
         })?;
-        let expected =
-            Expected { blob: None, diff_id: None, max_bytes: self.settings.layer_limits.max_bytes };
+        let expected = Expected { blob: None, diff_id: None, max_bytes: self.settings.layer_limits.max_bytes };
         let incoming = Incoming { raw, expected, total, label: "import".into(), progress };
         let tree = tree_at(draft.place().to_path_buf(), draft.record());
         let diff_id = match self.unpack(&mut draft, incoming) {

@@ -9,8 +9,9 @@ pub(super) fn check(name: &str) -> Result<()> {
     let mut bytes = name.bytes();
     let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric());
     if !first || !bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) || name.len() > LONGEST {
-        return Err(Error::new(Kind::Invalid, format!("invalid container name {name:?}"))
-            .with_hint(format!("use letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most {LONGEST}")));
+        return Err(Error::new(Kind::Invalid, format!("invalid container name {name:?}")).with_hint(format!(
+            "use letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most {LONGEST}"
+        )));
     }
     if name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(Error::new(Kind::Invalid, format!("container name {name:?} would look like an ID")));
@@ -33,9 +34,9 @@ pub(super) fn made_up(id: &str, attempt: u32) -> String {
         "quiet", "ready", "sharp", "solid", "steady", "warm", "wise",
     ];
     const NOUNS: [&str; 32] = [
-        "acorn", "alder", "aspen", "badger", "beech", "birch", "bramble", "cedar", "clover", "crane", "elm", "falcon",
-        "fern", "finch", "grove", "hazel", "heron", "ivy", "juniper", "larch", "linden", "maple", "moss", "oak", "otter",
-        "pine", "raven", "reed", "rowan", "sorrel", "willow", "wren",
+        "acorn", "alder", "aspen", "badger", "beech", "birch", "bramble", "cedar", "clover", "crane", "elm",
+        "falcon", "fern", "finch", "grove", "hazel", "heron", "ivy", "juniper", "larch", "linden", "maple", "moss",
+        "oak", "otter", "pine", "raven", "reed", "rowan", "sorrel", "willow", "wren",
     ];
     let number = id.get(..8).and_then(|hex| u32::from_str_radix(hex, 16).ok()).unwrap_or(0) as usize;
     let base = format!("{}-{}", ADJECTIVES[number % 32], NOUNS[(number >> 5) % 32]);

@@ -16,10 +16,9 @@ use std::sync::atomic::AtomicBool;
 
 use super::pool::Pool;
 use super::{Engine, Settings};
-use crate::backend::btrfs::Btrfs;
+use crate::backend::btrfs::{Btrfs, root as subvolume};
 use crate::backend::{Backend, QuotaMode};
 use crate::store::{Identity, Store};
-use crate::sys::btrfs as kernel;
 use crate::{Context, Error, Kind, Result};
 
 /// What `init` did.
@@ -167,16 +166,10 @@ fn make_in_place(root: &Path) -> Result<Identity> {
             return Err(Error::new(Kind::Exists, "it is not empty and not a store")
                 .with_hint("choose an empty or new directory with --root"));
         }
-        if !kernel::is_subvolume(root)? {
-            std::fs::remove_dir(root).context(|| format!("rmdir {}", root.display()))?;
-        }
+    } else if let Some(parent) = root.parent() {
+        std::fs::create_dir_all(parent).context(|| format!("mkdir {}", parent.display()))?;
     }
-    if !root.exists() {
-        if let Some(parent) = root.parent() {
-            std::fs::create_dir_all(parent).context(|| format!("mkdir {}", parent.display()))?;
-        }
-        kernel::create_subvolume(root)?;
-    }
+    subvolume::make(root)?;
     Identity::create(root, "btrfs")
 }
 

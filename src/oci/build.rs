@@ -47,7 +47,8 @@ impl ImageConfig {
 /// Apply one Dockerfile instruction (Dockerfile reference) to the `config` object of an image configuration.
 fn apply(config: &mut Map<String, Value>, instruction: &str) -> Result<()> {
     let invalid = |why: &str| Error::new(Kind::Invalid, why.to_string());
-    let (name, rest) = instruction.trim().split_once(char::is_whitespace).ok_or_else(|| invalid("it has no argument"))?;
+    let (name, rest) =
+        instruction.trim().split_once(char::is_whitespace).ok_or_else(|| invalid("it has no argument"))?;
     let rest = rest.trim();
     match name.to_ascii_uppercase().as_str() {
         "CMD" => set(config, "Cmd", command(rest)?),

@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+mod build;
 mod config;
 mod decompress;
 mod digest;

@@ -13,7 +13,8 @@ use crate::{Context, Error, Kind, Result};
 /// `None` if there is none; an error if it is longer than `most` bytes.
 pub fn read(root: &Path, path: &str, most: u64) -> Result<Option<Vec<u8>>> {
     let shown = || format!("open {} in {}", path, root.display());
-    let root_fd = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(shown)?;
+    let root_fd =
+        openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(shown)?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let file = match openat2(&root_fd, path, flags, Mode::empty(), resolve) {
@@ -35,7 +36,8 @@ pub fn read(root: &Path, path: &str, most: u64) -> Result<Option<Vec<u8>>> {
 /// The directory `path` below `root`, found with links followed only inside of it. `None` if there is no such directory.
 pub fn directory(root: &Path, path: &str) -> Result<Option<OwnedFd>> {
     let shown = || format!("open {} in {}", path, root.display());
-    let root_fd = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(shown)?;
+    let root_fd =
+        openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(shown)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     match openat2(&root_fd, path, flags, Mode::empty(), resolve) {

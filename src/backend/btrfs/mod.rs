@@ -33,6 +33,7 @@ mod group;
 mod measure;
 mod quota;
 mod reclaim;
+pub mod root;
 mod tree;
 
 /// A mounted Btrfs filesystem.

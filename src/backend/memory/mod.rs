@@ -21,7 +21,6 @@
 //! somebody writes to is not of one moment, groups are ignored, and limits are refused. Trees deeper than
 //! half the descriptor limit, or with hard links below more than `PATH_MAX` bytes of path, are errors.
 
-mod copy;
 mod survey;
 
 use std::collections::BTreeSet;
@@ -35,7 +34,7 @@ use rustix::io::Errno;
 
 use super::{
     Access, Backend, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, SizeMethod, Space, Tree,
-    TreeSize, Want,
+    TreeSize, Want, copy,
 };
 use crate::{Context, Error, Kind, Result};
 use survey::Survey;

@@ -7,17 +7,15 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, StatxFlags, openat, seek, statx};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, openat, statx};
 use sha2::{Digest, Sha256};
 
-use super::copy::{open_dir, shown};
+use crate::backend::copy::{data_ranges, open_dir, shown};
 use crate::{Context, Result};
 
 const BLOCK: u64 = 4096;
@@ -115,23 +113,4 @@ fn blocks(file: &File) -> std::io::Result<Blocks> {
         }
     }
     Ok(Blocks { length, hashes })
-}
-
-/// The parts of a file of `length` bytes that are not holes, in order.
-pub(super) fn data_ranges(file: &File, length: u64) -> std::io::Result<Vec<Range<u64>>> {
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    while at < length {
-        let start = match seek(file, SeekFrom::Data(at)) {
-            Err(Errno::NXIO) => break,
-            start => start?,
-        };
-        let end = seek(file, SeekFrom::Hole(start))?.min(length);
-        if end <= start {
-            break; // somebody made it shorter meanwhile
-        }
-        ranges.push(start..end);
-        at = end;
-    }
-    Ok(ranges)
 }

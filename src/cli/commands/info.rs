@@ -42,7 +42,10 @@ impl Info {
         let mut line = |name: &str, value: String| out.line(format_args!("{name:<12} {value}"));
         line("Version", env!("CARGO_PKG_VERSION").into())?;
         line("Root", engine.root().display().to_string())?;
-        line("Store", format!("{} (schema {}, {})", info.identity.uuid, info.identity.schema, info.identity.backend))?;
+        line(
+            "Store",
+            format!("{} (schema {}, {})", info.identity.uuid, info.identity.schema, info.identity.backend),
+        )?;
         line("Images", format!("{} ({} layers)", info.images, info.layers))?;
         line("Containers", info.containers.to_string())?;
         line("Quotas", format!("{} ({})", mode(info.quota.mode), limits(info.quota.guarantee)))?;

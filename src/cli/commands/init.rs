@@ -20,7 +20,9 @@ impl Init {
         out.line(match done {
             Initialised::Unchanged => format!("{root} is a store already"),
             Initialised::InPlace => format!("made a store at {root}, on the Btrfs filesystem there"),
-            Initialised::Pool => format!("made a store at {root}, in a Btrfs pool of {} in {root}.pool", format::size(pool_size)),
+            Initialised::Pool => {
+                format!("made a store at {root}, in a Btrfs pool of {} in {root}.pool", format::size(pool_size))
+            }
         })
     }
 }

@@ -69,7 +69,9 @@ pub(super) fn input(file: &std::path::Path) -> Result<Input> {
         return Ok(Input::Path(file.to_path_buf()));
     }
     if std::io::stdin().is_terminal() {
-        return Err(Error::new(Kind::Invalid, "standard input is a terminal").with_hint("give a file, or pipe one in"));
+        return Err(
+            Error::new(Kind::Invalid, "standard input is a terminal").with_hint("give a file, or pipe one in")
+        );
     }
     Ok(Input::Stdin(Box::new(std::io::stdin())))
 }

@@ -72,9 +72,10 @@ impl Ps {
         containers.retain(|record| filters.iter().all(|filter| filter.matches(engine, record)));
         containers.reverse(); // the newest first, as Docker has it
         if self.quiet {
-            return containers.iter().filter_map(Record::container).try_for_each(|container| {
-                out.line(format::id(&container.id, self.no_trunc))
-            });
+            return containers
+                .iter()
+                .filter_map(Record::container)
+                .try_for_each(|container| out.line(format::id(&container.id, self.no_trunc)));
         }
         let sizes = if self.size {
             let want = Want { sync: !self.no_sync, apparent: self.format == Format::Json };

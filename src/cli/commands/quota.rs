@@ -75,7 +75,10 @@ fn switch(engine: &Engine, out: &mut Output, to: QuotaMode, yes: bool) -> Result
         out.warn(consequence);
     }
     if !now.owned {
-        out.warn(format_args!("this concerns the whole filesystem at {}, not the store alone", engine.root().display()));
+        out.warn(format_args!(
+            "this concerns the whole filesystem at {}, not the store alone",
+            engine.root().display()
+        ));
         if !yes && !out.confirm("Switch quotas?")? {
             return Err(Error::new(Kind::Invalid, "quotas not switched: nobody said yes").with_hint("--yes says it"));
         }

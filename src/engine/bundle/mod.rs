@@ -95,17 +95,18 @@ struct Volume {
 
 fn make_volumes(root: &Path, directory: &Path, wanted: &BTreeSet<String>) -> Result<Vec<Volume>> {
     let mut volumes = Vec::new();
+    if !wanted.is_empty() {
+        let directory = directory.join("volumes");
+        fs::create_dir(&directory).context(|| format!("mkdir {}", directory.display()))?;
+    }
     for (number, destination) in wanted.iter().enumerate() {
         let source = directory.join("volumes").join(number.to_string());
-        fs::DirBuilder::new()
-            .recursive(true)
-            .create(&source)
-            .context(|| format!("mkdir {}", source.display()))?;
-        if let Some(inside) = crate::sys::rooted::directory(root, destination)? {
+        let filled = match crate::sys::rooted::directory(root, destination)? {
             // By its descriptor: what runs in the container can't swap it for a link.
-            let inside = PathBuf::from(format!("/proc/self/fd/{}", inside.as_raw_fd()));
-            copy::copy_tree(&inside, &source).context(|| format!("fill volume {destination}"))?;
-        }
+            Some(inside) => copy::copy_tree(Path::new(&format!("/proc/self/fd/{}/.", inside.as_raw_fd())), &source),
+            None => fs::create_dir(&source).context(|| format!("mkdir {}", source.display())),
+        };
+        filled.context(|| format!("cannot fill volume {destination}"))?;
         volumes.push(Volume { destination: destination.clone(), source });
     }
     Ok(volumes)

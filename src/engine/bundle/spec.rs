@@ -93,8 +93,7 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<Vec<u8>> {
         let others = namespaces.into_iter().filter(|namespace| namespace.typ() != LinuxNamespaceType::Network);
         linux.set_namespaces(Some(others.collect()));
     }
-    serde_json::to_vec_pretty(&spec)
-        .map_err(|e| Error::new(Kind::Invalid, format!("runtime configuration: {e}")))
+    serde_json::to_vec_pretty(&spec).map_err(|e| Error::new(Kind::Invalid, format!("runtime configuration: {e}")))
 }
 
 /// The entrypoint with the command behind it; a given command takes the place of the image's.

@@ -7,19 +7,20 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags, chmodat, chownat, fstat,
-    lgetxattr, linkat, llistxattr, lsetxattr, mkdirat, mknodat, openat, readlinkat, statat, symlinkat, utimensat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, XattrFlags, chmodat, chownat,
+    fstat, lgetxattr, linkat, llistxattr, lsetxattr, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat,
+    utimensat,
 };
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 
-use super::survey::data_ranges;
 use crate::{Context, Result};
 
 /// linux/limits.h: XATTR_SIZE_MAX and XATTR_LIST_MAX.
@@ -27,7 +28,7 @@ const XATTR_MAX: usize = 65536;
 const BUFFER: usize = 1 << 20;
 
 /// Copy the directory `from` to `to`, which must not exist; what was copied before a failure stays.
-pub(super) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     let source = open_dir(CWD, from).context(|| format!("open {}", from.display()))?;
     let facts = fstat(&source).context(|| format!("stat {}", from.display()))?;
     mkdirat(CWD, to, Mode::RWXU).context(|| format!("create directory {}", to.display()))?;
@@ -160,4 +161,23 @@ fn at(directory: &OwnedFd, name: &CStr) -> PathBuf {
 /// A path below the tree's root, for messages.
 pub(super) fn shown(path: &Path) -> impl std::fmt::Display {
     format!("/{}", path.display())
+}
+
+/// The parts of a file of `length` bytes that are not holes, in order.
+pub(super) fn data_ranges(file: &File, length: u64) -> std::io::Result<Vec<Range<u64>>> {
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while at < length {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => break,
+            start => start?,
+        };
+        let end = seek(file, SeekFrom::Hole(start))?.min(length);
+        if end <= start {
+            break; // somebody made it shorter meanwhile
+        }
+        ranges.push(start..end);
+        at = end;
+    }
+    Ok(ranges)
 }
