@@ -1,1 +1,3 @@
 //! System calls that no crate wraps safely. The only place with `unsafe`.
+
+pub mod btrfs;
