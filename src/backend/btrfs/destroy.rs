@@ -112,7 +112,7 @@ impl Btrfs {
 }
 
 /// Clear `+i` and `+a`; whether there were any.
-fn unlock(directory: &BtrfsFd, path: &Path) -> Result<bool> {
+pub(super) fn unlock(directory: &BtrfsFd, path: &Path) -> Result<bool> {
     let call = || format!("clear the immutable flag in {}", path.display());
     let flags = rustix::fs::ioctl_getflags(directory.as_fd()).context(call)?;
     let locks = IFlags::IMMUTABLE | IFlags::APPEND;

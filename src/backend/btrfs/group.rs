@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::{Btrfs, tree};
-use crate::backend::{GroupId, Leftover, QuotaMode, Tree};
+use crate::backend::{Backend, GroupId, Leftover, QuotaMode, Tree};
 use crate::sys::btrfs::qgroup::{self, LimitOn};
 use crate::sys::btrfs::search::{self, QgroupInfo};
 use crate::sys::btrfs::{Inherit, subvol};
@@ -26,6 +26,8 @@ struct Birth {
     group: Option<u64>,
     /// Whether that group was made for it.
     made: bool,
+    /// Whether the subvolume's own group is to be limited afterwards (full quotas).
+    full: bool,
 }
 
 impl Btrfs {
@@ -100,7 +102,8 @@ impl Btrfs {
                 return Err(error);
             }
             if self.is_member(at, &birth)? {
-                return Ok(());
+                let limited = if birth.full { self.limit_own_group(at, limit) } else { Ok(()) };
+                return limited.inspect_err(|_| self.undo(at));
             }
             self.destroy_subvolume(at)?;
         }
@@ -108,14 +111,29 @@ impl Btrfs {
         Err(Error::new(Kind::InUse, message).with_hint("let the other reflinkd process finish, then try again"))
     }
 
+    /// Limit what only the subvolume at `at` refers to. A snapshot is born with the limit of its source, whatever
+    /// limit it was to inherit (btrfs_qgroup_inherit), so this also lifts one.
+    fn limit_own_group(&self, at: &Path, limit: Option<u64>) -> Result<()> {
+        let Some(fd) = tree::open_subvolume(at)? else { return Ok(()) };
+        let call = || format!("BTRFS_IOC_GET_SUBVOL_INFO {}", at.display());
+        let id = subvol::get_subvol_info(&fd).context(call)?.id;
+        match qgroup::limit(&self.fd, id, LimitOn::Exclusive, limit) {
+            // The snapshot's own commit came before the limit.
+            Ok(()) if limit.is_some() => self.sync(),
+            // Quotas were switched off meanwhile.
+            Err(Errno::ENOENT | Errno::ENOTCONN) if limit.is_none() => Ok(()),
+            other => other.context(|| format!("limit {}", at.display())),
+        }
+    }
+
     /// Prepare group and limit for a new tree; `None` if the quota mode changed meanwhile.
     fn birth(&self, tree: &Tree, limit: Option<u64>) -> Result<Option<Birth>> {
-        let plain = Birth { inherit: None, group: None, made: false };
+        let plain = Birth { inherit: None, group: None, made: false, full: false };
         match (self.mode()?, tree.group()) {
             (QuotaMode::Simple, Some(id)) => self.simple_birth(self.qgroup(id), limit),
             (QuotaMode::Full, _) => {
                 let inherit = limit.map(|_| Inherit { group: None, max_exclusive: limit });
-                Ok(Some(Birth { inherit, ..plain }))
+                Ok(Some(Birth { inherit, full: true, ..plain }))
             }
             _ if limit.is_none() => Ok(Some(plain)),
             (QuotaMode::Simple, None) => {
@@ -134,7 +152,7 @@ impl Btrfs {
             Err(e) => return Err(e).context(|| self.call("BTRFS_IOC_QGROUP_CREATE")),
         };
         let inherit = Some(Inherit { group: Some(group), max_exclusive: None });
-        let birth = Birth { inherit, group: Some(group), made };
+        let birth = Birth { inherit, group: Some(group), made, full: false };
         let limited = limit.map_or(Ok(()), |_| qgroup::limit(&self.fd, group, LimitOn::Referenced, limit));
         match limited {
             Ok(()) => Ok(Some(birth)),

@@ -94,6 +94,7 @@ impl Btrfs {
 impl Quotas for Btrfs {
     fn set_limit(&self, tree: &Tree, limit: Option<u64>) -> Result<()> {
         let root = tree.root();
+        let fd = tree::open_tree(tree)?;
         let (group, on) = match (self.mode()?, tree.group()) {
             (QuotaMode::Simple, Some(id)) => (self.qgroup(id), LimitOn::Referenced),
             (QuotaMode::Simple, None) => {
@@ -101,7 +102,7 @@ impl Quotas for Btrfs {
                 return Err(Error::new(Kind::Unsupported, message));
             }
             (QuotaMode::Full, _) => {
-                let info = subvol::get_subvol_info(&tree::open_tree(tree)?);
+                let info = subvol::get_subvol_info(&fd);
                 let call = || format!("BTRFS_IOC_GET_SUBVOL_INFO {}", root.display());
                 (info.context(call)?.id, LimitOn::Exclusive)
             }

@@ -95,10 +95,12 @@ impl Btrfs {
 
     pub(super) fn replace_tree(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         let (root, spare) = (fresh.root(), fresh.spare());
-        open_tree(fresh)?;
+        let old = open_tree(fresh)?;
         let place = open_place(fresh.place())?;
         self.destroy_subvolume(&spare)?;
         self.clone_into(from, fresh, &spare, Access::Writable, limit)?;
+        // What its users locked can't be renamed either.
+        super::destroy::unlock(&old, &root).inspect_err(|_| self.undo(&spare))?;
         rustix::fs::renameat_with(&place, name_of(&spare), &place, name_of(&root), RenameFlags::EXCHANGE)
             .context(|| format!("exchange {} with {}", spare.display(), root.display()))
             .inspect_err(|_| self.undo(&spare))?;

@@ -375,20 +375,20 @@ mod tests {
 
     #[test]
     fn numbers_are_the_kernels() {
-        assert_eq!(SUBVOL_RDONLY, k::BTRFS_SUBVOL_RDONLY.into());
-        assert_eq!(SUBVOL_QGROUP_INHERIT, k::BTRFS_SUBVOL_QGROUP_INHERIT.into());
-        assert_eq!(SUBVOL_SPEC_BY_ID, k::BTRFS_SUBVOL_SPEC_BY_ID.into());
+        assert_eq!(SUBVOL_RDONLY, u64::from(k::BTRFS_SUBVOL_RDONLY));
+        assert_eq!(SUBVOL_QGROUP_INHERIT, u64::from(k::BTRFS_SUBVOL_QGROUP_INHERIT));
+        assert_eq!(SUBVOL_SPEC_BY_ID, u64::from(k::BTRFS_SUBVOL_SPEC_BY_ID));
         assert_eq!(SUBVOL_NAME_BUFFER, k::BTRFS_SUBVOL_NAME_MAX as usize + 1);
-        assert_eq!(LIMIT_MAX_RFER, k::BTRFS_QGROUP_LIMIT_MAX_RFER.into());
-        assert_eq!(LIMIT_MAX_EXCL, k::BTRFS_QGROUP_LIMIT_MAX_EXCL.into());
-        assert_eq!(INHERIT_SET_LIMITS, k::BTRFS_QGROUP_INHERIT_SET_LIMITS.into());
-        assert_eq!(QUOTA_CTL_ENABLE, k::BTRFS_QUOTA_CTL_ENABLE.into());
-        assert_eq!(QUOTA_CTL_DISABLE, k::BTRFS_QUOTA_CTL_DISABLE.into());
-        assert_eq!(QUOTA_CTL_ENABLE_SIMPLE_QUOTA, k::BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA.into());
-        assert_eq!(STATUS_ON, k::BTRFS_QGROUP_STATUS_FLAG_ON.into());
-        assert_eq!(STATUS_INCONSISTENT, k::BTRFS_QGROUP_STATUS_FLAG_INCONSISTENT.into());
-        assert_eq!(STATUS_SIMPLE_MODE, k::BTRFS_QGROUP_STATUS_FLAG_SIMPLE_MODE.into());
-        assert_eq!(ORPHANS as i64, k::BTRFS_ORPHAN_OBJECTID.into());
+        assert_eq!(LIMIT_MAX_RFER, u64::from(k::BTRFS_QGROUP_LIMIT_MAX_RFER));
+        assert_eq!(LIMIT_MAX_EXCL, u64::from(k::BTRFS_QGROUP_LIMIT_MAX_EXCL));
+        assert_eq!(INHERIT_SET_LIMITS, u64::from(k::BTRFS_QGROUP_INHERIT_SET_LIMITS));
+        assert_eq!(QUOTA_CTL_ENABLE, u64::from(k::BTRFS_QUOTA_CTL_ENABLE));
+        assert_eq!(QUOTA_CTL_DISABLE, u64::from(k::BTRFS_QUOTA_CTL_DISABLE));
+        assert_eq!(QUOTA_CTL_ENABLE_SIMPLE_QUOTA, u64::from(k::BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA));
+        assert_eq!(STATUS_ON, u64::from(k::BTRFS_QGROUP_STATUS_FLAG_ON));
+        assert_eq!(STATUS_INCONSISTENT, u64::from(k::BTRFS_QGROUP_STATUS_FLAG_INCONSISTENT));
+        assert_eq!(STATUS_SIMPLE_MODE, u64::from(k::BTRFS_QGROUP_STATUS_FLAG_SIMPLE_MODE));
+        assert_eq!(ORPHANS as i64, i64::from(k::BTRFS_ORPHAN_OBJECTID));
         let trees = [
             (ROOT_TREE, k::BTRFS_ROOT_TREE_OBJECTID),
             (QUOTA_TREE, k::BTRFS_QUOTA_TREE_OBJECTID),
