@@ -54,7 +54,7 @@ impl Compression {
     pub(super) fn decoder<'a, R: BufRead + 'a>(self, compressed: R) -> Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::Plain => Box::new(compressed),
-            Self::Gzip => Box::new(Gzip::Member(flate2::bufread::GzDecoder::new(compressed))),
+            Self::Gzip => Box::new(Gzip::member(compressed)),
             Self::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(compressed)
                     .map_err(|e| Error::system("set up zstd", &e))?;
@@ -90,10 +90,16 @@ impl Compression {
 ///
 /// flate2's own reader of several members takes zero padding for a damaged header.
 enum Gzip<R> {
-    Member(flate2::bufread::GzDecoder<R>),
+    Member(Box<flate2::bufread::GzDecoder<R>>),
     /// Where only zeros may follow.
     Padding(R),
     Done,
+}
+
+impl<R: BufRead> Gzip<R> {
+    fn member(compressed: R) -> Self {
+        Self::Member(Box::new(flate2::bufread::GzDecoder::new(compressed)))
+    }
 }
 
 impl<R: BufRead> Read for Gzip<R> {
@@ -113,7 +119,7 @@ impl<R: BufRead> Read for Gzip<R> {
                     *self = match peek(&mut rest)? {
                         None => Self::Done,
                         Some(0) => Self::Padding(rest),
-                        Some(0x1f) => Self::Member(flate2::bufread::GzDecoder::new(rest)),
+                        Some(0x1f) => Self::member(rest),
                         Some(_) => return Err(garbage()),
                     };
                 }

@@ -113,10 +113,18 @@ pub struct SourceLayer {
     pub diff_id: DiffId,
     /// What the manifest says of the blob; docker archives mostly say nothing.
     pub blob: Option<Descriptor>,
-    /// Bytes as stored.
-    pub stored_bytes: u64,
+    /// The blob's length in bytes.
+    size: u64,
     /// The blob's name in the input.
     name: String,
+}
+
+impl SourceLayer {
+    /// Length of the blob in bytes, as stored: what a progress bar counts to.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
 }
 
 /// An opened input.

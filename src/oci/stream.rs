@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 
@@ -66,8 +67,8 @@ pub struct Verified {
 
 /// The plain tar of a layer, to be read and then [finished](Self::finish).
 ///
-/// Dropping it ends its threads and waits for them, so a reader given to [`LayerStream::start`] must
-/// not block for ever.
+/// Dropping it ends its threads. A reader that is stuck in a read (a pipe that nobody writes to) is
+/// waited for no longer than a second; its thread then ends when the read returns.
 #[must_use = "nothing is verified before finish()"]
 #[derive(Debug)]
 pub struct LayerStream {
@@ -193,7 +194,16 @@ impl Drop for LayerStream {
         self.stop.store(true, Ordering::Relaxed);
         self.plain.close();
         let _ = self.decoding.take().map(JoinHandle::join);
-        let _ = self.digesting.take().map(JoinHandle::join);
+        if let Some(reader) = self.digesting.take() {
+            // Files have to be closed by now: the caller may be about to unmount what they are on.
+            let deadline = Instant::now() + Duration::from_secs(1);
+            while !reader.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if reader.is_finished() {
+                let _ = reader.join();
+            }
+        }
     }
 }
 

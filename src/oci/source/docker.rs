@@ -110,7 +110,7 @@ fn layer(loader: &Loader<'_>, name: &str, diff_id: DiffId) -> Result<Option<Sour
     if let Some(layer) = &mut layer
         && let Some(hex) = name.strip_prefix("blobs/sha256/")
     {
-        layer.blob = Some(Descriptor::bare(Digest::from_hex(hex)?, layer.stored_bytes));
+        layer.blob = Some(Descriptor::bare(Digest::from_hex(hex)?, layer.size));
     }
     Ok(layer)
 }

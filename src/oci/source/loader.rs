@@ -150,7 +150,7 @@ impl<'a> Loader<'a> {
         {
             return Err(bad(format!("its blob has {} bytes, its descriptor says {}", extent.len, blob.size)));
         }
-        Ok(Some(SourceLayer { diff_id, blob: blob.cloned(), stored_bytes: extent.len, name }))
+        Ok(Some(SourceLayer { diff_id, blob: blob.cloned(), size: extent.len, name }))
     }
 }
 

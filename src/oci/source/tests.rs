@@ -174,7 +174,7 @@ fn of_two_entries_with_one_name_the_last_counts() {
     let layer = format!("{:064}/layer.tar", 0);
     let files = image.docker(&["a"]).with(&layer, "an old version");
     let source = open(&files).unwrap();
-    assert_eq!(source.images()[0].layers[0].stored_bytes, 14);
+    assert_eq!(source.images()[0].layers[0].size(), 14);
 }
 
 #[test]

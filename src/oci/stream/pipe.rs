@@ -8,7 +8,11 @@
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::time::Duration;
+
+/// How long until a wait notices that all is to stop.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Some bytes on their way.
 #[derive(Debug)]
@@ -106,10 +110,22 @@ impl std::error::Error for Break {}
 
 /// Whether an error is a sender that went away, and so somebody else's to explain.
 pub(super) fn is_break(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Break>())
+    matches!(error.get_ref(), Some(inner) if inner.is::<Break>())
 }
 
 impl ChunkReader {
+    /// The next message; nothing if the sender went away, or if all is to stop while it is waited for.
+    fn receive(&self) -> Option<io::Result<Chunk>> {
+        let incoming = self.incoming.as_ref()?;
+        loop {
+            match incoming.recv_timeout(PATIENCE) {
+                Ok(message) => return Some(message),
+                Err(RecvTimeoutError::Timeout) if !self.stop.load(Ordering::Relaxed) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
     /// Receive no more; whoever sends notices.
     pub(super) fn close(&mut self) {
         self.incoming = None;
@@ -119,7 +135,7 @@ impl ChunkReader {
 impl BufRead for ChunkReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.at == self.current.len && !self.end {
-            let next = self.incoming.as_ref().and_then(|incoming| incoming.recv().ok());
+            let next = self.receive();
             if self.stop.load(Ordering::Relaxed) && !matches!(next, Some(Err(_))) {
                 self.close();
                 return Err(io::Error::other(Break));

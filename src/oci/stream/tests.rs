@@ -1,7 +1,6 @@
 //! The pipeline against blobs with every fault, and against callers who leave early.
 
 use std::sync::mpsc;
-use std::time::Duration;
 
 use super::*;
 use crate::oci::testing::{gzip, zstd};
@@ -221,6 +220,13 @@ fn dropping_unread_or_in_the_middle_of_a_huge_member_does_not_hang() {
             io::copy(&mut (&mut stream).take(bytes), &mut io::sink()).unwrap();
         });
     }
+}
+
+#[test]
+fn dropping_does_not_wait_for_a_pipe_that_nobody_writes_to() {
+    let (reader, writer) = io::pipe().unwrap();
+    within_a_minute(move || drop(LayerStream::start(Box::new(reader), UNKNOWN, Arc::default()).unwrap()));
+    drop(writer);
 }
 
 #[test]
