@@ -76,7 +76,7 @@ impl Engine {
                 Ok(Incoming {
                     raw: source.layer_reader(layer)?,
                     expected: Expected::of(layer, self.settings.layer_limits.max_bytes),
-                    total: Some(layer.stored_bytes),
+                    total: Some(layer.size()),
                     label: layer.diff_id.0.short(),
                     progress,
                 })
