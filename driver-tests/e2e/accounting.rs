@@ -174,7 +174,7 @@ fn df_verbose_is_what_one_computes_by_hand() {
     assert_eq!((bytes(&images, "count"), bytes(&images, "active")), (2, 2));
     assert_eq!(bytes(&images, "size"), base + own_one + own_two);
     assert_eq!(bytes(&images, "reclaimable"), 0);
-    assert_eq!(bytes(&row("containers", ""), "size"), sizes.iter().sum());
+    assert_eq!(bytes(&row("containers", ""), "size"), sizes.iter().sum::<u64>());
     assert_eq!(bytes(&row("total", ""), "size"), base + own_one + own_two + sizes.iter().sum::<u64>());
 
     // With two's only container gone, what two has alone could be given back.

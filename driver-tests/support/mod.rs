@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod digest;
+pub(crate) mod image;
 pub(crate) mod loopfs;
 
 use std::fs::{self, File, OpenOptions};
