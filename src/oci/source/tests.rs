@@ -580,3 +580,45 @@ fn the_media_types_of_the_test_writer_are_those_of_the_spec() {
     assert_eq!(known, [Media::Index, Media::Manifest, Media::Config, Media::Layer]);
     assert_eq!(layer_tar("a", b"b").len() % 512, 0);
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    /// Whatever bytes are changed, what comes out is either refused or what the digests promise.
+    #[test]
+    fn damage_anywhere_is_refused_or_harmless(
+        docker: bool,
+        changes in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 1_u8..), 1..4),
+    ) {
+        let image = Image::new(&["base", "top"]);
+        let mut tar = if docker { image.docker(&["a:1"]) } else { image.layout(&named("a:1")) }.tar();
+        for (at, change) in changes {
+            let at = at.index(tar.len());
+            tar[at] ^= change;
+        }
+        match open_bytes(tar, &SourceLimits::default()) {
+            Err(error) => {
+                let kind = error.kind();
+                assert!(matches!(kind, Kind::BadInput | Kind::Unsupported), "{kind:?}: {error}");
+            }
+            Ok(source) => {
+                let [only] = source.images() else { panic!("{} images", source.images().len()) };
+                for (layer, plain) in only.layers.iter().zip(&image.layers) {
+                    let raw = source.layer_reader(layer).unwrap();
+                    let mut stream = LayerStream::start(raw, Expected::of(layer, 1 << 30), Default::default()).unwrap();
+                    let mut tar = Vec::new();
+                    let read = stream.read_to_end(&mut tar);
+                    match stream.finish() {
+                        Ok(verified) => {
+                            assert!(read.is_ok());
+                            assert_eq!(verified.diff_id, layer.diff_id);
+                            // A docker archive's config is vouched for by its name alone.
+                            assert!(docker || tar == *plain);
+                        }
+                        Err(error) => assert_eq!(error.kind(), Kind::BadInput),
+                    }
+                }
+            }
+        }
+    }
+}
