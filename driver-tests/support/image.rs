@@ -95,7 +95,8 @@ impl TestImage {
                 (zstd::encode_all(&tar[..], 1).expect("zstd"), "application/vnd.oci.image.layer.v1.tar+zstd")
             }
         };
-        self.history.push(json!({ "created": "2026-01-01T00:00:00Z", "created_by": format!("COPY {}", self.layers.len()) }));
+        self.history
+            .push(json!({ "created": "2026-01-01T00:00:00Z", "created_by": format!("COPY {}", self.layers.len()) }));
         self.layers.push(BuiltLayer { tar, blob, media_type });
         self
     }

@@ -213,11 +213,11 @@ impl Engine {
 
     /// Write down an image whose layers are all here.
     pub(super) fn put_image(&self, new: NewImage<'_>) -> Result<Image> {
-        self.store.put_blob(&new.id.hex(), new.config)?;
-        if let Some((digest, bytes)) = &new.manifest {
-            self.store.put_blob(&digest.hex(), bytes)?;
-        }
         let guard = self.store.lock_images()?;
+        guard.put_blob(&new.id.hex(), new.config)?;
+        if let Some((digest, bytes)) = &new.manifest {
+            guard.put_blob(&digest.hex(), bytes)?;
+        }
         let now = jiff::Timestamp::now();
         let known = guard.list()?.into_iter().find(|image| image.id == new.id.to_string());
         let mut image = known.unwrap_or_else(|| Image {

@@ -166,7 +166,11 @@ impl Engine {
         let unpacked = (|| {
             match self.parent_tree(work.record())? {
                 Some(parent) => self.backend.clone_tree(&parent, &work_tree, Access::Writable, None)?,
-                None => self.backend.create(&work_tree, None)?,
+                None => {
+                    self.backend.create(&work_tree, None)?;
+                    // A tar without an entry for its root would leave the time of now there: no two loads alike.
+                    set_epoch(&work_tree.root())?;
+                }
             }
             let (summary, verified) = self.stream_into(&work_tree.root(), incoming)?;
             // Before the commit: a clone shares everything with it, and what is shared is nobody's own to full qgroups.
@@ -292,6 +296,14 @@ impl Engine {
             }
         }
     }
+}
+
+/// Set a directory's times to 0, as [`layer::unpack`] does with directories that have no entry.
+fn set_epoch(directory: &std::path::Path) -> Result<()> {
+    let epoch = rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: epoch, last_modification: epoch };
+    rustix::fs::utimensat(rustix::fs::CWD, directory, &times, rustix::fs::AtFlags::empty())
+        .context(|| format!("utimensat {}", directory.display()))
 }
 
 fn describe(image: &SourceImage) -> String {

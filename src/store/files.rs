@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::{Context, Result};
 
 /// Put a file with what `fill` writes in the place of `path`. After a power cut it is the old one or the new one.
+/// One caller at a time: what it writes aside has one name, so that a crash leaves at most one.
 pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let aside = path.with_extension("new");
     let written = (|| {

@@ -60,7 +60,14 @@ impl Identity {
     }
 
     /// Make the directories of a new store at `root`, which exists and is empty, and write its identity last.
+    ///
+    /// Of several processes that make the same store at once, one makes it and the others find it.
     pub fn create(root: &Path, backend: &str) -> Result<Self> {
+        let directory = std::fs::File::open(root).context(|| format!("open {}", root.display()))?;
+        let _lock = files::lock(directory, root, files::Lock::Exclusive)?;
+        if let Some(identity) = Self::read(root)? {
+            return Ok(identity);
+        }
         for directory in ["snapshots", "images", "blobs", "blobs/sha256"] {
             let path = root.join(directory);
             match std::fs::DirBuilder::new().mode(0o700).create(&path) {

@@ -61,15 +61,6 @@ impl Store {
         files::lock_file(&self.images_directory().join("load.lock"), how)
     }
 
-    /// Keep a manifest or configuration. `digest` is 64 hexadecimal digits, which the caller has verified.
-    pub fn put_blob(&self, digest_hex: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.blob_path(digest_hex)?;
-        if path.exists() {
-            return Ok(());
-        }
-        files::replace(&path, |file| file.write_all(bytes))
-    }
-
     /// A manifest or configuration.
     pub fn blob(&self, digest_hex: &str) -> Result<Vec<u8>> {
         let path = self.blob_path(digest_hex)?;
@@ -117,6 +108,15 @@ impl ImagesGuard<'_> {
     /// All images, oldest first.
     pub fn list(&self) -> Result<Vec<Image>> {
         self.store.images()
+    }
+
+    /// Keep a manifest or configuration. `digest` is 64 hexadecimal digits, which the caller has verified.
+    pub fn put_blob(&self, digest_hex: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.store.blob_path(digest_hex)?;
+        if path.exists() {
+            return Ok(());
+        }
+        files::replace(&path, |file| file.write_all(bytes))
     }
 
     /// Write an image. Its names are taken from the images that had them.

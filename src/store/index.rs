@@ -1,8 +1,9 @@
 //! The SQLite index of the records: answers questions, keeps names unique, hands out group numbers.
 //!
 //! The records beside the trees are the truth; the index can be thrown away at any time and is made again
-//! from them. So nothing here needs to survive a power cut (WAL, synchronous = NORMAL: no fsync on the way
-//! of a create). Many processes use it at once: each change is one `BEGIN IMMEDIATE` transaction.
+//! from them, and is after each reboot. So nothing here needs to survive a power cut: no fsync. Many processes use it
+//! at once: each change is one `BEGIN IMMEDIATE` transaction. No WAL: its shared memory is a mapped file, and on a full
+//! Btrfs writing to a mapped page is a SIGBUS (docs/decisions/005).
 //!
 //! On a full or read-only filesystem the index can't be written. Removals go on all the same, with an index
 //! in memory made from the records ([`Index::in_memory`]).
@@ -106,7 +107,7 @@ impl Index {
 
     /// A new, empty index file. `None` if the filesystem takes no writes.
     pub(super) fn create(path: &Path) -> Result<Option<Self>> {
-        for suffix in ["", "-wal", "-shm"] {
+        for suffix in ["", "-journal"] {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
             let _ = std::fs::remove_file(name);
@@ -131,7 +132,7 @@ impl Index {
 
     fn settings(db: Connection) -> rusqlite::Result<Connection> {
         db.busy_timeout(PATIENCE)?;
-        db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = OFF;")?;
+        db.execute_batch("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;")?;
         Ok(db)
     }
 

@@ -59,13 +59,15 @@ fn usable(root: &Path, instance: &str) -> Result<Option<Index>> {
         return Ok(None);
     }
     match Index::open(&root.join("index.db"))? {
-        Opened::Usable(index) => {
-            let made_under: Option<String> = index.fact("instance")?;
-            Ok((made_under.as_deref() == Some(instance)).then_some(index))
-        }
+        Opened::Usable(index) => Ok(made_under(&index, instance).then_some(index)),
         Opened::Unusable => Ok(None),
         Opened::Unwritable => in_memory(root).map(Some),
     }
+}
+
+/// Whether an index was made on this mount of this boot. One that can't be asked was not.
+fn made_under(index: &Index, instance: &str) -> bool {
+    index.fact::<String>("instance").is_ok_and(|found| found.as_deref() == Some(instance))
 }
 
 fn in_memory(root: &Path) -> Result<Index> {
@@ -77,8 +79,10 @@ fn in_memory(root: &Path) -> Result<Index> {
 fn rebuild(root: &Path, instance: &str, highest_group: &dyn Fn() -> Result<Option<u32>>) -> Result<Index> {
     let path = root.join("index.db");
     let index = match Index::open(&path)? {
-        Opened::Usable(index) => Some(index),
-        Opened::Unusable => Index::create(&path)?,
+        // Other processes may have it open: a new file would part us from them.
+        Opened::Usable(index) if made_under(&index, instance) => Some(index),
+        // From before a reboot or remount. Nobody has it open, and without fsync it may be torn in ways that don't show.
+        Opened::Usable(_) | Opened::Unusable => Index::create(&path)?,
         Opened::Unwritable => None,
     };
     let Some(mut index) = index else { return in_memory(root) };
