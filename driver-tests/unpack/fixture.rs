@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A directory on the filesystem of the target directory (ext4 or whatever the machine has).
-pub fn scratch() -> tempfile::TempDir {
+pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory below the target directory")
 }
 
 /// A fresh Btrfs on a loop device, unmounted and detached when dropped.
-pub struct Btrfs {
+pub(crate) struct Btrfs {
     mount: PathBuf,
     _files: tempfile::TempDir,
 }
 
 impl Btrfs {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let files = scratch();
         let (image, mount) = (files.path().join("image"), files.path().join("mount"));
         std::fs::create_dir(&mount).expect("mount point");
@@ -26,7 +26,7 @@ impl Btrfs {
         Self { mount, _files: files }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.mount
     }
 }
@@ -37,7 +37,7 @@ impl Drop for Btrfs {
     }
 }
 
-pub fn run(command: &mut Command) {
+pub(crate) fn run(command: &mut Command) {
     let status = command.status().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(status.success(), "{command:?}: {status} (these tests need root and loop devices)");
 }

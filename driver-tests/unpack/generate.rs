@@ -8,10 +8,10 @@ use super::tree::{What, Xattrs};
 use super::writer::{Raw, Style, Tar};
 
 /// SplitMix64: a case is its seed.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -19,11 +19,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
 
-    pub fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())].clone()
     }
 
@@ -97,7 +97,7 @@ fn content(random: &mut Random) -> What {
 }
 
 /// One layer on top of `model`, and the model after it.
-pub fn layer(random: &mut Random, model: &mut Model) -> Vec<Op> {
+pub(crate) fn layer(random: &mut Random, model: &mut Model) -> Vec<Op> {
     let lower = model.clone();
     // Either markers of any kind, or paths through symlinks.
     let through_symlinks = random.one_in(3);
@@ -173,7 +173,7 @@ fn fits(op: &Op, lower: &Model, now: &Model, markers: &[Op], through_symlinks: b
 }
 
 /// The tar of a layer, each entry in a random style.
-pub fn tar(random: &mut Random, ops: &[Op]) -> Vec<u8> {
+pub(crate) fn tar(random: &mut Random, ops: &[Op]) -> Vec<u8> {
     let mut tar = Tar::default();
     for op in ops {
         let prefix = random.pick(&["", "./", "/", "././"]);

@@ -7,34 +7,28 @@ use std::collections::BTreeMap;
 
 use super::tree::{Seen, Tree, What, Xattrs};
 
-pub type Path = Vec<Vec<u8>>;
+pub(crate) type Path = Vec<Vec<u8>>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Meta {
-    pub mode: u32,
-    pub owner: (u32, u32),
-    pub mtime: (i64, u32),
-    pub xattrs: Xattrs,
+pub(crate) struct Meta {
+    pub(crate) mode: u32,
+    pub(crate) owner: (u32, u32),
+    pub(crate) mtime: (i64, u32),
+    pub(crate) xattrs: Xattrs,
 }
 
 impl Meta {
-    pub fn implied() -> Self {
+    pub(crate) fn implied() -> Self {
         Self { mode: 0o755, owner: (0, 0), mtime: (0, 0), xattrs: Xattrs::new() }
     }
 }
 
 #[derive(Debug, Clone)]
-pub enum Op {
+pub(crate) enum Op {
     Add(Path, What, Meta),
     Link(Path, Path),
     Whiteout(Path),
     Opaque(Path),
-}
-
-impl Op {
-    pub fn is_marker(&self) -> bool {
-        matches!(self, Self::Whiteout(_) | Self::Opaque(_))
-    }
 }
 
 type Inode = usize;
@@ -48,20 +42,20 @@ struct Node {
 
 /// Inodes are never freed: a case is small.
 #[derive(Clone)]
-pub struct Model {
+pub(crate) struct Model {
     nodes: Vec<Node>,
 }
 
 /// Why an entry can't be applied; the generator leaves such entries out.
 #[derive(Debug)]
-pub struct Impossible;
+pub(crate) struct Impossible;
 
 impl Model {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { nodes: vec![Node { what: What::Dir, meta: Meta::implied(), children: BTreeMap::new() }] }
     }
 
-    pub fn mark(&mut self, op: &Op) {
+    pub(crate) fn mark(&mut self, op: &Op) {
         match op {
             Op::Whiteout(path) => {
                 let (last, parent) = path.split_last().expect("not the root");
@@ -78,7 +72,7 @@ impl Model {
         }
     }
 
-    pub fn add(&mut self, op: &Op) -> Result<(), Impossible> {
+    pub(crate) fn add(&mut self, op: &Op) -> Result<(), Impossible> {
         match op {
             Op::Add(path, What::Dir, meta) if path.is_empty() => self.nodes[0].meta = meta.clone(),
             Op::Add(path, what, meta) => {
@@ -174,7 +168,7 @@ impl Model {
     }
 
     /// What stands at `path` without following any symlink.
-    pub fn plain(&self, path: &[Vec<u8>]) -> Option<&What> {
+    pub(crate) fn plain(&self, path: &[Vec<u8>]) -> Option<&What> {
         let mut inode = 0;
         for component in path {
             inode = *self.nodes[inode].children.get(component)?;
@@ -182,7 +176,7 @@ impl Model {
         Some(&self.nodes[inode].what)
     }
 
-    pub fn tree(&self) -> Tree {
+    pub(crate) fn tree(&self) -> Tree {
         let (mut tree, mut names) = (Tree::new(), BTreeMap::new());
         self.list(0, &[], &mut names);
         let mut first: BTreeMap<Inode, Vec<u8>> = BTreeMap::new();

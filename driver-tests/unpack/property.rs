@@ -24,6 +24,7 @@ fn layers_do_what_the_model_says() {
         std::fs::File::open(&root)
             .and_then(|f| f.set_modified(std::time::UNIX_EPOCH))
             .expect("the model's root has mtime 0");
+        std::fs::set_permissions(&root, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("and this mode");
         for number in 0..1 + random.below(5) {
             let ops = layer(&mut random, &mut model);
             let tar = tar(&mut random, &ops);

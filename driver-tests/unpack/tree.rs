@@ -6,22 +6,22 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(crate) type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// All that can be seen of a name.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Seen {
-    pub what: What,
-    pub mode: u32,
-    pub owner: (u32, u32),
-    pub mtime: (i64, u32),
-    pub xattrs: Xattrs,
+pub(crate) struct Seen {
+    pub(crate) what: What,
+    pub(crate) mode: u32,
+    pub(crate) owner: (u32, u32),
+    pub(crate) mtime: (i64, u32),
+    pub(crate) xattrs: Xattrs,
     /// The first name of the same inode.
-    pub first: Vec<u8>,
+    pub(crate) first: Vec<u8>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub(crate) enum What {
     Dir,
     File(Vec<u8>),
     Symlink(Vec<u8>),
@@ -39,10 +39,10 @@ impl std::fmt::Debug for Seen {
     }
 }
 
-pub type Tree = BTreeMap<Vec<u8>, Seen>;
+pub(crate) type Tree = BTreeMap<Vec<u8>, Seen>;
 
 /// Read the tree at `root`; its own name is empty.
-pub fn read(root: &Path) -> Tree {
+pub(crate) fn read(root: &Path) -> Tree {
     let (mut tree, mut first) = (Tree::new(), HashMap::new());
     visit(root, b"", &mut tree);
     // In the order of names, so that the first name of an inode is the least.
@@ -105,7 +105,7 @@ fn xattrs(path: &Path) -> Xattrs {
 }
 
 /// Fail with the first difference.
-pub fn assert_same(seen: &Tree, expected: &Tree, about: impl Fn() -> String) {
+pub(crate) fn assert_same(seen: &Tree, expected: &Tree, about: impl Fn() -> String) {
     for (name, want) in expected {
         let shown = name.escape_ascii();
         match seen.get(name) {

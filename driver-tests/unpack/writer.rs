@@ -5,31 +5,31 @@ use std::collections::BTreeMap;
 
 /// One entry as it is to be written.
 #[derive(Debug, Clone, Default)]
-pub struct Raw {
-    pub kind: u8,
-    pub name: Vec<u8>,
-    pub link: Vec<u8>,
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub mtime: (i64, u32),
-    pub data: Vec<u8>,
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    pub rdev: (u32, u32),
+pub(crate) struct Raw {
+    pub(crate) kind: u8,
+    pub(crate) name: Vec<u8>,
+    pub(crate) link: Vec<u8>,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: (i64, u32),
+    pub(crate) data: Vec<u8>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) rdev: (u32, u32),
 }
 
 impl Raw {
-    pub fn new(kind: u8, name: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn new(kind: u8, name: impl AsRef<[u8]>) -> Self {
         let mode = if kind == b'5' { 0o755 } else { 0o644 };
         Self { kind, name: name.as_ref().to_vec(), mode, ..Self::default() }
     }
 
-    pub fn link(mut self, link: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn link(mut self, link: impl AsRef<[u8]>) -> Self {
         self.link = link.as_ref().to_vec();
         self
     }
 
-    pub fn data(mut self, data: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn data(mut self, data: impl AsRef<[u8]>) -> Self {
         self.data = data.as_ref().to_vec();
         self
     }
@@ -37,17 +37,17 @@ impl Raw {
 
 /// How what doesn't fit a plain header is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Style {
+pub(crate) enum Style {
     Pax,
     Gnu,
 }
 
 /// A tar under construction.
 #[derive(Default)]
-pub struct Tar(pub Vec<u8>);
+pub(crate) struct Tar(pub(crate) Vec<u8>);
 
 impl Tar {
-    pub fn of(entries: &[Raw]) -> Vec<u8> {
+    pub(crate) fn of(entries: &[Raw]) -> Vec<u8> {
         let mut tar = Self::default();
         for entry in entries {
             tar.entry(entry, Style::Pax);
@@ -55,12 +55,12 @@ impl Tar {
         tar.end()
     }
 
-    pub fn end(mut self) -> Vec<u8> {
+    pub(crate) fn end(mut self) -> Vec<u8> {
         self.0.extend([0; 1024]);
         self.0
     }
 
-    pub fn entry(&mut self, raw: &Raw, style: Style) {
+    pub(crate) fn entry(&mut self, raw: &Raw, style: Style) {
         let mut records = Vec::new();
         let mut header = match style {
             Style::Pax => tar::Header::new_ustar(),
@@ -123,7 +123,7 @@ impl Tar {
     }
 
     /// A header of type `kind` with a payload.
-    pub fn block(&mut self, kind: u8, name: &[u8], payload: &[u8]) {
+    pub(crate) fn block(&mut self, kind: u8, name: &[u8], payload: &[u8]) {
         let mut header = tar::Header::new_ustar();
         put(&mut header.as_old_mut().name, name);
         header.set_mode(0o644);
@@ -138,7 +138,7 @@ impl Tar {
     }
 
     /// An `x` header with these records.
-    pub fn pax(&mut self, records: &[(&str, &[u8])]) {
+    pub(crate) fn pax(&mut self, records: &[(&str, &[u8])]) {
         let mut payload = Vec::new();
         for (key, value) in records {
             record(&mut payload, key.as_bytes(), value);
@@ -146,7 +146,7 @@ impl Tar {
         self.block(b'x', b"PaxHeader", &payload);
     }
 
-    pub fn payload(&mut self, data: &[u8]) {
+    pub(crate) fn payload(&mut self, data: &[u8]) {
         self.0.extend(data);
         self.0.resize(self.0.len().next_multiple_of(512), 0);
     }
@@ -159,7 +159,7 @@ fn put(field: &mut [u8], value: &[u8]) {
 }
 
 /// `LENGTH KEY=VALUE\n`, the length counting its own digits.
-pub fn record(to: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+pub(crate) fn record(to: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
     while length != rest + length.to_string().len() {
