@@ -1,6 +1,8 @@
 //! Layers onto real directories: against a reference model, hostile archives, foreign writers, and sizes
 //! that hurt. Needs root, and for the model a loop device with Btrfs; fails without them.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "unpack/escape.rs"]
 mod escape;
 #[path = "unpack/fixture.rs"]

@@ -33,7 +33,7 @@ impl Random {
 }
 
 fn names() -> Vec<Vec<u8>> {
-    let mut names: Vec<Vec<u8>> = ["a", "b", "c", "usr", "bin", "lib", "sp ace\n"].map(|n| n.into()).to_vec();
+    let mut names: Vec<Vec<u8>> = ["a", "b", "c", "usr", "bin", "lib", "sp ace\n"].map(Into::into).to_vec();
     names.push(b"\xff\xfe=".to_vec());
     names.push([b'n'; 200].to_vec());
     names

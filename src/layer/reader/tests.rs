@@ -230,11 +230,11 @@ fn pax_sparse_maps() {
         (&[("GNU.sparse.size", "9"), ("GNU.sparse.numbytes", "1")], vec![], "without an offset"),
         (&[("GNU.sparse.size", "9"), ("GNU.sparse.offset", "1")], vec![], "as many parts"),
         (&[("GNU.sparse.major", "2"), ("GNU.sparse.realsize", "9")], vec![], "2.0 is unknown"),
-        (&one, data("3\n0\n3\n40\n2\n"), "not a number"),
+        (&one, data("3\n0\n3\n40\n2\n"), "too long"),
         (&one, data("1\n0\n6\n"), "6 bytes of data, but 5"),
         (&one, b"1\n0\n5\n".to_vec(), "runs past its data"),
         (&one, data(&"1".repeat(30)), "too long"),
-        (&one, [b"999999\n".to_vec(), b"1\n0\n".repeat(126), vec![b'0'; 1]].concat(), "out of order"),
+        (&one, [b"999999\n".to_vec(), b"1\n2\n".repeat(127)].concat(), "out of order"),
     ] {
         let text = refusal(&pax(records, &data));
         assert!(text.contains(why), "{records:?}: {text}");
