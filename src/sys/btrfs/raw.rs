@@ -19,8 +19,6 @@ pub(super) const SUBVOL_SPEC_BY_ID: u64 = 1 << 4;
 pub(super) const LIMIT_MAX_RFER: u64 = 1 << 0;
 /// `BTRFS_QGROUP_LIMIT_MAX_EXCL`.
 pub(super) const LIMIT_MAX_EXCL: u64 = 1 << 1;
-/// `BTRFS_QGROUP_INHERIT_SET_LIMITS`.
-pub(super) const INHERIT_SET_LIMITS: u64 = 1 << 0;
 
 /// `BTRFS_QUOTA_CTL_ENABLE`.
 pub(super) const QUOTA_CTL_ENABLE: u64 = 1;
@@ -63,6 +61,7 @@ pub(super) const ROOT_ITEM: u8 = 132;
 pub(super) const ROOT_REF: u8 = 156;
 pub(super) const QGROUP_STATUS: u8 = 240;
 pub(super) const QGROUP_INFO: u8 = 242;
+pub(super) const QGROUP_LIMIT: u8 = 244;
 pub(super) const QGROUP_RELATION: u8 = 246;
 
 /// `struct btrfs_ioctl_vol_args`, for RESIZE.
@@ -96,7 +95,7 @@ pub(super) struct QgroupLimit {
     pub(super) rsv_excl: u64,
 }
 
-/// `struct btrfs_qgroup_inherit` with room for one group, which `num_qgroups` may leave out.
+/// `struct btrfs_qgroup_inherit` with one group.
 #[repr(C)]
 #[derive(Default)]
 pub(super) struct QgroupInherit {
@@ -381,7 +380,6 @@ mod tests {
         assert_eq!(SUBVOL_NAME_BUFFER, k::BTRFS_SUBVOL_NAME_MAX as usize + 1);
         assert_eq!(LIMIT_MAX_RFER, u64::from(k::BTRFS_QGROUP_LIMIT_MAX_RFER));
         assert_eq!(LIMIT_MAX_EXCL, u64::from(k::BTRFS_QGROUP_LIMIT_MAX_EXCL));
-        assert_eq!(INHERIT_SET_LIMITS, u64::from(k::BTRFS_QGROUP_INHERIT_SET_LIMITS));
         assert_eq!(QUOTA_CTL_ENABLE, u64::from(k::BTRFS_QUOTA_CTL_ENABLE));
         assert_eq!(QUOTA_CTL_DISABLE, u64::from(k::BTRFS_QUOTA_CTL_DISABLE));
         assert_eq!(QUOTA_CTL_ENABLE_SIMPLE_QUOTA, u64::from(k::BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA));
@@ -408,6 +406,7 @@ mod tests {
             (ROOT_REF, k::BTRFS_ROOT_REF_KEY),
             (QGROUP_STATUS, k::BTRFS_QGROUP_STATUS_KEY),
             (QGROUP_INFO, k::BTRFS_QGROUP_INFO_KEY),
+            (QGROUP_LIMIT, k::BTRFS_QGROUP_LIMIT_KEY),
             (QGROUP_RELATION, k::BTRFS_QGROUP_RELATION_KEY),
         ];
         for (ours, kernels) in keys {
