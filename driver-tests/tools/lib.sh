@@ -92,14 +92,17 @@ find_cargo() {
     if command -v apt-cache >/dev/null; then
         version=$(apt-cache policy cargo-web 2>/dev/null | sed -n 's/^ *Candidate: *\([0-9.]*\).*/\1/p')
         if [ -n "$version" ] && version_at_least "$wanted" "$version"; then
-            how+=("sudo apt-get install cargo-web rust-clippy-web rustfmt-web    # Debian's cargo $version")
+            how+=("sudo apt-get install cargo-web rust-web-clippy rustfmt-web    # Debian's cargo $version")
         elif [ -z "$version" ] && grep -q '^VERSION_CODENAME=bookworm' /etc/os-release 2>/dev/null; then
-            how+=("sudo apt-get update && sudo apt-get install cargo-web rust-clippy-web rustfmt-web    # from bookworm-security")
+            how+=("sudo apt-get update && sudo apt-get install cargo-web rust-web-clippy rustfmt-web    # from bookworm-security")
         fi
     fi
     how+=("curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile default")
     die "cargo $wanted or newer is needed; found: ${found:-none}" "get one by either of these, then run this again:" "${how[@]}"
 }
+
+# Tells one store at a path from a later one at the same path: it derives from Btrfs's UUID.
+filesystem_id() { stat --file-system --format=%i "$1" 2>/dev/null; }
 
 # After a build by sudo, the user's own cargo must still be able to write below target/.
 give_back() {
