@@ -66,7 +66,7 @@ version_at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = 
 
 # Sets $cargo to one that is new enough for Cargo.toml, or ends with how to get it.
 find_cargo() {
-    local wanted found version candidates=() home=
+    local wanted found version candidates=() home= curl=
     wanted=$(sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' "$top/Cargo.toml")
     # sudo's PATH lacks the invoking user's rustup.
     [ -z "${SUDO_USER:-}" ] || home=$(getent passwd "$SUDO_USER" | cut -d: -f6)
@@ -97,7 +97,8 @@ find_cargo() {
             how+=("sudo apt-get update && sudo apt-get install cargo-web rust-web-clippy rustfmt-web    # from bookworm-security")
         fi
     fi
-    how+=("curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile default")
+    command -v curl >/dev/null || curl="sudo apt-get install curl ca-certificates && "
+    how+=("${curl:-}curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile default")
     die "cargo $wanted or newer is needed; found: ${found:-none}" "get one by either of these, then run this again:" "${how[@]}"
 }
 
