@@ -69,6 +69,35 @@ impl Engine {
     }
 
     fn load_image(&self, source: &Source, image: &SourceImage, progress: &dyn Progress) -> Result<Image> {
+        let parent = std::thread::scope(|scope| {
+            let mut clearing = Vec::new();
+            let top = self.load_layers(source, image, progress, &mut |work| {
+                // The kernel takes its time over a tree whose files are in memory: the next layer needn't wait for it.
+                clearing.push(scope.spawn(|| self.clear_work(work)));
+            })?;
+            for cleared in clearing {
+                cleared.join().map_err(|_| Error::new(Kind::System, "the thread that clears up died"))??;
+            }
+            Ok(top)
+        })?;
+        self.put_image(NewImage {
+            id: image.id.0,
+            config: &image.config_bytes,
+            manifest: image.manifest.as_ref().map(|(digest, bytes)| (*digest, bytes.as_slice())),
+            top: parent,
+            names: &image.names,
+        })
+        .context(|| format!("cannot load image {}", describe(image)))
+    }
+
+    /// All layers of an image, from the base up; the topmost one's tree. Each work tree that has served goes to `used`.
+    fn load_layers(
+        &self,
+        source: &Source,
+        image: &SourceImage,
+        progress: &dyn Progress,
+        used: &mut dyn FnMut(Draft),
+    ) -> Result<Option<Uuid>> {
         let mut parent = None;
         let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
         for (layer, chain_id) in image.layers.iter().zip(chain_ids(&diff_ids)) {
@@ -82,19 +111,12 @@ impl Engine {
                 })
             };
             let record = self
-                .ensure_layer(chain_id, layer.diff_id, parent, progress, &open)
+                .ensure_layer(chain_id, layer.diff_id, parent, progress, &open, used)
                 .context(|| format!("layer {}", layer.diff_id.0.short()))
                 .context(|| format!("cannot load image {}", describe(image)))?;
             parent = Some(record.uuid);
         }
-        self.put_image(NewImage {
-            id: image.id.0,
-            config: &image.config_bytes,
-            manifest: image.manifest.as_ref().map(|(digest, bytes)| (*digest, bytes.as_slice())),
-            top: parent,
-            names: &image.names,
-        })
-        .context(|| format!("cannot load image {}", describe(image)))
+        Ok(parent)
     }
 
     /// The tree of a layer on its parent: found, waited for while another process makes it, or made.
@@ -105,6 +127,7 @@ impl Engine {
         parent: Option<Uuid>,
         progress: &dyn Progress,
         open: &dyn Fn() -> Result<Incoming<'a>>,
+        used: &mut dyn FnMut(Draft),
     ) -> Result<Record> {
         let owner = Owner::cli();
         let key = chain_id.to_string();
@@ -137,15 +160,23 @@ impl Engine {
             match draft {
                 Err(e) if e.kind() == Kind::Exists => {}
                 Err(e) => return Err(e),
-                Ok(draft) => return self.make_layer(draft, open),
+                Ok(draft) => return self.make_layer(draft, open, used),
             }
         }
     }
 
     /// Unpack a layer into the tree of a draft and publish it.
-    fn make_layer<'a>(&self, mut draft: Draft, open: &dyn Fn() -> Result<Incoming<'a>>) -> Result<Record> {
+    fn make_layer<'a>(
+        &self,
+        mut draft: Draft,
+        open: &dyn Fn() -> Result<Incoming<'a>>,
+        used: &mut dyn FnMut(Draft),
+    ) -> Result<Record> {
         match open().and_then(|incoming| self.unpack(&mut draft, incoming)) {
-            Ok(_) => self.store.publish(draft),
+            Ok((_, work)) => {
+                used(work);
+                self.store.publish(draft)
+            }
             Err(e) => {
                 self.backend.destroy(&tree_at(draft.place().to_path_buf(), draft.record()))?;
                 self.store.abandon(draft)?;
@@ -154,8 +185,8 @@ impl Engine {
         }
     }
 
-    /// Unpack into a work tree, then commit that as the draft's tree.
-    fn unpack(&self, draft: &mut Draft, incoming: Incoming<'_>) -> Result<Verified> {
+    /// Unpack into a work tree, then commit that as the draft's tree. The work tree has served then, but is still there.
+    fn unpack(&self, draft: &mut Draft, incoming: Incoming<'_>) -> Result<(Verified, Draft)> {
         let work = self.store.begin(New {
             owner: draft.record().owner.clone(),
             parent: draft.record().parent,
@@ -192,10 +223,18 @@ impl Engine {
             self.backend.clone_tree(&work_tree, &tree, Access::ReadOnly, None)?;
             Ok(verified)
         })();
-        // The work tree has served, whether it became a layer or not.
-        self.backend.destroy(&work_tree)?;
-        self.store.abandon(work)?;
-        unpacked
+        match unpacked {
+            Ok(verified) => Ok((verified, work)),
+            Err(e) => {
+                self.clear_work(work)?;
+                Err(e)
+            }
+        }
+    }
+
+    fn clear_work(&self, work: Draft) -> Result<()> {
+        self.backend.destroy(&tree_at(work.place().to_path_buf(), work.record()))?;
+        self.store.abandon(work)
     }
 
     fn stream_into(&self, root: &std::path::Path, incoming: Incoming<'_>) -> Result<(layer::Summary, Verified)> {
@@ -276,7 +315,10 @@ impl Engine {
         let incoming = Incoming { raw, expected, total, label: "import".into(), progress };
         let tree = tree_at(draft.place().to_path_buf(), draft.record());
         let diff_id = match self.unpack(&mut draft, incoming) {
-            Ok(verified) => verified.diff_id,
+            Ok((verified, work)) => {
+                self.clear_work(work)?;
+                verified.diff_id
+            }
             Err(e) => {
                 self.backend.destroy(&tree)?;
                 self.store.abandon(draft)?;

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -41,7 +42,7 @@ pub enum Lock {
 }
 
 /// Lock a file or directory until the handle is dropped. `None` only for [`Lock::TryExclusive`].
-pub(super) fn lock(file: File, path: &Path, how: Lock) -> Result<Option<File>> {
+pub(super) fn lock<F: AsFd>(file: F, path: &Path, how: Lock) -> Result<Option<F>> {
     let operation = match how {
         Lock::Exclusive => FlockOperation::LockExclusive,
         Lock::Shared => FlockOperation::LockShared,

@@ -2,7 +2,7 @@
 //!
 //! The records beside the trees are the truth; the index can be thrown away at any time and is made again
 //! from them, and is after each reboot. So nothing here needs to survive a power cut: no fsync. Many processes use it
-//! at once: each change is one `BEGIN IMMEDIATE` transaction. No WAL: its shared memory is a mapped file, and on a full
+//! at once: each change is one `BEGIN IMMEDIATE` transaction, each in its [turn](super::turn). No WAL: its shared memory is a mapped file, and on a full
 //! Btrfs writing to a mapped page is a SIGBUS (docs/decisions/005).
 //!
 //! On a full or read-only filesystem the index can't be written. Removals go on all the same, with an index
@@ -14,12 +14,14 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
+use super::files::Lock;
 use super::record::{Owner, Record};
+use super::turn::Turns;
 use crate::{Error, Kind, Result};
 
 /// Of the index's own tables; an index of another version is made anew.
 const VERSION: i64 = 1;
-/// 32 processes writing at once wait for each other well below this.
+/// For SQLite's own locks, which are waited for only where there are no turns.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const TABLES: &str = "
@@ -74,6 +76,7 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Index {
     db: Connection,
+    turns: Turns,
 }
 
 /// Whether the index on disk can be used, or why not.
@@ -90,12 +93,15 @@ impl Index {
         if !path.exists() {
             return Ok(Opened::Unusable);
         }
+        let turns = Self::turns(path);
+        let turn = turns.take(Lock::Shared)?;
         let opened = Connection::open(path).and_then(Self::settings).and_then(|db| {
             let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             Ok((db, version))
         });
+        drop(turn);
         match opened {
-            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db })),
+            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db, turns })),
             Ok(_) => Ok(Opened::Unusable),
             Err(e) => match e.sqlite_error_code() {
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Ok(Opened::Unusable),
@@ -112,12 +118,15 @@ impl Index {
             name.push(suffix);
             let _ = std::fs::remove_file(name);
         }
+        let turns = Self::turns(path);
+        let turn = turns.take(Lock::Exclusive)?;
         let made = Connection::open(path).and_then(Self::settings).and_then(|db| {
             db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
-            Ok(Self { db })
+            Ok(db)
         });
+        drop(turn);
         match made {
-            Ok(index) => Ok(Some(index)),
+            Ok(db) => Ok(Some(Self { db, turns })),
             Err(e) if e.sqlite_error_code().is_some_and(is_unwritable) => Ok(None),
             Err(e) => Err(failed(&e)),
         }
@@ -127,17 +136,23 @@ impl Index {
     pub(super) fn in_memory() -> Result<Self> {
         let db = Connection::open_in_memory().map_err(|e| failed(&e))?;
         db.execute_batch(TABLES).map_err(|e| failed(&e))?;
-        Ok(Self { db })
+        Ok(Self { db, turns: Turns::none() })
+    }
+
+    fn turns(index: &Path) -> Turns {
+        Turns::at(&index.with_extension("turn"))
     }
 
     fn settings(db: Connection) -> rusqlite::Result<Connection> {
         db.busy_timeout(PATIENCE)?;
-        db.execute_batch("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;")?;
+        // PERSIST: the journal is overwritten in place. Truncating it is a transaction of Btrfs, which waits for commits.
+        db.execute_batch("PRAGMA journal_mode = PERSIST; PRAGMA synchronous = OFF;")?;
         Ok(db)
     }
 
     /// Do several changes as one.
     pub(super) fn change<T>(&mut self, steps: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
+        let _turn = self.turns.take(Lock::Exclusive)?;
         let transaction =
             self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(&e))?;
         let change = Change { transaction };
@@ -182,6 +197,7 @@ impl Index {
     }
 
     pub(super) fn fact<T: rusqlite::types::FromSql>(&self, name: &str) -> Result<Option<T>> {
+        let _turn = self.turns.take(Lock::Shared)?;
         self.db
             .query_row("SELECT value FROM facts WHERE name = ?1", [name], |row| row.get(0))
             .optional()
@@ -193,6 +209,7 @@ impl Index {
     }
 
     fn many(&self, condition: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<(Record, State)>> {
+        let _turn = self.turns.take(Lock::Shared)?;
         select(&self.db, condition, values)
     }
 }
@@ -233,12 +250,19 @@ impl Change<'_> {
             .map_err(|e| failed(&e))
     }
 
+    /// [`Change::put`] of a record that the row has already: a change of its state touches a third of the pages.
+    pub(super) fn put_state(&self, record: &Record, state: State) -> Result<()> {
+        let values = params![record.uuid.to_string(), state.as_str()];
+        let changed = self.execute("UPDATE snapshots SET state = ?2 WHERE uuid = ?1", values)?;
+        if changed == 0 { self.put(record, state) } else { Ok(()) }
+    }
+
     pub(super) fn delete(&self, uuid: Uuid) -> Result<()> {
-        self.execute("DELETE FROM snapshots WHERE uuid = ?1", params![uuid.to_string()])
+        self.execute("DELETE FROM snapshots WHERE uuid = ?1", params![uuid.to_string()]).map(|_| ())
     }
 
     pub(super) fn clear(&self) -> Result<()> {
-        self.execute("DELETE FROM snapshots", params![])
+        self.execute("DELETE FROM snapshots", params![]).map(|_| ())
     }
 
     pub(super) fn get(&self, uuid: Uuid) -> Result<Option<(Record, State)>> {
@@ -255,7 +279,7 @@ impl Change<'_> {
     }
 
     pub(super) fn set_fact(&self, name: &str, value: &dyn rusqlite::ToSql) -> Result<()> {
-        self.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?1, ?2)", params![name, value])
+        self.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?1, ?2)", params![name, value]).map(|_| ())
     }
 
     pub(super) fn fact<T: rusqlite::types::FromSql>(&self, name: &str) -> Result<Option<T>> {
@@ -265,11 +289,10 @@ impl Change<'_> {
             .map_err(|e| failed(&e))
     }
 
-    fn execute(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<()> {
+    fn execute(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<usize> {
         self.transaction
             .prepare_cached(sql)
             .and_then(|mut statement| statement.execute(values))
-            .map(|_| ())
             .map_err(|e| failed(&e))
     }
 }

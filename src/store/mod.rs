@@ -11,6 +11,7 @@
 //! ROOT/index.current         there while the index is as good as the records; removing it (which works on
 //!                            a full disk) makes the next one who opens rebuild the index
 //! ROOT/index.lock            held while the index is rebuilt
+//! ROOT/index.turn            held while the index is used; see `turn`
 //! ```
 //!
 //! # Making and removing a tree
@@ -48,6 +49,7 @@ mod images;
 mod index;
 mod record;
 mod scan;
+mod turn;
 
 pub use files::Lock;
 pub use identity::{Identity, SCHEMA};
@@ -89,7 +91,9 @@ pub enum NewGroup {
 pub struct Draft {
     record: Record,
     place: PathBuf,
-    _lock: File,
+    /// Whether its row has an older record.
+    changed: bool,
+    lock: File,
 }
 
 impl Draft {
@@ -106,6 +110,7 @@ impl Draft {
     /// The layer's facts, once they are known; [`Store::publish`] writes them.
     pub fn set_content(&mut self, content: Content) {
         self.record.content = content;
+        self.changed = true;
     }
 }
 
@@ -208,7 +213,7 @@ impl Store {
             Ok(lock)
         })();
         match begun {
-            Ok(lock) => Ok(Draft { record, place, _lock: lock }),
+            Ok(lock) => Ok(Draft { record, place, changed: false, lock }),
             Err(e) => {
                 let _ = self.index().change(|change| change.delete(uuid));
                 let _ = remove_place(&place);
@@ -219,7 +224,13 @@ impl Store {
 
     /// The tree is whole and durable: show it to everyone.
     pub fn publish(&self, draft: Draft) -> Result<Record> {
-        self.index().change(|change| change.put(&draft.record, State::Ready))?;
+        self.index().change(|change| {
+            if draft.changed {
+                change.put(&draft.record, State::Ready)
+            } else {
+                change.put_state(&draft.record, State::Ready)
+            }
+        })?;
         Ok(draft.record)
     }
 
@@ -234,7 +245,7 @@ impl Store {
 
     /// Write the record of a draft again, after [`Draft::set_content`] and before the durable step.
     pub fn rewrite(&self, draft: &Draft) -> Result<()> {
-        draft.record.write(&draft._lock, &draft.place)
+        draft.record.write(&draft.lock, &draft.place)
     }
 
     /// The tree is not to be; it has been destroyed.
@@ -252,7 +263,7 @@ impl Store {
             if change.has_children(uuid)? {
                 return Err(Error::new(Kind::InUse, "other trees are based on it"));
             }
-            change.put(&held.record, State::Removing)
+            change.put_state(&held.record, State::Removing)
         });
         begun.map(|()| Held { state: State::Removing, ..held })
     }
@@ -264,7 +275,7 @@ impl Store {
 
     /// The tree could not be removed: show it to everyone again.
     pub fn keep(&self, held: Held) -> Result<()> {
-        self.removing(|change| change.put(&held.record, State::Ready))
+        self.removing(|change| change.put_state(&held.record, State::Ready))
     }
 
     /// Take a whole tree away from everyone else, to replace it by a fresh one that is charged to a new group.
