@@ -58,15 +58,19 @@ pub(super) fn lock<F: AsFd>(file: F, path: &Path, how: Lock) -> Result<Option<F>
     }
 }
 
-/// Open the lock file at `path` (made if missing) and lock it.
-pub(super) fn lock_file(path: &Path, how: Lock) -> Result<Option<File>> {
-    let file = OpenOptions::new()
+/// Open the lock file at `path`, made if missing. Its content is nobody's.
+pub(super) fn open_lock(path: &Path) -> Result<File> {
+    OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .open(path)
-        .context(|| format!("open {}", path.display()))?;
-    lock(file, path, how)
+        .context(|| format!("open {}", path.display()))
+}
+
+/// Open the lock file at `path` and lock it.
+pub(super) fn lock_file(path: &Path, how: Lock) -> Result<Option<File>> {
+    lock(open_lock(path)?, path, how)
 }

@@ -77,6 +77,8 @@ impl Identity {
                 _ => {}
             }
         }
+        // Now, because a removal has to work on a full disk.
+        files::open_lock(&root.join(super::places::FILE))?;
         let uuid = Uuid::new_v4();
         let [high, low, ..] = *uuid.as_bytes();
         let identity = Self {

@@ -11,6 +11,7 @@
 //! ROOT/index.current         there while the index is as good as the records; removing it (which works on
 //!                            a full disk) makes the next one who opens rebuild the index
 //! ROOT/index.lock            held while the index is rebuilt
+//! ROOT/places.lock           has a byte for each place, locked by whoever works on it; see `places`
 //! ROOT/index.turn            held while the index is used; see `turn`
 //! ```
 //!
@@ -32,7 +33,7 @@
 //!
 //! # Locking
 //!
-//! A place belongs to whoever holds the flock on its directory. Locks are taken in this order and never the other way:
+//! A place belongs to whoever holds its byte of `places.lock`. Locks are taken in this order and never the other way:
 //! `load.lock`, a layer's place, `images/lock`, the index's transaction. Nobody waits for a place inside a transaction.
 
 use std::fs::File;
@@ -47,6 +48,7 @@ mod files;
 mod identity;
 mod images;
 mod index;
+mod places;
 mod record;
 mod scan;
 mod turn;
@@ -58,6 +60,7 @@ pub use index::State;
 pub use record::{Container, Content, Layer, Owner, Record};
 
 use index::{Change, Index};
+use places::PlaceLock;
 
 /// The records of one ROOT.
 #[derive(Debug)]
@@ -93,7 +96,9 @@ pub struct Draft {
     place: PathBuf,
     /// Whether its row has an older record.
     changed: bool,
-    lock: File,
+    /// The place itself.
+    directory: File,
+    _lock: PlaceLock,
 }
 
 impl Draft {
@@ -121,7 +126,7 @@ pub struct Held {
     record: Record,
     state: State,
     place: PathBuf,
-    lock: File,
+    _lock: PlaceLock,
 }
 
 impl Held {
@@ -185,6 +190,8 @@ impl Store {
     pub fn begin(&self, new: New) -> Result<Draft> {
         let uuid = Uuid::new_v4();
         let place = self.place(uuid);
+        // Before there is a place: one that nobody holds is a stray.
+        let lock = self.lock_new(uuid)?;
         std::fs::create_dir(&place).context(|| format!("mkdir {}", place.display()))?;
         let mut record = Record {
             uuid,
@@ -195,7 +202,7 @@ impl Store {
             content: new.content,
         };
         let begun = (|| {
-            let lock = self.lock_place(&place, Lock::Exclusive)?.ok_or_else(|| vanished(&place))?;
+            let directory = File::open(&place).context(|| format!("open {}", place.display()))?;
             self.index().change(|change| {
                 if let Some(parent) = record.parent
                     && !change.get(parent)?.is_some_and(|(_, state)| state == State::Ready)
@@ -209,11 +216,11 @@ impl Store {
                 };
                 change.put(&record, State::Making)
             })?;
-            record.write(&lock, &place)?;
-            Ok(lock)
+            record.write(&directory, &place)?;
+            Ok(directory)
         })();
         match begun {
-            Ok(lock) => Ok(Draft { record, place, changed: false, lock }),
+            Ok(directory) => Ok(Draft { record, place, changed: false, directory, _lock: lock }),
             Err(e) => {
                 let _ = self.index().change(|change| change.delete(uuid));
                 let _ = remove_place(&place);
@@ -245,7 +252,7 @@ impl Store {
 
     /// Write the record of a draft again, after [`Draft::set_content`] and before the durable step.
     pub fn rewrite(&self, draft: &Draft) -> Result<()> {
-        draft.record.write(&draft.lock, &draft.place)
+        draft.record.write(&draft.directory, &draft.place)
     }
 
     /// The tree is not to be; it has been destroyed.
@@ -311,10 +318,11 @@ impl Store {
     }
 
     fn write(&self, held: &Held, record: Record) -> Result<Record> {
+        let directory = File::open(&held.place).context(|| format!("open {}", held.place.display()))?;
         self.index().change(|change| {
             change.put(&record, State::Ready)?;
-            record.write(&held.lock, &held.place)?;
-            held.lock.sync_all().context(|| format!("fsync {}", held.place.display()))
+            record.write(&directory, &held.place)?;
+            directory.sync_all().context(|| format!("fsync {}", held.place.display()))
         })?;
         Ok(record)
     }
@@ -352,10 +360,7 @@ impl Store {
 
     /// Wait until nobody works on a place (its maker has published or abandoned it, or died).
     pub fn wait_for(&self, uuid: Uuid) -> Result<()> {
-        match self.lock_place(&self.place(uuid), Lock::Shared) {
-            Err(e) if e.kind() != Kind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        places::lock(&self.root, uuid, Lock::Shared).map(|_| ())
     }
 
     /// What dead makers and removers left: ours to finish or undo while we hold it.
@@ -363,18 +368,14 @@ impl Store {
         let mut debris = Vec::new();
         let unsettled = self.index().unsettled()?;
         for (seen, _) in unsettled {
-            let place = self.place(seen.uuid);
-            let Ok(Some(lock)) = self.lock_place(&place, Lock::TryExclusive) else {
-                if !place.exists() {
-                    self.forget_row_if_unsettled(seen.uuid)?;
-                }
-                continue;
-            };
+            let Some(lock) = self.try_lock(seen.uuid)? else { continue };
             // It may have become ready, or gone, before we got the lock.
-            if let Some((record, state)) = self.index().get(seen.uuid)?
-                && state != State::Ready
-            {
-                debris.push(Held { record, state, place, lock });
+            let Some((record, state)) = self.index().get(seen.uuid)? else { continue };
+            let place = self.place(seen.uuid);
+            match state {
+                State::Ready => {}
+                _ if exists(&place)? => debris.push(Held { record, state, place, _lock: lock }),
+                _ => self.forget_row_if_unsettled(seen.uuid)?,
             }
         }
         Ok(debris)
@@ -385,7 +386,7 @@ impl Store {
         let mut strays = Vec::new();
         for (uuid, place) in scan::places(&self.root)? {
             if self.index().get(uuid)?.is_none()
-                && let Some(_lock) = self.lock_place(&place, Lock::TryExclusive)?
+                && let Some(_lock) = self.try_lock(uuid)?
                 && self.index().get(uuid)?.is_none()
             {
                 strays.push(place);
@@ -413,17 +414,15 @@ impl Store {
 
     fn hold(&self, uuid: Uuid) -> Result<Held> {
         let place = self.place(uuid);
-        let lock = match self.lock_place(&place, Lock::TryExclusive) {
-            Ok(Some(lock)) => lock,
-            Ok(None) => return Err(Error::new(Kind::InUse, "another reflinkd is working on it")),
-            Err(e) if e.kind() == Kind::NotFound => {
-                self.forget_missing(uuid)?;
-                return Err(Error::new(Kind::NotFound, "it is gone"));
-            }
-            Err(e) => return Err(e),
+        let Some(lock) = self.try_lock(uuid)? else {
+            return Err(Error::new(Kind::InUse, "another reflinkd is working on it"));
         };
+        if !exists(&place)? {
+            self.forget_missing(uuid)?;
+            return Err(Error::new(Kind::NotFound, "it is gone"));
+        }
         match self.index().get(uuid)? {
-            Some((record, state)) => Ok(Held { record, state, place, lock }),
+            Some((record, state)) => Ok(Held { record, state, place, _lock: lock }),
             None => Err(Error::new(Kind::NotFound, "it is gone")),
         }
     }
@@ -451,9 +450,13 @@ impl Store {
         }
     }
 
-    fn lock_place(&self, place: &Path, how: Lock) -> Result<Option<File>> {
-        let directory = File::open(place).context(|| format!("open {}", place.display()))?;
-        files::lock(directory, place, how)
+    fn try_lock(&self, uuid: Uuid) -> Result<Option<PlaceLock>> {
+        places::lock(&self.root, uuid, Lock::TryExclusive)
+    }
+
+    /// Lock a place that nobody else has heard of.
+    fn lock_new(&self, uuid: Uuid) -> Result<PlaceLock> {
+        self.try_lock(uuid)?.ok_or_else(|| Error::new(Kind::InUse, format!("{uuid} is locked before it is made")))
     }
 }
 
@@ -496,6 +499,7 @@ fn remove_place(place: &Path) -> Result<()> {
     }
 }
 
-fn vanished(place: &Path) -> Error {
-    Error::new(Kind::Damaged, format!("{} vanished while we made it", place.display()))
+/// Whether there is a place. Opening it to see would wait for whoever makes a snapshot in it.
+fn exists(place: &Path) -> Result<bool> {
+    place.try_exists().context(|| format!("stat {}", place.display()))
 }

@@ -4,8 +4,7 @@
 //! each need 0.1 ms of it wait for each other's sleep. Here they queue in flock(2), which wakes the next one at once.
 //! SQLite's locks stay what keeps the index whole; without this file (a full disk) there is only the longer wait.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -28,8 +27,8 @@ impl Turns {
     /// The queue at `path`, made if it is missing.
     pub(super) fn at(path: &Path) -> Self {
         // Reading is enough to lock it, and works on a filesystem that takes no writes.
-        let made = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-        Self { file: File::open(path).or_else(|_| made()).ok(), path: path.to_path_buf() }
+        let file = File::open(path).ok().or_else(|| files::open_lock(path).ok());
+        Self { file, path: path.to_path_buf() }
     }
 
     /// For an index that nobody else sees.
