@@ -176,9 +176,18 @@ impl Index {
         Ok(self.many("TRUE", params![])?.into_iter().filter_map(|(record, _)| record.group).collect())
     }
 
-    /// Those that are not ready.
-    pub(super) fn unsettled(&self) -> Result<Vec<(Record, State)>> {
-        self.many("state <> 'ready'", params![])
+    /// Those that are not ready. Asked before each change, while others are at work: so without their records.
+    pub(super) fn unsettled(&self) -> Result<Vec<Uuid>> {
+        let _turn = self.turns.take(Lock::Shared)?;
+        let found =
+            self.db.prepare_cached("SELECT uuid FROM snapshots WHERE state <> 'ready'").and_then(|mut found| {
+                let uuids = found.query_map([], |row| row.get::<_, String>(0))?;
+                uuids.collect::<rusqlite::Result<Vec<_>>>()
+            });
+        let parse = |text: &String| {
+            Uuid::try_parse(text).map_err(|e| Error::new(Kind::Damaged, format!("index holds a bad UUID: {e}")))
+        };
+        found.map_err(|e| failed(&e))?.iter().map(parse).collect()
     }
 
     pub(super) fn by_key(&self, owner: &Owner, kind: &str, key: &str) -> Result<Option<(Record, State)>> {
@@ -284,7 +293,8 @@ impl Change<'_> {
 
     pub(super) fn fact<T: rusqlite::types::FromSql>(&self, name: &str) -> Result<Option<T>> {
         self.transaction
-            .query_row("SELECT value FROM facts WHERE name = ?1", [name], |row| row.get(0))
+            .prepare_cached("SELECT value FROM facts WHERE name = ?1")
+            .and_then(|mut fact| fact.query_row([name], |row| row.get(0)))
             .optional()
             .map_err(|e| failed(&e))
     }

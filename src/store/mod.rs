@@ -367,15 +367,15 @@ impl Store {
     pub fn debris(&self) -> Result<Vec<Held>> {
         let mut debris = Vec::new();
         let unsettled = self.index().unsettled()?;
-        for (seen, _) in unsettled {
-            let Some(lock) = self.try_lock(seen.uuid)? else { continue };
+        for uuid in places::unlocked(&self.root, unsettled)? {
+            let Some(lock) = self.try_lock(uuid)? else { continue };
             // It may have become ready, or gone, before we got the lock.
-            let Some((record, state)) = self.index().get(seen.uuid)? else { continue };
-            let place = self.place(seen.uuid);
+            let Some((record, state)) = self.index().get(uuid)? else { continue };
+            let place = self.place(uuid);
             match state {
                 State::Ready => {}
                 _ if exists(&place)? => debris.push(Held { record, state, place, _lock: lock }),
-                _ => self.forget_row_if_unsettled(seen.uuid)?,
+                _ => self.forget_row_if_unsettled(uuid)?,
             }
         }
         Ok(debris)

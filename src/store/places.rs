@@ -31,13 +31,7 @@ pub(super) fn lock(root: &Path, uuid: Uuid, how: Lock) -> Result<Option<PlaceLoc
     let path = root.join(FILE);
     // A description of its own for each lock: by one, a lock would not keep out another of the same process.
     let file = files::open_lock(&path)?;
-    let range = libc::flock {
-        l_type: if how == Lock::Shared { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: byte(uuid),
-        l_len: 1,
-        l_pid: 0,
-    };
+    let range = range(uuid, if how == Lock::Shared { libc::F_RDLCK } else { libc::F_WRLCK });
     loop {
         let call = match how {
             Lock::TryExclusive => FcntlArg::F_OFD_SETLK(&range),
@@ -49,6 +43,36 @@ pub(super) fn lock(root: &Path, uuid: Uuid, how: Lock) -> Result<Option<PlaceLoc
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e).context(|| format!("lock {uuid} in {}", path.display())),
         }
+    }
+}
+
+/// Those of `uuids` whose places nobody works on at the moment.
+pub(super) fn unlocked(root: &Path, uuids: Vec<Uuid>) -> Result<Vec<Uuid>> {
+    if uuids.is_empty() {
+        return Ok(uuids);
+    }
+    let path = root.join(FILE);
+    let file = files::open_lock(&path)?;
+    let mut unlocked = Vec::new();
+    for uuid in uuids {
+        // Answers with a lock that would be in the way, or with the type F_UNLCK.
+        let mut range = range(uuid, libc::F_WRLCK);
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut range)).context(|| format!("look at {}", path.display()))?;
+        if i32::from(range.l_type) == libc::F_UNLCK {
+            unlocked.push(uuid);
+        }
+    }
+    Ok(unlocked)
+}
+
+/// The byte of `uuid`, as fcntl(2) wants it.
+fn range(uuid: Uuid, kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte(uuid),
+        l_len: 1,
+        l_pid: 0,
     }
 }
 
@@ -72,7 +96,9 @@ mod tests {
         let held = lock(root.path(), one, Lock::Exclusive).unwrap();
         assert!(lock(root.path(), one, Lock::TryExclusive).unwrap().is_none());
         assert!(lock(root.path(), other, Lock::TryExclusive).unwrap().is_some());
+        assert_eq!(unlocked(root.path(), vec![one, other]).unwrap(), [other]);
         drop(held);
+        assert_eq!(unlocked(root.path(), vec![one, other]).unwrap(), [one, other]);
         let reading = lock(root.path(), one, Lock::Shared).unwrap();
         assert!(lock(root.path(), one, Lock::Shared).unwrap().is_some());
         assert!(lock(root.path(), one, Lock::TryExclusive).unwrap().is_none());
