@@ -89,7 +89,7 @@ fn a_killed_load_is_cleared_up_by_the_next_command_that_writes() {
 #[test]
 fn a_load_that_runs_out_of_room_leaves_nothing() {
     for mode in [QuotaSetup::Simple, QuotaSetup::None] {
-        let world = World::of_size(300 * MIB, mode).with_base();
+        let world = World::of_size(300 * MIB, mode).with_room_for_metadata().with_base();
         let (places, subvolumes) = (world.places(), world.subvolumes());
         let image = TestImage::new("big")
             .files(Packing::Plain, &[("fits", &random_bytes(20 * MB))])
@@ -108,7 +108,7 @@ fn a_load_that_runs_out_of_room_leaves_nothing() {
 #[test]
 fn removing_works_with_no_byte_free() {
     for mode in [QuotaSetup::Simple, QuotaSetup::Full, QuotaSetup::None] {
-        let world = World::of_size(400 * MIB, mode).with_base();
+        let world = World::of_size(400 * MIB, mode).with_room_for_metadata().with_base();
         world.load(&TestImage::new("spare").files(Packing::Plain, &[("x", &random_bytes(10 * MB))]));
         for name in ["a", "b", "full"] {
             world.ok(&["create", "--image", "base", name]);

@@ -84,6 +84,13 @@ impl World {
         self.ok(&["load", "-q", "-i", path.to_str().expect("UTF-8")]);
     }
 
+    /// Give metadata a block group of the size that the kernel picks. mkfs with single metadata makes one of 8 MiB, of
+    /// which the kernel reserves most: once data has taken all else, not even an empty filesystem can make a directory.
+    pub(crate) fn with_room_for_metadata(self) -> Self {
+        crate::support::run("btrfs", &["balance", "start", "-m", self.fs.path().to_str().expect("UTF-8")]);
+        self
+    }
+
     /// A small image of two layers, loaded as `base`.
     pub(crate) fn with_base(self) -> Self {
         self.load(&base_image());

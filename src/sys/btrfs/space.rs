@@ -48,9 +48,17 @@ pub fn fs_info(any: &BtrfsFd) -> nix::Result<FsInfo> {
     Ok(FsInfo { fsid: args.fsid, nodesize: args.nodesize, sectorsize: args.sectorsize })
 }
 
-/// `BTRFS_IOC_SPACE_INFO` (linux/btrfs.h): bytes used by data, metadata and system blocks as of now, each block
-/// once however many copies its profile keeps. The global reserve is left out: nobody wrote it.
-pub fn used_bytes(any: &BtrfsFd) -> nix::Result<u64> {
+/// Bytes of block groups, each block once however many copies its profile keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpaceInfo {
+    /// Used by data, metadata and system blocks. The global reserve is left out: nobody wrote it.
+    pub used: u64,
+    /// In block groups for data, and not used: metadata can't have it.
+    pub unused_data: u64,
+}
+
+/// `BTRFS_IOC_SPACE_INFO` (linux/btrfs.h), as of now.
+pub fn space_info(any: &BtrfsFd) -> nix::Result<SpaceInfo> {
     let mut args = raw::SpaceArgs {
         space_slots: raw::SPACE_SLOTS as u64,
         total_spaces: 0,
@@ -59,12 +67,36 @@ pub fn used_bytes(any: &BtrfsFd) -> nix::Result<u64> {
     // SAFETY: space_slots is how many entries follow, and the kernel writes no more.
     unsafe { raw::space_info(any.raw(), &raw mut args) }?;
     let filled = usize::try_from(args.total_spaces).unwrap_or(usize::MAX).min(raw::SPACE_SLOTS);
-    Ok(args.spaces[..filled]
-        .iter()
-        .filter(|space| space.flags & raw::BLOCK_GROUP_TYPES != 0)
-        .filter(|space| space.flags & raw::SPACE_INFO_GLOBAL_RSV == 0)
-        .map(|space| space.used_bytes)
-        .sum())
+    let mut info = SpaceInfo::default();
+    for space in &args.spaces[..filled] {
+        if space.flags & raw::BLOCK_GROUP_TYPES == 0 || space.flags & raw::SPACE_INFO_GLOBAL_RSV != 0 {
+            continue;
+        }
+        info.used += space.used_bytes;
+        if space.flags & raw::BLOCK_GROUP_TYPES == raw::BLOCK_GROUP_DATA {
+            info.unused_data += space.total_bytes.saturating_sub(space.used_bytes);
+        }
+    }
+    Ok(info)
+}
+
+/// `BTRFS_IOC_BALANCE_V2` (linux/btrfs.h) of data block groups that hold nothing: gives them back, moves no data.
+///
+/// # Errors
+/// EINPROGRESS while another balance or such runs; EROFS; ENOSPC.
+pub fn balance_empty_data(any: &BtrfsFd) -> nix::Result<()> {
+    let mut args = raw::BalanceIoctlArgs {
+        flags: raw::BALANCE_DATA,
+        state: 0,
+        data: raw::BalanceArgs { usage: 0, flags: raw::BALANCE_ARGS_USAGE, ..Default::default() },
+        meta: raw::BalanceArgs::default(),
+        sys: raw::BalanceArgs::default(),
+        stat: [0; 3],
+        unused: [0; 72],
+    };
+    // SAFETY: args is a whole btrfs_ioctl_balance_args, which the kernel reads and writes.
+    unsafe { raw::balance_v2(any.raw(), &raw mut args) }?;
+    Ok(())
 }
 
 /// `BTRFS_IOC_RESIZE` (linux/btrfs.h) to `max`: grow device 1 to what the device below has now.
