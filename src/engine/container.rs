@@ -187,10 +187,9 @@ impl Engine {
             let record = self.find_container(name)?;
             let warnings = self.check_limit(limit)?;
             self.store.update(record.uuid, |record| {
-                match self.backend.quotas() {
-                    Some(quotas) => quotas.set_limit(&self.tree(record), limit)?,
-                    // Only lifting a limit gets here: with quotas off nothing holds it anyway.
-                    None => {}
+                // With quotas off only lifting a limit gets here, and nothing holds it anyway.
+                if let Some(quotas) = self.backend.quotas() {
+                    quotas.set_limit(&self.tree(record), limit)?;
                 }
                 if let Content::Container(container) = &mut record.content {
                     container.size_limit = limit;

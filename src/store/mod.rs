@@ -190,7 +190,7 @@ impl Store {
             content: new.content,
         };
         let begun = (|| {
-            let lock = self.lock_place(&place, Lock::Exclusive)?.ok_or_else(|| vanished(&place))?;
+            let lock = self.lock_place(&place, Lock::Exclusive)?.ok_or_else(|| unlockable(&place))?;
             self.index().change(|change| {
                 if let Some(parent) = record.parent
                     && !change.get(parent)?.is_some_and(|(_, state)| state == State::Ready)
@@ -245,7 +245,7 @@ impl Store {
     /// Take a whole tree away from everyone else, to remove it.
     ///
     /// # Errors
-    /// `NotFound` if it is gone; `InUse` if another tree was cloned from it, or another process is at it.
+    /// `NotFound` if it is gone; `InUse` if another tree was cloned from it.
     pub fn begin_removal(&self, uuid: Uuid) -> Result<Held> {
         let held = self.hold(uuid)?;
         let begun = self.removing(|change| {
@@ -402,9 +402,9 @@ impl Store {
 
     fn hold(&self, uuid: Uuid) -> Result<Held> {
         let place = self.place(uuid);
-        let lock = match self.lock_place(&place, Lock::TryExclusive) {
-            Ok(Some(lock)) => lock,
-            Ok(None) => return Err(Error::new(Kind::InUse, "another reflinkd is working on it")),
+        // Whoever works on a whole tree is done in a moment.
+        let lock = match self.lock_place(&place, Lock::Exclusive) {
+            Ok(lock) => lock.ok_or_else(|| unlockable(&place))?,
             Err(e) if e.kind() == Kind::NotFound => {
                 self.forget_missing(uuid)?;
                 return Err(Error::new(Kind::NotFound, "it is gone"));
@@ -485,6 +485,6 @@ fn remove_place(place: &Path) -> Result<()> {
     }
 }
 
-fn vanished(place: &Path) -> Error {
-    Error::new(Kind::Damaged, format!("{} vanished while we made it", place.display()))
+fn unlockable(place: &Path) -> Error {
+    Error::new(Kind::Damaged, format!("{} could not be locked", place.display()))
 }
