@@ -87,6 +87,7 @@ impl Engine {
             let filled = pool.attach().and_then(|()| {
                 let identity = Identity::create(&root, "btrfs")?;
                 let backend = Btrfs::open(&root, identity.group_prefix)?;
+                backend.make_room_for_metadata()?;
                 if backend.quota_mode()? == QuotaMode::None {
                     enable_simple_quotas(&backend)?;
                 }

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::Btrfs;
 use crate::backend::{Backend, GroupId, QuotaMode, Reclaimed};
+use crate::sys::btrfs::space::BlockGroups;
 use crate::sys::btrfs::{qgroup, search, space};
 use crate::{Context, Result};
 
@@ -31,6 +32,14 @@ impl Btrfs {
         Ok(Reclaimed { groups, trimmed })
     }
 
+    /// Give a new, grown filesystem metadata room of the size that the kernel picks for it.
+    ///
+    /// mkfs makes a block group of 8 MiB, and the kernel reserves most of that: once data has taken all the rest of
+    /// the disk, not even an emptied filesystem could make a directory.
+    pub fn make_room_for_metadata(&self) -> Result<()> {
+        space::balance(&self.fd, BlockGroups::Metadata).context(|| self.call("BTRFS_IOC_BALANCE_V2"))
+    }
+
     /// After the disk was full with data, its block groups are empty but still data's: metadata finds no room, and not
     /// even a directory can be made. The kernel gives empty ones back by itself, but late.
     fn free_empty_block_groups(&self) -> Result<()> {
@@ -39,7 +48,7 @@ impl Btrfs {
         if unallocated_for_all > info.unused_data {
             return Ok(());
         }
-        match space::balance_empty_data(&self.fd) {
+        match space::balance(&self.fd, BlockGroups::EmptyData) {
             Ok(()) => Ok(()),
             // Somebody else's balance does as well, and where there is no room for one nothing is lost.
             Err(error @ (Errno::EINPROGRESS | Errno::EROFS | Errno::ENOSPC | Errno::ECANCELED)) => {

@@ -277,6 +277,8 @@ pub(super) struct BalanceIoctlArgs {
 
 /// `BTRFS_BALANCE_DATA`.
 pub(super) const BALANCE_DATA: u64 = 1;
+/// `BTRFS_BALANCE_METADATA`.
+pub(super) const BALANCE_METADATA: u64 = 4;
 /// `BTRFS_BALANCE_ARGS_USAGE`.
 pub(super) const BALANCE_ARGS_USAGE: u64 = 2;
 
@@ -430,6 +432,7 @@ mod tests {
         assert_eq!(STATUS_INCONSISTENT, u64::from(k::BTRFS_QGROUP_STATUS_FLAG_INCONSISTENT));
         assert_eq!(STATUS_SIMPLE_MODE, u64::from(k::BTRFS_QGROUP_STATUS_FLAG_SIMPLE_MODE));
         assert_eq!(BALANCE_DATA, u64::from(k::BTRFS_BALANCE_DATA));
+        assert_eq!(BALANCE_METADATA, u64::from(k::BTRFS_BALANCE_METADATA));
         assert_eq!(BALANCE_ARGS_USAGE, u64::from(k::BTRFS_BALANCE_ARGS_USAGE));
         assert_eq!(ORPHANS as i64, i64::from(k::BTRFS_ORPHAN_OBJECTID));
         let trees = [

@@ -80,20 +80,27 @@ pub fn space_info(any: &BtrfsFd) -> nix::Result<SpaceInfo> {
     Ok(info)
 }
 
-/// `BTRFS_IOC_BALANCE_V2` (linux/btrfs.h) of data block groups that hold nothing: gives them back, moves no data.
+/// Which block groups [`balance`] takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockGroups {
+    /// Those for data that hold nothing: they are given back, and no data moves.
+    EmptyData,
+    /// All for metadata: their content moves into new ones of the size that the kernel picks now.
+    Metadata,
+}
+
+/// `BTRFS_IOC_BALANCE_V2` (linux/btrfs.h); returns when it is done.
 ///
 /// # Errors
-/// EINPROGRESS while another balance or such runs; EROFS; ENOSPC.
-pub fn balance_empty_data(any: &BtrfsFd) -> nix::Result<()> {
-    let mut args = raw::BalanceIoctlArgs {
-        flags: raw::BALANCE_DATA,
-        state: 0,
-        data: raw::BalanceArgs { usage: 0, flags: raw::BALANCE_ARGS_USAGE, ..Default::default() },
-        meta: raw::BalanceArgs::default(),
-        sys: raw::BalanceArgs::default(),
-        stat: [0; 3],
-        unused: [0; 72],
+/// EINPROGRESS while another balance or such runs; ECANCELED; EROFS; ENOSPC.
+pub fn balance(any: &BtrfsFd, which: BlockGroups) -> nix::Result<()> {
+    let empty = raw::BalanceArgs { usage: 0, flags: raw::BALANCE_ARGS_USAGE, ..Default::default() };
+    let (flags, data) = match which {
+        BlockGroups::EmptyData => (raw::BALANCE_DATA, empty),
+        BlockGroups::Metadata => (raw::BALANCE_METADATA, raw::BalanceArgs::default()),
     };
+    let (meta, sys) = (raw::BalanceArgs::default(), raw::BalanceArgs::default());
+    let mut args = raw::BalanceIoctlArgs { flags, state: 0, data, meta, sys, stat: [0; 3], unused: [0; 72] };
     // SAFETY: args is a whole btrfs_ioctl_balance_args, which the kernel reads and writes.
     unsafe { raw::balance_v2(any.raw(), &raw mut args) }?;
     Ok(())
