@@ -1,1 +1,2 @@
 //! Btrfs.
+pub mod format;
