@@ -1,1 +1,5 @@
 //! System calls that no crate wraps safely. The only place with `unsafe`.
+
+pub mod loopdev;
+pub mod mount;
+pub mod volume;

@@ -150,9 +150,8 @@ impl<'a> Template<'a> {
         if nodes.iter().any(|block| block.len() != NODE_LEN) {
             return Err(torn());
         }
-        let of_tree = |owner| {
-            nodes.iter().copied().find(|block| number(block, node::OWNER) == owner).ok_or_else(torn)
-        };
+        let of_tree =
+            |owner| nodes.iter().copied().find(|block| number(block, node::OWNER) == owner).ok_or_else(torn);
         let fs_tree = of_tree(node::FS_TREE)?;
         let uuid_key = &of_tree(node::UUID_TREE)?[node::HEADER_LEN..][..17];
         let mut subvolume = [0; 16];

@@ -1,0 +1,185 @@
+//! Mounting, and what is mounted where in this process's mount namespace.
+//!
+//! Questions about one directory go through its descriptor (`statx`, `statfs`), not through the mount table:
+//! they cost microseconds, and mean the same whatever path leads there. The table (`/proc/PID/mountinfo`) is
+//! for error messages and for other namespaces.
+
+use std::ffi::{CString, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+use uuid::Uuid;
+
+use crate::{Context, Error, Kind, Result};
+
+/// Mount the Btrfs on `device` at the directory `target` with noatime and the filesystem's own `options`.
+///
+/// # Errors
+/// `Unsupported` where the kernel has no Btrfs; `InUse` for EBUSY (a mount of the device is just going away);
+/// `Exists` if another device with the same filesystem uuid is mounted.
+pub fn mount_btrfs(device: &Path, target: &Path, options: &str) -> Result<()> {
+    let data = CString::new(options)
+        .map_err(|_| Error::new(Kind::Invalid, format!("mount options {options:?} with a zero byte")))?;
+    rustix::mount::mount(device, target, c"btrfs", MountFlags::NOATIME, data.as_c_str()).map_err(|errno| {
+        let error =
+            Error::system(format!("mount {} at {} as btrfs", device.display(), target.display()), &errno.into());
+        match errno {
+            rustix::io::Errno::NODEV => Error::new(Kind::Unsupported, error.to_string())
+                .with_hint("this kernel has no Btrfs; if it is a module: modprobe btrfs"),
+            rustix::io::Errno::EXIST => error.with_hint(
+                "a copy of this filesystem (the same uuid) is mounted elsewhere: unmount it first, or give one \
+                 of them another uuid with btrfstune -u",
+            ),
+            rustix::io::Errno::PERM => error.with_hint("mounting needs root"),
+            rustix::io::Errno::INVAL | rustix::io::Errno::IO | rustix::io::Errno::UCLEAN => {
+                error.with_hint("the kernel's log (dmesg) says why")
+            }
+            _ => error,
+        }
+    })
+}
+
+/// Unmount the topmost mount at `target`. Data is on disk when it returns, if it was the filesystem's last.
+///
+/// # Errors
+/// `InUse` if something uses it (EBUSY).
+pub fn unmount(target: &Path) -> Result<()> {
+    rustix::mount::unmount(target, UnmountFlags::NOFOLLOW).context(|| format!("unmount {}", target.display()))
+}
+
+/// What is mounted at a directory that is a mount point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountedAt {
+    /// The filesystem's uuid; `None` if it isn't Btrfs.
+    pub btrfs: Option<Uuid>,
+    /// The mount's id, as in `/proc/PID/mountinfo`.
+    pub id: u64,
+    /// The filesystem's device number there, `(major, minor)`.
+    pub device: (u32, u32),
+    /// The mount or the filesystem refuses writes.
+    pub read_only: bool,
+}
+
+/// The topmost mount at `target`, `None` if it isn't the root of one or doesn't exist.
+pub fn mounted_at(target: &Path) -> Result<Option<MountedAt>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = match rustix::fs::open(target, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+        Err(errno) => return Err(errno).context(|| format!("open {}", target.display())),
+    };
+    let about = rustix::fs::statx(&directory, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+        .context(|| format!("statx {}", target.display()))?;
+    // STATX_ATTR_MOUNT_ROOT and the mount id came with Linux 5.8, as LOOP_CONFIGURE did.
+    if !about.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "the kernel doesn't tell mount points (statx, Linux 5.8 or newer)",
+        ));
+    }
+    if !about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(None);
+    }
+    let filesystem = rustix::fs::fstatvfs(&directory).context(|| format!("statvfs {}", target.display()))?;
+    Ok(Some(MountedAt {
+        btrfs: super::volume::fsid(directory.as_fd()).context(|| target.display().to_string())?,
+        id: about.stx_mnt_id,
+        device: (about.stx_dev_major, about.stx_dev_minor),
+        read_only: filesystem.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+    }))
+}
+
+/// The id of the mount that `path` is on, symlinks followed (those in /proc/PID too); `None` if it can't be told.
+#[must_use]
+pub fn mount_id(path: &Path) -> Option<u64> {
+    let about = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID).ok()?;
+    StatxFlags::from_bits_retain(about.stx_mask).contains(StatxFlags::MNT_ID).then_some(about.stx_mnt_id)
+}
+
+/// A line of `/proc/PID/mountinfo`, as far as anyone here asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry {
+    pub id: u64,
+    /// The mount that it stands on.
+    pub parent: u64,
+    pub device: (u32, u32),
+    pub target: PathBuf,
+}
+
+/// The mounts in the namespace of process `pid` ("self" or a number).
+pub fn table(pid: &str) -> Result<Vec<MountEntry>> {
+    let path = format!("/proc/{pid}/mountinfo");
+    let bytes = std::fs::read(&path).context(|| format!("read {path}"))?;
+    Ok(bytes.split(|&byte| byte == b'\n').filter_map(entry).collect())
+}
+
+/// `None` for the empty line at the end and for what no kernel writes.
+fn entry(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let mut text = || std::str::from_utf8(fields.next()?).ok();
+    let id = text()?.parse().ok()?;
+    let parent = text()?.parse().ok()?;
+    let (major, minor) = text()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let target = fields.nth(1)?;
+    Some(MountEntry { id, parent, device, target: PathBuf::from(OsString::from_vec(unescaped(target))) })
+}
+
+/// mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, behind)) = rest.split_first() {
+        let octal = behind
+            .get(..3)
+            .filter(|_| first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(octal.unwrap_or(first));
+        rest = if octal.is_some() { &behind[3..] } else { behind };
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines() {
+        let line = b"36 35 98:12 /mnt1 /mnt\\0402\\134x rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        let found = entry(line).expect("a line of proc(5)");
+        assert_eq!(found, MountEntry { id: 36, parent: 35, device: (98, 12), target: PathBuf::from("/mnt 2\\x") });
+        assert_eq!(entry(b""), None);
+        assert_eq!(entry(b"36 x 98:12 /a /b rw"), None);
+    }
+
+    #[test]
+    fn a_backslash_without_three_digits_stays() {
+        assert_eq!(unescaped(b"a\\0b\\"), b"a\\0b\\");
+        assert_eq!(unescaped(b"\\777"), b"\\777");
+    }
+
+    #[test]
+    fn proc_is_a_mount_point_and_its_entries_are_not() {
+        let proc = mounted_at(Path::new("/proc")).expect("readable").expect("a mount point");
+        assert_eq!(proc.btrfs, None);
+        let listed = table("self").expect("readable");
+        let line = listed.iter().find(|entry| entry.id == proc.id).expect("in the table");
+        assert_eq!((line.target.as_path(), line.device), (Path::new("/proc"), proc.device));
+        assert_eq!(mounted_at(Path::new("/proc/self")).expect("readable"), None);
+        assert_eq!(mounted_at(Path::new("/proc/none")).expect("readable"), None);
+    }
+
+    #[test]
+    fn a_process_is_on_the_mount_of_its_files() {
+        let proc = mounted_at(Path::new("/proc")).expect("readable").expect("a mount point");
+        let file = File::open("/proc/self/status").expect("open");
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        assert_eq!(mount_id(Path::new(&link)), Some(proc.id));
+    }
+}
