@@ -57,8 +57,6 @@ pub struct MountedAt {
     pub btrfs: Option<Uuid>,
     /// The mount's id, as in `/proc/PID/mountinfo`.
     pub id: u64,
-    /// The filesystem's device number there, `(major, minor)`.
-    pub device: (u32, u32),
     /// The mount or the filesystem refuses writes.
     pub read_only: bool,
 }
@@ -87,7 +85,6 @@ pub fn mounted_at(target: &Path) -> Result<Option<MountedAt>> {
     Ok(Some(MountedAt {
         btrfs: super::volume::fsid(directory.as_fd()).context(|| target.display().to_string())?,
         id: about.stx_mnt_id,
-        device: (about.stx_dev_major, about.stx_dev_minor),
         read_only: filesystem.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
     }))
 }
@@ -105,6 +102,8 @@ pub struct MountEntry {
     pub id: u64,
     /// The mount that it stands on.
     pub parent: u64,
+    /// The filesystem's number, `(major, minor)`, the same in all namespaces. On Btrfs it isn't `st_dev`: there
+    /// each subvolume has one of its own.
     pub device: (u32, u32),
     pub target: PathBuf,
 }
@@ -170,7 +169,7 @@ mod tests {
         assert_eq!(proc.btrfs, None);
         let listed = table("self").expect("readable");
         let line = listed.iter().find(|entry| entry.id == proc.id).expect("in the table");
-        assert_eq!((line.target.as_path(), line.device), (Path::new("/proc"), proc.device));
+        assert_eq!(line.target, Path::new("/proc"));
         assert_eq!(mounted_at(Path::new("/proc/self")).expect("readable"), None);
         assert_eq!(mounted_at(Path::new("/proc/none")).expect("readable"), None);
     }
