@@ -1,1 +1,5 @@
-fn main() {}
+//! The `reflinkd` program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    reflinkd::cli::main()
+}

@@ -39,6 +39,7 @@ use std::path::{Path, PathBuf};
 use crate::Result;
 
 pub mod btrfs;
+pub(crate) mod copy;
 pub mod memory;
 
 /// Where a tree's writes are charged: a number of the store's own sequence, never used twice.

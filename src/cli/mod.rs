@@ -1,1 +1,149 @@
-//! placeholder
+//! The command line: arguments, tables, exit codes. The only place that prints.
+//!
+//! Exit codes: 0 done; 1 it could not be done, with one `reflinkd: ...` on standard error and a `hint:` where there
+//! is a way out; 2 wrong usage; 130 interrupted.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::engine::Engine;
+use crate::{Error, Kind, Result};
+
+mod commands;
+mod config;
+mod format;
+mod output;
+mod progress;
+
+use commands as c;
+use output::Output;
+
+/// Containers from images by Btrfs snapshots: made in milliseconds, accounted to the byte
+#[derive(Parser, Debug)]
+#[command(name = "reflinkd", version, about, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Directory of the store [default: /var/lib/reflinkd]
+    #[arg(long, global = true, env = "REFLINKD_ROOT", value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Configuration file [default: /etc/reflinkd/config.toml]
+    #[arg(long, global = true, env = "REFLINKD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Say on standard error what is being done
+    #[arg(long, global = true)]
+    debug: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    // Making and using containers
+    Create(c::create::Create),
+    Ps(c::ps::Ps),
+    Mount(c::mount::Mount),
+    Bundle(c::bundle::Bundle),
+    Rename(c::rename::Rename),
+    Update(c::update::Update),
+    Reset(c::reset::Reset),
+    Rm(c::rm::Rm),
+    // Images
+    Load(c::load::Load),
+    Import(c::import::Import),
+    Images(c::images::Images),
+    History(c::history::History),
+    Tag(c::tag::Tag),
+    Rmi(c::rmi::Rmi),
+    Layers(c::layers::Layers),
+    Inspect(c::inspect::Inspect),
+    // The store
+    Init(c::init::Init),
+    Info(c::info::Info),
+    Df(c::df::Df),
+    Gc(c::gc::Gc),
+    Quota(c::quota::Quota),
+    Destroy(c::destroy::Destroy),
+    // The program
+    Completions(c::completions::Completions),
+    Man(c::man::Man),
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(e) => e.exit(),
+    };
+    output::start_tracing(cli.debug);
+    let mut out = Output::new();
+    let done = cli.run(&mut out).and_then(|()| out.flush());
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if out.is_closed() => {
+            tracing::debug!("nobody reads our output: {e}");
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            out.error(&e);
+            ExitCode::from(if e.kind() == Kind::Interrupted { 130 } else { 1 })
+        }
+    }
+}
+
+impl Cli {
+    fn run(self, out: &mut Output) -> Result<()> {
+        // These need no store.
+        match self.command {
+            Command::Completions(args) => return args.run(out),
+            Command::Man(args) => return args.run(out),
+            _ => {}
+        }
+        let mut settings = config::settings(self.root, self.config)?;
+        match self.command {
+            Command::Init(args) => return args.run(settings, out),
+            Command::Load(ref args) => args.limits.apply(&mut settings),
+            Command::Import(ref args) => args.limits.apply(&mut settings),
+            _ => {}
+        }
+        let engine = Engine::open(settings)?;
+        match self.command {
+            Command::Create(args) => args.run(&engine, out),
+            Command::Ps(args) => args.run(&engine, out),
+            Command::Mount(args) => args.run(&engine, out),
+            Command::Bundle(args) => args.run(&engine, out),
+            Command::Rename(args) => args.run(&engine, out),
+            Command::Update(args) => args.run(&engine, out),
+            Command::Reset(args) => args.run(&engine, out),
+            Command::Rm(args) => args.run(&engine, out),
+            Command::Load(args) => args.run(&engine, out),
+            Command::Import(args) => args.run(&engine, out),
+            Command::Images(args) => args.run(&engine, out),
+            Command::History(args) => args.run(&engine, out),
+            Command::Tag(args) => args.run(&engine, out),
+            Command::Rmi(args) => args.run(&engine, out),
+            Command::Layers(args) => args.run(&engine, out),
+            Command::Inspect(args) => args.run(&engine, out),
+            Command::Info(args) => args.run(&engine, out),
+            Command::Df(args) => args.run(&engine, out),
+            Command::Gc(args) => args.run(&engine, out),
+            Command::Quota(args) => args.run(&engine, out),
+            Command::Destroy(args) => args.run(engine, out),
+            Command::Init(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
+        }
+    }
+}
+
+/// Do something for each name; go on after a failure, as Docker and podman do, and fail at the end.
+fn each(names: &[String], out: &mut Output, mut verb: impl FnMut(&str, &mut Output) -> Result<()>) -> Result<()> {
+    let mut last: Option<Error> = None;
+    for name in names {
+        if let Err(e) = verb(name, out)
+            && let Some(earlier) = last.replace(e)
+        {
+            out.error(&earlier);
+        }
+    }
+    last.map_or(Ok(()), Err)
+}

@@ -1,3 +1,103 @@
-//! placeholder
+//! The engine: orders steps across index and filesystem. The only place that does.
+//!
+//! A verb reads like its specification: look things up, reserve, do the one durable step, publish. What a verb
+//! leaves half done by dying is named by the store and cleared by the next verb that writes (`tidy`);
+//! verbs that only read never remove anything.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::backend::{Backend, GroupId, Tree};
+use crate::store::{Held, Record, State, Store};
+use crate::{Error, Kind, Result};
+
+pub mod bundle;
+pub mod container;
+pub mod destroy;
+pub mod gc;
+pub mod image;
+pub mod info;
+pub mod layers;
+pub mod load;
+pub mod open;
 pub mod pool;
+pub mod quota;
+pub mod settings;
+pub mod usage;
+
+mod names;
+
+pub use settings::Settings;
+
+/// A store and the filesystem it lies on.
+#[derive(Debug)]
+pub struct Engine {
+    settings: Settings,
+    store: Store,
+    backend: Box<dyn Backend>,
+    pool: Option<pool::Pool>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// The directory of the store.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.store.root()
+    }
+
+    /// Set by a signal handler: verbs that take long stop, undo and answer [`Kind::Interrupted`].
+    #[must_use]
+    pub fn cancellation(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancelled)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    fn tree(&self, record: &Record) -> Tree {
+        tree_at(self.store.place(record.uuid), record)
+    }
+
+    fn parent_tree(&self, record: &Record) -> Result<Option<Tree>> {
+        let Some(parent) = record.parent else { return Ok(None) };
+        match self.store.get(parent)? {
+            Some(parent) => Ok(Some(self.tree(&parent))),
+            None => Err(Error::new(Kind::Damaged, format!("its image layer {parent} is missing"))),
+        }
+    }
+
+    /// Finish or undo what dead processes left. Before each verb that writes; costs a look at the index if there is
+    /// nothing. What can't be cleared now (a tree in use) is logged, and tried again next time.
+    fn tidy(&self) -> Result<Vec<Record>> {
+        let mut tidied = Vec::new();
+        for held in self.store.debris()? {
+            let record = held.record().clone();
+            match self.tidy_one(held) {
+                Ok(()) => tidied.push(record),
+                Err(e) => tracing::warn!("cannot clear up what a dead process left at {}: {e}", record.uuid),
+            }
+        }
+        Ok(tidied)
+    }
+
+    fn tidy_one(&self, held: Held) -> Result<()> {
+        if held.state() == State::Replacing {
+            let group = self.backend.settle(held.place())?;
+            return self.store.settle(held, group.map(|g| g.0)).map(|_| ());
+        }
+        self.backend.destroy(&tree_at(held.place().to_path_buf(), held.record()))?;
+        self.store.finish_removal(held)
+    }
+
+    /// Refuse to write where the loop pool's host is about to fill up: the pool would go read-only.
+    fn guard_host(&self) -> Result<()> {
+        self.pool.as_ref().map_or(Ok(()), |pool| pool.guard(self.settings.host_reserve))
+    }
+}
+
+fn tree_at(place: PathBuf, record: &Record) -> Tree {
+    Tree::new(place, record.group.map(GroupId))
+}

@@ -41,7 +41,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -49,9 +48,9 @@ use rustix::fs::{IFlags, RenameFlags};
 use uuid::Uuid;
 
 use crate::backend::btrfs::format;
+use crate::sys::btrfs::{BtrfsFd, space};
 use crate::sys::loopdev::{self, LoopDevice};
 use crate::sys::mount::{self, MountedAt};
-use crate::sys::volume;
 use crate::{Context, Error, Kind, Result};
 
 mod detach;
@@ -276,8 +275,14 @@ impl Pool {
                 )
             })?;
             device.set_capacity()?;
-            let root = File::open(&self.root).context(|| format!("open {}", self.root.display()))?;
-            volume::resize_to_device(root.as_fd())
+            let root = File::open(&self.root).and_then(|root| BtrfsFd::prove(root.into()));
+            let root = root.context(|| format!("open {}", self.root.display()))?;
+            space::resize_max(&root).context(|| format!("BTRFS_IOC_RESIZE {}", self.root.display())).map_err(
+                |error| match error.kind() {
+                    Kind::InUse => error.with_hint("a balance or another resize is going on: btrfs balance status"),
+                    _ => error,
+                },
+            )
         };
         grow().context(|| format!("cannot grow the pool {} to {}", self.file.display(), host::bytes(size)))
     }

@@ -1,1 +1,47 @@
-//! Digests, references, manifests and the archives that carry them.
+//! Images, as far as they aren't trees: digests, names, manifests, configs, and what carries them.
+//!
+//! For: opening whatever `load` is given ([`Source`]), saying what images are in it
+//! ([`SourceImage`]), and handing out each layer's plain tar while its digests are checked
+//! ([`LayerStream`]). Everything here comes from outside and is believed only after its digest, size
+//! and shape were checked. This module never writes below ROOT, never unpacks, and keeps no state;
+//! memory is bounded by [`SourceLimits`], whatever the input claims.
+//!
+//! ```no_run
+//! # use reflinkd::oci::{Expected, Input, LayerStream, Source, SourceLimits};
+//! # fn main() -> reflinkd::Result<()> {
+//! let source = Source::open(Input::Path("nginx.tar".into()), "/var/tmp".as_ref(), &SourceLimits::default())?;
+//! for image in source.images() {
+//!     for layer in &image.layers {
+//!         let expected = Expected::of(layer, 10 << 30);
+//!         let mut tar = LayerStream::start(source.layer_reader(layer)?, expected, Default::default())?;
+//!         std::io::copy(&mut tar, &mut std::io::sink()).ok();
+//!         tar.finish()?; // only now is the tar known to be what the image promised
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+// In a test, a panic is how it fails.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod build;
+mod config;
+mod decompress;
+mod digest;
+mod json;
+mod manifest;
+mod platform;
+mod reference;
+mod source;
+mod stream;
+#[cfg(test)]
+mod testing;
+
+pub use config::{HistoryStep, ImageConfig, Step};
+pub use digest::{ChainId, DiffId, Digest, Hasher, ImageId, chain_ids};
+pub use manifest::Descriptor;
+pub use platform::Platform;
+pub use reference::Reference;
+pub use source::{Input, Source, SourceImage, SourceLayer, SourceLimits};
+pub use stream::{Expected, LayerStream, Verified};

@@ -1,1 +1,490 @@
-//! placeholder
+//! Records beside the trees, and the index made from them. Knows no filesystem and no image format.
+//!
+//! ```text
+//! ROOT/store.json            schema number, identity, prefix of the charge groups; written last by `init`
+//! ROOT/snapshots/<uuid>/     a place: the record in its attribute `trusted.reflinkd`, the tree at `fs`
+//! ROOT/images/<uuid>.json    one image: ID, top layer, names
+//! ROOT/images/lock           held exclusively while images change
+//! ROOT/images/load.lock      held shared by each running load, so that nobody collects its layers
+//! ROOT/blobs/sha256/<hex>    manifests and configurations, by digest
+//! ROOT/index.db              SQLite; see `index`
+//! ROOT/index.current         there while the index is as good as the records; removing it (which works on
+//!                            a full disk) makes the next one who opens rebuild the index
+//! ROOT/index.lock            held while the index is rebuilt
+//! ```
+//!
+//! # Making and removing a tree
+//!
+//! ```text
+//! let draft = store.begin(new)?;       // place, lock on it, row "making" (names reserved), record
+//! backend.clone_tree(..., draft.place())  // the one durable step
+//! let record = store.publish(draft)?;  // row "ready", lock released
+//!
+//! let removal = store.begin_removal(uuid)?;  // lock, no children, row "removing"
+//! backend.destroy(removal.place())
+//! store.finish_removal(removal)?;      // place and row gone
+//! ```
+//!
+//! A maker that dies in between leaves a row that is not "ready" and a lock that nobody holds:
+//! [`Store::debris`] finds those in O(unsettled). After a reboot, or when the index is lost, it is made anew
+//! from the records: a record with a tree is ready, one without was never acknowledged or is half removed.
+//!
+//! # Locking
+//!
+//! A place belongs to whoever holds the flock on its directory. Locks are taken in this order and never the other way:
+//! `load.lock`, a layer's place, `images/lock`, the index's transaction. Nobody waits for a place inside a transaction.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use crate::{Context, Error, Kind, Result};
+
+mod files;
+mod identity;
+mod images;
+mod index;
+mod record;
+mod scan;
+
+pub use files::Lock;
+pub use identity::{Identity, SCHEMA};
+pub use images::{Image, ImagesGuard};
+pub use index::State;
+pub use record::{Container, Content, Layer, Owner, Record};
+
+use index::{Change, Index};
+
+/// The records of one ROOT.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    identity: Identity,
+    index: Mutex<Index>,
+}
+
+/// What a new tree's record begins with; the store adds identity, time and group.
+#[derive(Debug, Clone)]
+pub struct New {
+    pub owner: Owner,
+    pub parent: Option<Uuid>,
+    /// A group number of its own, or a given one (a layer shares its work tree's), or none.
+    pub group: NewGroup,
+    pub content: Content,
+}
+
+/// Where a new tree is to be charged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewGroup {
+    None,
+    Fresh,
+    Same(Option<u32>),
+}
+
+/// A tree being made. Dropped without [`Store::publish`] or [`Store::abandon`] it is debris.
+#[derive(Debug)]
+#[must_use]
+pub struct Draft {
+    record: Record,
+    place: PathBuf,
+    _lock: File,
+}
+
+impl Draft {
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// The layer's facts, once they are known; [`Store::publish`] writes them.
+    pub fn set_content(&mut self, content: Content) {
+        self.record.content = content;
+    }
+}
+
+/// A tree that only we may touch: being removed, replaced or changed.
+#[derive(Debug)]
+#[must_use]
+pub struct Held {
+    record: Record,
+    state: State,
+    place: PathBuf,
+    lock: File,
+}
+
+impl Held {
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+}
+
+impl Store {
+    /// Open the store at `root` (its `store.json` must be there).
+    ///
+    /// `instance` names this mount on this boot; when it isn't the one the index was made under, the index is
+    /// made anew from the records. `highest_group` gives the highest group number the filesystem knows of.
+    pub fn open(
+        root: &Path,
+        identity: Identity,
+        instance: &str,
+        highest_group: &dyn Fn() -> Result<Option<u32>>,
+    ) -> Result<Self> {
+        let index = scan::open_index(root, instance, highest_group)?;
+        Ok(Self { root: root.to_path_buf(), identity, index: Mutex::new(index) })
+    }
+
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The directory of one tree.
+    #[must_use]
+    pub fn place(&self, uuid: Uuid) -> PathBuf {
+        self.root.join("snapshots").join(uuid.to_string())
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // A panic elsewhere can't leave the index half changed: its transactions roll back.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reserve the names of a new tree and make its place.
+    ///
+    /// # Errors
+    /// `Exists` if key or name are taken (by a tree that is whole, or still being made); `NotFound` if the
+    /// parent is gone or going.
+    pub fn begin(&self, new: New) -> Result<Draft> {
+        let uuid = Uuid::new_v4();
+        let place = self.place(uuid);
+        std::fs::create_dir(&place).context(|| format!("mkdir {}", place.display()))?;
+        let mut record = Record {
+            uuid,
+            owner: new.owner,
+            parent: new.parent,
+            group: None,
+            created: jiff::Timestamp::now(),
+            content: new.content,
+        };
+        let begun = (|| {
+            let lock = self.lock_place(&place, Lock::Exclusive)?.ok_or_else(|| vanished(&place))?;
+            self.index().change(|change| {
+                if let Some(parent) = record.parent
+                    && !change.get(parent)?.is_some_and(|(_, state)| state == State::Ready)
+                {
+                    return Err(Error::new(Kind::NotFound, format!("its parent {parent} is gone")));
+                }
+                record.group = match new.group {
+                    NewGroup::None => None,
+                    NewGroup::Same(group) => group,
+                    NewGroup::Fresh => Some(take_group(change)?),
+                };
+                change.put(&record, State::Making)
+            })?;
+            record.write(&lock, &place)?;
+            Ok(lock)
+        })();
+        match begun {
+            Ok(lock) => Ok(Draft { record, place, _lock: lock }),
+            Err(e) => {
+                let _ = self.index().change(|change| change.delete(uuid));
+                let _ = remove_place(&place);
+                Err(e)
+            }
+        }
+    }
+
+    /// The tree is whole and durable: show it to everyone.
+    pub fn publish(&self, draft: Draft) -> Result<Record> {
+        self.index().change(|change| change.put(&draft.record, State::Ready))?;
+        Ok(draft.record)
+    }
+
+    /// [`Store::publish`] a draft whose key became known only now; gives it back if another tree has that key.
+    pub fn publish_or_yield(&self, draft: Draft) -> Result<Result<Record, Draft>> {
+        match self.index().change(|change| change.put(&draft.record, State::Ready)) {
+            Ok(()) => Ok(Ok(draft.record)),
+            Err(e) if e.kind() == Kind::Exists => Ok(Err(draft)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Write the record of a draft again, after [`Draft::set_content`] and before the durable step.
+    pub fn rewrite(&self, draft: &Draft) -> Result<()> {
+        draft.record.write(&draft._lock, &draft.place)
+    }
+
+    /// The tree is not to be; it has been destroyed.
+    pub fn abandon(&self, draft: Draft) -> Result<()> {
+        self.forget(draft.record.uuid, &draft.place)
+    }
+
+    /// Take a whole tree away from everyone else, to remove it.
+    ///
+    /// # Errors
+    /// `NotFound` if it is gone; `InUse` if another tree was cloned from it, or another process is at it.
+    pub fn begin_removal(&self, uuid: Uuid) -> Result<Held> {
+        let held = self.hold(uuid)?;
+        let begun = self.removing(|change| {
+            if change.has_children(uuid)? {
+                return Err(Error::new(Kind::InUse, "other trees are based on it"));
+            }
+            change.put(&held.record, State::Removing)
+        });
+        begun.map(|()| Held { state: State::Removing, ..held })
+    }
+
+    /// The tree is destroyed: forget it. Works on a full filesystem.
+    pub fn finish_removal(&self, held: Held) -> Result<()> {
+        self.forget(held.record.uuid, &held.place)
+    }
+
+    /// The tree could not be removed: show it to everyone again.
+    pub fn keep(&self, held: Held) -> Result<()> {
+        self.removing(|change| change.put(&held.record, State::Ready))
+    }
+
+    /// Take a whole tree away from everyone else, to replace it by a fresh one that is charged to a new group.
+    pub fn begin_replacement(&self, uuid: Uuid, fresh_group: bool) -> Result<Held> {
+        let mut held = self.hold(uuid)?;
+        self.index().change(|change| {
+            change.put(&held.record, State::Replacing)?;
+            if fresh_group {
+                held.record.group = Some(take_group(change)?);
+            }
+            Ok(())
+        })?;
+        held.state = State::Replacing;
+        Ok(held)
+    }
+
+    /// The tree at the place is settled and charged to `group`: write that down and show it to everyone.
+    pub fn settle(&self, held: Held, group: Option<u32>) -> Result<Record> {
+        let mut record = held.record.clone();
+        record.group = group;
+        self.write(&held, record)
+    }
+
+    /// Change the record of a tree. Durable on return.
+    ///
+    /// # Errors
+    /// `Exists` if the new name is taken.
+    pub fn update(&self, uuid: Uuid, change: impl FnOnce(&mut Record) -> Result<()>) -> Result<Record> {
+        let held = self.hold(uuid)?;
+        let mut record = held.record.clone();
+        change(&mut record)?;
+        self.write(&held, record)
+    }
+
+    fn write(&self, held: &Held, record: Record) -> Result<Record> {
+        self.index().change(|change| {
+            change.put(&record, State::Ready)?;
+            record.write(&held.lock, &held.place)?;
+            held.lock.sync_all().context(|| format!("fsync {}", held.place.display()))
+        })?;
+        Ok(record)
+    }
+
+    /// A tree that is whole (or about to be replaced by another).
+    pub fn get(&self, uuid: Uuid) -> Result<Option<Record>> {
+        Ok(self.index().get(uuid)?.filter(|(_, state)| state.is_live()).map(|(record, _)| record))
+    }
+
+    /// The whole tree with this key, in whatever state.
+    pub fn by_key(&self, owner: &Owner, kind: TreeKind, key: &str) -> Result<Option<(Record, State)>> {
+        self.index().by_key(owner, kind.as_str(), key)
+    }
+
+    /// The container with this name.
+    pub fn by_name(&self, owner: &Owner, name: &str) -> Result<Option<Record>> {
+        let found = self.index().by_name(owner, name)?;
+        Ok(found.filter(|(_, state)| state.is_live()).map(|(record, _)| record))
+    }
+
+    /// Trees whose key begins with `prefix`; two at most, so that a caller can tell one from several.
+    pub fn by_key_prefix(&self, owner: &Owner, kind: TreeKind, prefix: &str) -> Result<Vec<Record>> {
+        self.index().by_key_prefix(owner, kind.as_str(), prefix)
+    }
+
+    /// All whole trees of a kind, oldest first.
+    pub fn list(&self, kind: TreeKind) -> Result<Vec<Record>> {
+        self.index().list(Some(kind.as_str()))
+    }
+
+    /// All group numbers that records name, of trees in any state.
+    pub fn groups(&self) -> Result<Vec<u32>> {
+        self.index().groups()
+    }
+
+    /// Wait until nobody works on a place (its maker has published or abandoned it, or died).
+    pub fn wait_for(&self, uuid: Uuid) -> Result<()> {
+        match self.lock_place(&self.place(uuid), Lock::Shared) {
+            Err(e) if e.kind() != Kind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// What dead makers and removers left: ours to finish or undo while we hold it.
+    pub fn debris(&self) -> Result<Vec<Held>> {
+        let mut debris = Vec::new();
+        let unsettled = self.index().unsettled()?;
+        for (seen, _) in unsettled {
+            let place = self.place(seen.uuid);
+            let Ok(Some(lock)) = self.lock_place(&place, Lock::TryExclusive) else {
+                if !place.exists() {
+                    self.forget_row_if_unsettled(seen.uuid)?;
+                }
+                continue;
+            };
+            // It may have become ready, or gone, before we got the lock.
+            if let Some((record, state)) = self.index().get(seen.uuid)?
+                && state != State::Ready
+            {
+                debris.push(Held { record, state, place, lock });
+            }
+        }
+        Ok(debris)
+    }
+
+    /// Places that no row names and nobody works on: made by someone who died before reserving a name.
+    pub fn strays(&self) -> Result<Vec<PathBuf>> {
+        let mut strays = Vec::new();
+        for (uuid, place) in scan::places(&self.root)? {
+            if self.index().get(uuid)?.is_none()
+                && let Some(_lock) = self.lock_place(&place, Lock::TryExclusive)?
+                && self.index().get(uuid)?.is_none()
+            {
+                strays.push(place);
+            }
+        }
+        Ok(strays)
+    }
+
+    /// All places, whatever the index says of them: to destroy the store.
+    pub fn all_places(&self) -> Result<Vec<PathBuf>> {
+        Ok(scan::places(&self.root)?.into_iter().map(|(_, place)| place).collect())
+    }
+
+    /// Remove a stray place whose tree has been destroyed.
+    pub fn remove_stray(&self, place: &Path) -> Result<()> {
+        remove_place(place)
+    }
+
+    fn forget_row_if_unsettled(&self, uuid: Uuid) -> Result<()> {
+        self.removing(|change| match change.get(uuid)? {
+            Some((_, state)) if state != State::Ready => change.delete(uuid),
+            _ => Ok(()),
+        })
+    }
+
+    fn hold(&self, uuid: Uuid) -> Result<Held> {
+        let place = self.place(uuid);
+        let lock = match self.lock_place(&place, Lock::TryExclusive) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Err(Error::new(Kind::InUse, "another reflinkd is working on it")),
+            Err(e) if e.kind() == Kind::NotFound => {
+                self.forget_missing(uuid)?;
+                return Err(Error::new(Kind::NotFound, "it is gone"));
+            }
+            Err(e) => return Err(e),
+        };
+        match self.index().get(uuid)? {
+            Some((record, state)) => Ok(Held { record, state, place, lock }),
+            None => Err(Error::new(Kind::NotFound, "it is gone")),
+        }
+    }
+
+    /// A row whose place somebody has deleted by hand.
+    fn forget_missing(&self, uuid: Uuid) -> Result<()> {
+        self.removing(|change| change.delete(uuid))
+    }
+
+    fn forget(&self, uuid: Uuid, place: &Path) -> Result<()> {
+        remove_place(place)?;
+        self.removing(|change| change.delete(uuid))
+    }
+
+    /// A change on the way of a removal: it must not fail for want of room. If the index can't be written, it is
+    /// given up (whoever opens next makes it anew) and this process goes on with one in memory.
+    fn removing(&self, steps: impl Fn(&Change<'_>) -> Result<()>) -> Result<()> {
+        let mut index = self.index();
+        match index.change(&steps) {
+            Err(e) if e.kind() == Kind::NoSpace => {
+                *index = scan::give_up_index(&self.root)?;
+                index.change(&steps)
+            }
+            other => other,
+        }
+    }
+
+    fn lock_place(&self, place: &Path, how: Lock) -> Result<Option<File>> {
+        let directory = File::open(place).context(|| format!("open {}", place.display()))?;
+        files::lock(directory, place, how)
+    }
+}
+
+/// The kinds of [`Content`], to ask by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TreeKind {
+    Layer,
+    Work,
+    Container,
+}
+
+impl TreeKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Layer => "layer",
+            Self::Work => "work",
+            Self::Container => "container",
+        }
+    }
+}
+
+fn take_group(change: &Change<'_>) -> Result<u32> {
+    let group: u32 = change.fact("next_group")?.unwrap_or(1);
+    let next = group.checked_add(1).ok_or_else(|| Error::new(Kind::Unsupported, "all group numbers are used up"))?;
+    change.set_fact("next_group", &next)?;
+    Ok(group)
+}
+
+/// Remove the directory of a tree that is gone, with the record's spill file. Succeeds if it is gone already.
+fn remove_place(place: &Path) -> Result<()> {
+    match std::fs::remove_dir(place) {
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {}
+    }
+    record::remove_spill(place)?;
+    match std::fs::remove_dir(place) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("rmdir {}", place.display())),
+        _ => Ok(()),
+    }
+}
+
+fn vanished(place: &Path) -> Error {
+    Error::new(Kind::Damaged, format!("{} vanished while we made it", place.display()))
+}

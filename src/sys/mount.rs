@@ -5,7 +5,8 @@
 //! for error messages and for other namespaces.
 
 use std::ffi::{CString, OsString};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use uuid::Uuid;
 
+use crate::sys::btrfs::{BtrfsFd, space};
 use crate::{Context, Error, Kind, Result};
 
 /// Mount the Btrfs on `device` at the directory `target` with noatime and the filesystem's own `options`.
@@ -47,7 +49,7 @@ pub fn mount_btrfs(device: &Path, target: &Path, options: &str) -> Result<()> {
 /// # Errors
 /// `InUse` if something uses it (EBUSY).
 pub fn unmount(target: &Path) -> Result<()> {
-    rustix::mount::unmount(target, UnmountFlags::NOFOLLOW).context(|| format!("unmount {}", target.display()))
+    rustix::mount::unmount(target, UnmountFlags::empty()).context(|| format!("unmount {}", target.display()))
 }
 
 /// What is mounted at a directory that is a mount point.
@@ -83,10 +85,19 @@ pub fn mounted_at(target: &Path) -> Result<Option<MountedAt>> {
     }
     let filesystem = rustix::fs::fstatvfs(&directory).context(|| format!("statvfs {}", target.display()))?;
     Ok(Some(MountedAt {
-        btrfs: super::volume::fsid(directory.as_fd()).context(|| target.display().to_string())?,
+        btrfs: fsid(directory).context(|| format!("BTRFS_IOC_FS_INFO {}", target.display()))?,
         id: about.stx_mnt_id,
         read_only: filesystem.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
     }))
+}
+
+/// The filesystem's uuid, `None` if it isn't Btrfs.
+fn fsid(directory: OwnedFd) -> io::Result<Option<Uuid>> {
+    match BtrfsFd::prove(directory) {
+        Ok(directory) => Ok(Some(Uuid::from_bytes(space::fs_info(&directory)?.fsid))),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The id of the mount that `path` is on, symlinks followed (those in /proc/PID too); `None` if it can't be told.

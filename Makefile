@@ -1,0 +1,47 @@
+# The targets are one line each; what they do is in driver-tests/. Run `make` for the list.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+BIN := $(TARGET)/release/reflinkd
+SHARE := $(DESTDIR)$(PREFIX)/share
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench build install uninstall clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Build all of it and run five containers of a real nginx image (needs root)
+	@driver-tests/demo/run.sh
+
+test: ## Run every test suite on real loop devices (needs root)
+	@driver-tests/tools/test.sh
+
+lint: ## Check the format and run clippy; warnings are errors
+	@driver-tests/tools/lint.sh
+
+bench: ## Measure this project, the floor and its peers on one filesystem (needs root)
+	@driver-tests/bench/run.sh
+
+build: ## Build the release binary
+	@driver-tests/tools/build.sh
+
+install: ## Install binary, man pages and completions below PREFIX (after: make build)
+	@test -x $(BIN) || { echo 'error: $(BIN) is missing: run make build first' >&2; exit 1; }
+	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/reflinkd
+	install -d $(SHARE)/man/man1 $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
+		$(SHARE)/fish/vendor_completions.d
+	$(BIN) man $(SHARE)/man/man1
+	$(BIN) completions bash >$(SHARE)/bash-completion/completions/reflinkd
+	$(BIN) completions zsh >$(SHARE)/zsh/site-functions/_reflinkd
+	$(BIN) completions fish >$(SHARE)/fish/vendor_completions.d/reflinkd.fish
+
+uninstall: ## Remove what install put below PREFIX
+	rm -f $(DESTDIR)$(PREFIX)/bin/reflinkd $(SHARE)/man/man1/reflinkd*.1 \
+		$(SHARE)/bash-completion/completions/reflinkd $(SHARE)/zsh/site-functions/_reflinkd \
+		$(SHARE)/fish/vendor_completions.d/reflinkd.fish
+
+clean: ## End what the demo and bench left, destroy the demo's pool, remove target/
+	@driver-tests/tools/clean.sh

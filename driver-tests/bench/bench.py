@@ -1,0 +1,300 @@
+#!/usr/bin/env python3
+"""Measure this project, the limits and the peers in one run, on one filesystem.
+
+    bench.py --work DIR [--binary REFLINKD] [--rows REFLINKD-BENCH] [--scale 1.0] [--no-peers]
+
+Prints a table and writes DIR/results.json:
+
+    {"machine": {...}, "image": {...}, "floor": {...},
+     "rows": [{"row": "create", "unit": "ms", "limit": 3.2, "ours": 9.8, "peers": {"docker btrfs": 107.0}}],
+     "failures": [{"who": "podman btrfs", "row": "load", "error": "..."}]}
+
+What fails is in `failures`, and its cell of the table says so. Without --binary only limits and
+peers are measured. REFLINKD-BENCH is called with a directory on the filesystem and prints an
+array of {"row", "ours_ms", "limit_ms"}: those rows are taken over. Status 1 if one of our own
+measurements failed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import make_image
+import measure
+import peers
+from measure import Failed, Ran, median, repeat, sync
+
+GIB = 1 << 30
+MANY, WORKERS = 1000, 32
+ORDER = ("load", "load, peak memory", "create", "rm", "ps -s, one container", "ps -s, 1,000 containers",
+         "1,000 creates, 32 processes")
+
+
+class Results:
+    """The rows so far. A failure takes a cell's place; it never ends the run."""
+
+    def __init__(self):
+        self.rows, self.failures = {}, []
+
+    def row(self, name, unit="ms"):
+        return self.rows.setdefault(name, {"row": name, "unit": unit, "limit": None, "ours": None, "peers": {}})
+
+    def put(self, name, who, value, unit="ms"):
+        row = self.row(name, unit)
+        if who in ("ours", "limit"):
+            row[who] = value
+        else:
+            row["peers"][who] = value
+
+    def fail(self, who, name, error):
+        self.row(name)
+        self.failures.append({"who": who, "row": name, "error": str(error)})
+
+    def failed(self, who, name):
+        return any(f["who"] == who and f["row"] == name for f in self.failures)
+
+    def ordered(self):
+        return sorted(self.rows.values(), key=lambda r: ORDER.index(r["row"]) if r["row"] in ORDER else len(ORDER))
+
+
+def say(text):
+    print(f"   {text}", flush=True)
+
+
+class Ours:
+    """The command line of this project, with a root of its own on the filesystem."""
+
+    name = "ours"
+    archive = "docker.tar"
+
+    def __init__(self, binary, root):
+        self.client = [binary, "--root", root]
+
+    def __enter__(self):
+        Ran([*self.client, "init"])
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def load(self, archive):
+        return Ran([*self.client, "load", "-i", archive])
+
+    def unload(self):
+        Ran([*self.client, "rmi", "bench"])
+        Ran([*self.client, "gc"])
+
+    def create(self, name):
+        return Ran([*self.client, "create", "--image", "bench", name])
+
+    def remove(self, *names):
+        return Ran([*self.client, "rm", *names])
+
+    def sizes(self, _name=None):
+        return Ran([*self.client, "ps", "-s"])
+
+
+def everyday(results, who, mount, most):
+    """create, ps -s with one container, rm: the rows that each contender has."""
+    def pair(number):
+        name = f"bench{number}"
+        sync(mount)
+        made = who.create(name).ms
+        return made, who.remove(name).ms
+
+    times = repeat(pair, most)
+    results.put("create", who.name, median([made for made, _ in times]))
+    results.put("rm", who.name, median([gone for _, gone in times]))
+    who.create("one")
+    sync(mount)
+    results.put("ps -s, one container", who.name, median(repeat(lambda _: who.sizes("one").ms, 10)))
+    who.remove("one")
+
+
+def measure_peer(results, peer, image, mount):
+    say(f"{peer.name} ...")
+    row = "start"
+    try:
+        with peer:
+            row = "load"
+            archive = os.path.join(image, peer.archive)
+            measure.warm(archive)
+            sync(mount)
+            results.put("load", peer.name, peer.load(archive).ms)
+            row = "create"
+            everyday(results, peer, mount, most=10)
+    except (Failed, OSError, subprocess.SubprocessError) as error:
+        results.fail(peer.name, row, error)
+        say(f"{peer.name}: {row} FAILED: {error}")
+
+
+def measure_ours(results, ours, image, mount):
+    say("reflinkd ...")
+    row = "load"
+    try:
+        with ours:
+            archive = os.path.join(image, ours.archive)
+            measure.warm(archive)
+
+            def load(number):
+                if number:
+                    ours.unload()
+                sync(mount)
+                return ours.load(archive)
+
+            loads = repeat(load, 3, seconds=120)
+            results.put("load", "ours", median([ran.ms for ran in loads]))
+            results.put("load, peak memory", "ours", max(ran.peak for ran in loads) / 1e6, "MB")
+            row = "create"
+            everyday(results, ours, mount, most=30)
+            row = "1,000 creates, 32 processes"
+            names = [f"many{number}" for number in range(MANY)]
+            sync(mount)
+            start = measure.time.monotonic()
+            with ThreadPoolExecutor(WORKERS) as pool:
+                list(pool.map(ours.create, names))
+            results.put(row, "ours", (measure.time.monotonic() - start) * 1000)
+            row = "ps -s, 1,000 containers"
+            sync(mount)
+            results.put(row, "ours", median(repeat(lambda _: ours.sizes().ms, 10)))
+            row = "rm"
+            ours.remove(*names)
+    except (Failed, OSError) as error:
+        results.fail("ours", row, error)
+        say(f"reflinkd: {row} FAILED: {error}")
+
+
+def measure_limits(results, image, mount):
+    say("the limits: tar -x, decompression and sha256; raw ioctls ...")
+    directory = os.path.join(mount, "limits")
+    os.mkdir(directory)
+    tree = os.path.join(directory, "tree")
+    subprocess.run(["btrfs", "-q", "subvolume", "create", tree], check=True)
+    floor = measure.load_floor(image, tree)
+    raw = measure.raw_limits(tree, os.path.join(directory, "raw"), parallel=MANY, workers=WORKERS)
+    results.put("load", "limit", floor["overlapped_ms"])
+    results.put("create", "limit", raw["create"])
+    results.put("rm", "limit", raw["rm"])
+    results.put("1,000 creates, 32 processes", "limit", raw["parallel"])
+    return floor
+
+
+def measure_rows(results, program, root):
+    """The rows of the Rust bench, which measures in process."""
+    say("in process ...")
+    try:
+        for row in json.loads(Ran([program, root]).text):
+            results.put(row["row"], "ours", row["ours_ms"])
+            results.put(row["row"], "limit", row.get("limit_ms"))
+            results.rows[row["row"]].update({k: v for k, v in row.items() if k not in ("row", "ours_ms", "limit_ms")})
+    except (Failed, OSError, ValueError, KeyError) as error:
+        results.fail("ours", "in process", error)
+
+
+def number(value):
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def table(results, names):
+    """The table, one line a row: a value, and in brackets how many times ours it is."""
+    head = ["", "unit", "reflinkd", "limit", "x limit", *names]
+    lines = [head]
+    for row in results.ordered():
+        ours, limit = row["ours"], row["limit"]
+        cells = [row["row"], row["unit"], "failed" if results.failed("ours", row["row"]) else number(ours), number(limit),
+                 f"{ours / limit:.2f}" if ours and limit else "-"]
+        for name in names:
+            value = row["peers"].get(name)
+            failed = any(results.failed(name, r) for r in (row["row"], "start"))
+            ratio = f" ({value / ours:.1f}x)" if value and ours else ""
+            cells.append("failed" if failed and value is None else number(value) + ratio)
+        lines.append(cells)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    rendered = []
+    for index, line in enumerate(lines):
+        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        rendered.append("| " + " | ".join(cells) + " |")
+        if index == 0:
+            rendered.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(rendered)
+
+
+def image_in(work, scale):
+    """The bench image, made once per scale."""
+    directory = os.path.join(work, f"image-{scale:g}")
+    summary = os.path.join(directory, "summary.json")
+    if not os.path.exists(summary):
+        say(f"writing the image (about a minute at scale 1): {directory}")
+        shutil.rmtree(directory, ignore_errors=True)
+        make_image.make(directory, scale)
+    with open(summary, encoding="utf-8") as file:
+        return directory, json.load(file)
+
+
+def version(*command):
+    """The first line that COMMAND says of itself, or why it doesn't."""
+    try:
+        return Ran(list(command)).text.splitlines()[0]
+    except (Failed, OSError, IndexError) as error:
+        return f"unknown ({error})"
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", required=True, help="directory for image, filesystem and results")
+    parser.add_argument("--binary", help="the reflinkd to measure")
+    parser.add_argument("--rows", help="a program that prints rows measured in process")
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the image")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--no-quotas", action="store_true", help="leave simple quotas off")
+    return parser.parse_args()
+
+
+def main():
+    chosen = options()
+    # A signal ends the run through the context managers, which stop daemons and unmount.
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda *_: sys.exit(130))
+    work = os.path.abspath(chosen.work)
+    os.makedirs(work, exist_ok=True)
+    image, summary = image_in(work, chosen.scale)
+    results = Results()
+    with measure.Filesystem(work, 64 * GIB, not chosen.no_quotas) as filesystem:
+        say(f"one Btrfs filesystem on {filesystem.device}, quotas: {filesystem.quotas}")
+        floor = measure_limits(results, image, filesystem.mount)
+        if chosen.binary:
+            measure_ours(results, Ours(chosen.binary, os.path.join(filesystem.mount, "ours")), image, filesystem.mount)
+        if chosen.rows:
+            measure_rows(results, chosen.rows, os.path.join(filesystem.mount, "rows"))
+        contenders = [] if chosen.no_peers else peers.all_peers(filesystem.mount)
+        for peer in contenders:
+            measure_peer(results, peer, image, filesystem.mount)
+        machine = {"kernel": platform.release(), "cpus": os.cpu_count(), "quotas": filesystem.quotas,
+                   "load": os.getloadavg()[0]}
+    if contenders:
+        machine.update(docker=version("/usr/bin/docker", "--version"), podman=version("/usr/bin/podman", "--version"),
+                       containerd=version("/usr/bin/containerd", "--version"))
+    path = os.path.join(work, "results.json")
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"machine": machine, "image": summary, "floor": floor, "rows": results.ordered(),
+                   "failures": results.failures}, file, indent=2)
+    print(f"\n{table(results, [peer.name for peer in contenders])}\n")
+    say(f"image: {summary['entries']:,} entries, {summary['files']:,} files, {summary['plain'] / 1e9:.2f} GB; "
+        + ", ".join(f"{key} {value}" for key, value in machine.items()))
+    say("floor of a load: " + ", ".join(f"{key[:-3]} {number(value)} ms" for key, value in floor.items()))
+    for failure in results.failures:
+        print(f"   FAILED {failure['who']}, {failure['row']}: {failure['error']}")
+    say(f"as JSON: {path}")
+    return 1 if any(failure["who"] == "ours" for failure in results.failures) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""What the rows of `make bench` are measured with: a loop filesystem, whole processes, and
+the raw ioctls that are the limit of create and rm.
+
+Times are milliseconds of wall time, sizes bytes. The ioctl numbers and structures are those
+of linux/btrfs.h.
+"""
+
+import ctypes
+import hashlib
+import os
+import queue
+import statistics
+import struct
+import subprocess
+import tarfile
+import tempfile
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+SNAP_CREATE_V2 = 0x50009417  # _IOW(0x94, 23, struct btrfs_ioctl_vol_args_v2), 4096 bytes
+SNAP_DESTROY = 0x5000940F    # _IOW(0x94, 15, struct btrfs_ioctl_vol_args), 4096 bytes
+QUOTA_CTL = 0xC0109428       # _IOWR(0x94, 40, struct btrfs_ioctl_quota_ctl_args), 16 bytes
+ENABLE_SIMPLE = 4            # BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA, Linux 6.7
+
+
+class Failed(Exception):
+    """A command that was measured and didn't succeed, with the end of what it said."""
+
+
+class Ran:
+    """One whole process: `ms` of wall time, `peak` resident bytes, and what it printed."""
+
+    def __init__(self, command, env=None):
+        # Files, not pipes: nothing of this process's own reading is in the time.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            start = time.monotonic()
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env)
+            _, status, usage = os.wait4(process.pid, 0)
+            self.ms = (time.monotonic() - start) * 1000
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self.peak = usage.ru_maxrss * 1024
+            self.text, errors = (self._all(file) for file in (out, err))
+        if process.returncode:
+            last = " / ".join((errors or self.text).strip().splitlines()[-3:])
+            raise Failed(f"`{' '.join(command)}` ended with status {process.returncode}: {last[-500:]}")
+
+    @staticmethod
+    def _all(file):
+        file.seek(0)
+        return file.read().decode(errors="replace").strip()
+
+
+def repeat(once, most=20, seconds=30.0, least=3):
+    """The results of ONCE(n), MOST times or until SECONDS are over, at LEAST so often."""
+    results, end = [], time.monotonic() + seconds
+    for number in range(most):
+        results.append(once(number))
+        if time.monotonic() > end and len(results) >= least:
+            break
+    return results
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def sync(path):
+    subprocess.run(["sync", "--file-system", path], check=True)
+
+
+def warm(path):
+    """Read PATH into the page cache, so that no contender pays for the disk."""
+    with open(path, "rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+
+
+class Filesystem:
+    """A Btrfs filesystem in a sparse file, on a loop device, mounted until the block ends."""
+
+    def __init__(self, directory, size, simple_quotas):
+        self.file = os.path.join(directory, "filesystem")
+        self.mount = os.path.join(directory, "mnt")
+        self.size, self.simple_quotas = size, simple_quotas
+        self.device = None
+
+    def __enter__(self):
+        os.makedirs(self.mount, exist_ok=True)
+        try:
+            with open(self.file, "wb") as file:
+                file.truncate(self.size)
+            subprocess.run(["mkfs.btrfs", "--quiet", self.file], check=True, capture_output=True)
+            self.device = subprocess.run(["losetup", "--find", "--show", "--direct-io=on", self.file], check=True,
+                                         capture_output=True, text=True).stdout.strip()
+            subprocess.run(["mount", "-t", "btrfs", self.device, self.mount], check=True)
+            self.quotas = "simple" if self.simple_quotas and self._enable_simple() else "none"
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _enable_simple(self):
+        fd = os.open(self.mount, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            ioctl(fd, QUOTA_CTL, bytearray(struct.pack("QQ", ENABLE_SIMPLE, 0)))
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def __exit__(self, *_):
+        with open("/proc/self/mountinfo", encoding="utf-8") as file:
+            points = [line.split()[4] for line in file]
+        # What a contender left mounted, deepest first, then the filesystem itself.
+        for point in sorted((p for p in points if p == self.mount or p.startswith(self.mount + "/")), reverse=True):
+            for _ in range(50):
+                if subprocess.run(["umount", point], capture_output=True).returncode == 0:
+                    break
+                time.sleep(0.1)
+        if self.device:
+            subprocess.run(["losetup", "--detach", self.device], check=False)
+        if os.path.exists(self.file):
+            os.remove(self.file)
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def ioctl(fd, request, argument):
+    """ioctl(2) without the interpreter's lock: fcntl.ioctl keeps it, and threads would queue."""
+    if LIBC.ioctl(ctypes.c_int(fd), ctypes.c_ulong(request), (ctypes.c_char * len(argument)).from_buffer(argument)) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def volume_args(fd, name):
+    """struct btrfs_ioctl_vol_args_v2: fd, transid, flags, 4 x u64, name[4040]."""
+    return bytearray(struct.pack("<qQQ32x4040s", fd, 0, 0, name.encode()))
+
+
+def snapshot(source, parent, name):
+    """The raw ioctl: SOURCE (a descriptor) as NAME below PARENT (a directory's path)."""
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        ioctl(fd, SNAP_CREATE_V2, volume_args(source, name))
+    finally:
+        os.close(fd)
+
+
+def destroy(parent, name):
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        ioctl(fd, SNAP_DESTROY, bytearray(struct.pack("<q4088s", 0, name.encode())))
+    finally:
+        os.close(fd)
+
+
+def raw_limits(tree, directory, count=30, parallel=1000, workers=32):
+    """Medians of the raw ioctls on TREE, a subvolume: {create, rm, parallel} in ms.
+
+    Each snapshot has a parent directory of its own, so that those of several threads share
+    one commit of the transaction: the best that the kernel offers.
+    """
+    source = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        def timed(call, *arguments):
+            start = time.monotonic()
+            call(*arguments)
+            return (time.monotonic() - start) * 1000
+
+        parents = [os.path.join(directory, str(number)) for number in range(max(count, parallel))]
+        for parent in parents:
+            os.makedirs(parent)
+        sync(directory)
+        create = [timed(snapshot, source, parent, "fs") for parent in parents[:count]]
+        remove = [timed(destroy, parent, "fs") for parent in parents[:count]]
+        sync(directory)
+        start = time.monotonic()
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda parent: snapshot(source, parent, "fs"), parents[:parallel]))
+        together = (time.monotonic() - start) * 1000
+        for parent in parents[:parallel]:
+            destroy(parent, "fs")
+    finally:
+        os.close(source)
+    return {"create": median(create), "rm": median(remove), "parallel": together}
+
+
+def decode(archive):
+    """Decompress and hash every layer of ARCHIVE (`docker save` form): both digests of each."""
+    digests = []
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if not member.name.endswith("/layer.tar"):
+                continue
+            packed, plain = hashlib.sha256(), hashlib.sha256()
+            chunks = queue.Queue(8)
+
+            def hash_plain(plain=plain, chunks=chunks):
+                while (chunk := chunks.get()) is not None:
+                    plain.update(chunk)
+
+            hasher = threading.Thread(target=hash_plain)
+            hasher.start()
+            inflate = zlib.decompressobj(31)
+            with tar.extractfile(member) as file:
+                while chunk := file.read(1 << 18):
+                    packed.update(chunk)
+                    chunks.put(inflate.decompress(chunk))
+            chunks.put(inflate.flush())
+            chunks.put(None)
+            hasher.join()
+            digests.append((packed.hexdigest(), plain.hexdigest()))
+    return digests
+
+
+def load_floor(image, tree):
+    """The least that a load can be: `tar -x` of the plain layers into TREE, decompression and
+    sha256. Each alone, and both at once; the last is the limit (ms)."""
+    layers = sorted(os.path.join(image, name) for name in os.listdir(image) if name.startswith("layer"))
+    for path in [*layers, os.path.join(image, "docker.tar")]:
+        warm(path)
+    script = " && ".join(f"tar -xpf '{layer}' --numeric-owner -C '{tree}'" for layer in layers)
+    unpack = ["sh", "-c", f"{script} && sync --file-system '{tree}'"]
+    decoder = ["python3", "-B", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import measure; measure.decode(sys.argv[2])",
+               os.path.dirname(os.path.abspath(__file__)), os.path.join(image, "docker.tar")]
+    tar_ms = Ran(unpack).ms
+    decode_ms = Ran(decoder).ms
+    # Into an empty tree again, for the overlapped run.
+    subprocess.run(["find", tree, "-mindepth", "1", "-delete"], check=True)
+    sync(tree)
+    start = time.monotonic()
+    other = subprocess.Popen(decoder)
+    Ran(unpack)
+    if other.wait():
+        raise Failed("decompressing the layers failed")
+    return {"tar_ms": tar_ms, "decode_ms": decode_ms, "overlapped_ms": (time.monotonic() - start) * 1000}

@@ -1,0 +1,57 @@
+#!/bin/bash
+# Behind `make bench`: installs the peers, builds the release binary, measures all of them.
+# Never part of a test: a shared machine's numbers are only good for ratios.
+#
+#   BENCH_FLAGS     more flags for bench.py, such as: --scale 0.1 --no-peers
+
+. "$(dirname "$0")/../tools/lib.sh"
+
+here=$(cd "$(dirname "$0")" && pwd)
+need_root "the benchmark" bench
+find_cargo
+need_compiler
+need_packages btrfs-progs python3
+
+# The peers' own services stay off: the benchmark starts them itself, on its own data roots.
+# policy-rc.d keeps the install from starting them, disabling keeps the next boot from it.
+policy=/usr/sbin/policy-rc.d
+fresh=()
+for package in docker.io podman containerd; do installed "$package" || fresh+=("$package"); done
+if [ ${#fresh[@]} -gt 0 ]; then
+    mine=
+    if [ ! -e "$policy" ]; then
+        mine=1
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    need_packages "${fresh[@]}" runc
+    [ -z "$mine" ] || rm -f "$policy"
+    trap - EXIT
+    if [ -d /run/systemd/system ]; then
+        for package in "${fresh[@]}"; do
+            case $package in
+            docker.io) systemctl disable --quiet docker.service docker.socket || true ;;
+            containerd) systemctl disable --quiet containerd.service || true ;;
+            esac
+        done
+        note "their services are installed but disabled"
+    fi
+fi
+for module in loop btrfs overlay; do modprobe "$module" 2>/dev/null || true; done
+
+cd "$top"
+step "Build the release binary"
+run "$cargo" build --release --locked --bins --examples
+give_back
+flags=(--work "$target/bench" --binary "$target/release/reflinkd")
+for rows in "$target/release/reflinkd-bench" "$target/release/examples/reflinkd-bench"; do
+    if [ -x "$rows" ]; then
+        flags+=(--rows "$rows")
+        break
+    fi
+done
+
+step "Measure"
+# shellcheck disable=SC2086 # flags are words
+exec python3 -B "$here/bench.py" "${flags[@]}" ${BENCH_FLAGS:-}

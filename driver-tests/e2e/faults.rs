@@ -1,0 +1,174 @@
+//! Full disks, signals, and what dead processes leave.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::image::{Packing, TestImage};
+use crate::support::{MB, MIB, QuotaSetup, random_bytes, reflinkd_command, run};
+use crate::world::{World, bytes};
+
+/// An image whose load takes a while: many small files.
+fn slow_image(files: usize) -> TestImage {
+    let names: Vec<_> = (0..files).map(|n| format!("d{}/f{n}", n % 97)).collect();
+    let entries: Vec<(&str, &[u8])> =
+        names.iter().map(|name| (name.as_str(), &b"some content of a small file\n"[..])).collect();
+    TestImage::new("slow").files(Packing::Gzip, &[("base", b"base")]).files(Packing::Gzip, &entries)
+}
+
+/// Start a load and send it a signal while its second layer is being unpacked.
+fn signal_a_load(world: &World, path: &str, signal: Signal) -> std::process::ExitStatus {
+    let mut load = reflinkd_command(world.root(), &["load", "-q", path])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("spawn");
+    let begun = Instant::now();
+    // The base layer, the second layer's draft and its work tree: three places.
+    while world.places() < 3 && begun.elapsed() < Duration::from_secs(30) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(load.try_wait().expect("wait").is_none(), "the load was over before it could be stopped");
+    kill_process(Pid::from_raw(load.id().try_into().expect("pid")).expect("pid"), signal).expect("kill");
+    load.wait().expect("wait")
+}
+
+#[test]
+fn an_interrupted_load_leaves_nothing() {
+    let world = World::simple();
+    world.ok(&["images"]);
+    let path = world.files.path().join("slow.tar");
+    slow_image(60_000).write_archive(&path);
+    let path = path.to_str().expect("UTF-8");
+    for signal in [Signal::INT, Signal::TERM] {
+        let status = signal_a_load(&world, path, signal);
+        assert_eq!(status.code(), Some(130), "{signal:?}");
+        assert_eq!((world.places(), world.subvolumes().len()), (0, 0), "{signal:?}");
+        assert!(world.rows(&["images"]).is_empty());
+    }
+}
+
+#[test]
+fn a_killed_load_is_cleared_up_by_the_next_command_that_writes() {
+    let world = World::simple();
+    world.ok(&["images"]);
+    let path = world.files.path().join("slow.tar");
+    slow_image(60_000).write_archive(&path);
+    let path = path.to_str().expect("UTF-8");
+    let status = signal_a_load(&world, path, Signal::KILL);
+    assert_eq!(status.signal(), Some(9));
+    assert!(world.places() > 0, "it was killed in the middle");
+    // A command that only reads removes nothing, and shows no half-made image.
+    let places = world.places();
+    assert!(world.rows(&["images"]).is_empty());
+    assert_eq!(world.places(), places);
+    let named = world.rows(&["gc", "--dry-run"]);
+    assert!(
+        named.iter().any(|row| row["type"] == "tree") && named.iter().any(|row| row["type"] == "layer"),
+        "{named:#?}"
+    );
+    assert_eq!(world.places(), places, "a dry run removes nothing");
+    world.ok(&["gc"]);
+    assert_eq!((world.places(), world.subvolumes().len()), (0, 0));
+    assert_eq!(bytes(&world.row(&["df"], "total"), "size"), 0);
+    // And a load after another killed one succeeds.
+    signal_a_load(&world, path, Signal::KILL);
+    world.ok(&["load", "-q", path]);
+    assert_eq!(world.places(), 2);
+    // The same after a reboot.
+    world.ok(&["rmi", "slow"]);
+    signal_a_load(&world, path, Signal::KILL);
+    world.fs.remount("rw");
+    world.ok(&["gc"]);
+    assert_eq!((world.places(), world.subvolumes().len()), (0, 0));
+}
+
+#[test]
+fn a_load_that_runs_out_of_room_leaves_nothing() {
+    for mode in [QuotaSetup::Simple, QuotaSetup::None] {
+        let world = World::of_size(300 * MIB, mode).with_base();
+        let (places, subvolumes) = (world.places(), world.subvolumes());
+        let image = TestImage::new("big")
+            .files(Packing::Plain, &[("fits", &random_bytes(20 * MB))])
+            .files(Packing::Plain, &[("too-big", &random_bytes(400 * MB))]);
+        let path = world.files.path().join("big.tar");
+        image.write_archive(&path);
+        let error = world.fails(&["load", "-q", path.to_str().expect("UTF-8")]);
+        assert!(error.contains("cannot load image big") && error.contains("too-big"), "{error}");
+        assert!(error.contains("No space left on device"), "{error}");
+        assert_eq!((world.places(), world.subvolumes()), (places, subvolumes));
+        world.ok(&["gc"]);
+        world.ok(&["create", "--image", "base", "c"]);
+    }
+}
+
+#[test]
+fn removing_works_with_no_byte_free() {
+    for mode in [QuotaSetup::Simple, QuotaSetup::Full, QuotaSetup::None] {
+        let world = World::of_size(400 * MIB, mode).with_base();
+        world.load(&TestImage::new("spare").files(Packing::Plain, &[("x", &random_bytes(10 * MB))]));
+        for name in ["a", "b", "full"] {
+            world.ok(&["create", "--image", "base", name]);
+        }
+        let tree = world.tree("full");
+        // In large pieces, then in ever smaller ones, until nothing goes in: data first, metadata by inline files.
+        for (count, size) in [(10_000, MB), (10_000, 4096), (200_000, 1500)] {
+            for n in 0..count {
+                let path = tree.join(format!("fill-{size}-{n}"));
+                let size = usize::try_from(size).expect("small");
+                if fs::write(&path, vec![7; size])
+                    .and_then(|()| if size > 100_000 { fs::File::open(&path)?.sync_all() } else { Ok(()) })
+                    .is_err()
+                {
+                    break;
+                }
+            }
+            let _ = std::process::Command::new("sync").arg("-f").arg(world.fs.path()).status();
+        }
+        assert!(fs::write(tree.join("one-more"), vec![7; 1 << 20]).is_err(), "the disk is full");
+        for args in [&["df"][..], &["ps"], &["rm", "a"], &["rmi", "spare"], &["gc"], &["rm", "full"], &["gc"]] {
+            let answer = world.ask(args);
+            assert_eq!(answer.status, Some(0), "{args:?} on a full disk: {}", answer.stderr);
+        }
+        assert_eq!(world.rows(&["ps"]).len(), 1, "b is left");
+        assert_eq!(world.rows(&["images"]).len(), 1, "base is left");
+        world.ok(&["create", "--image", "base", "c"]);
+        assert_eq!(world.rows(&["ps"]).len(), 2);
+        assert_eq!(world.places(), 4, "two layers, b and c");
+    }
+}
+
+#[test]
+fn a_reset_cut_short_is_settled() {
+    let world = World::simple().with_base();
+    world.ok(&["create", "--image", "base", "c"]);
+    let tree = world.tree("c");
+    fs::write(tree.join("mine"), "x").expect("write");
+    // As a kill between the two steps leaves it: a second tree beside the first.
+    let spare = tree.with_file_name("fs.new");
+    run("btrfs", &["subvolume", "snapshot", tree.to_str().expect("UTF-8"), spare.to_str().expect("UTF-8")]);
+    world.fs.remount("rw");
+    assert_eq!(world.rows(&["ps"]).len(), 1, "it is there all the time");
+    world.ok(&["gc"]);
+    assert!(!spare.exists());
+    assert_eq!(fs::read_to_string(tree.join("mine")).expect("read"), "x");
+    world.ok(&["reset", "c"]);
+    assert!(!tree.join("mine").exists());
+}
+
+#[test]
+fn strays_are_named_and_removed() {
+    let world = World::simple().with_base();
+    let stray = world.root().join("snapshots/00000000-0000-4000-8000-000000000000");
+    fs::create_dir(&stray).expect("mkdir");
+    run("btrfs", &["subvolume", "create", stray.join("fs").to_str().expect("UTF-8")]);
+    let named = world.rows(&["gc", "-n"]);
+    assert!(named.iter().any(|row| row["type"] == "place" && row["id"] == "00000000-0000-4000-8000-000000000000"));
+    assert!(stray.exists());
+    world.ok(&["gc"]);
+    assert!(!stray.exists());
+    assert_eq!(world.ok(&["gc", "-n"]), "nothing to remove");
+}

@@ -1,0 +1,160 @@
+//! Small filesystems of a test's own, mounted below the target directory.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Scratch, arg, require_root, run, scratch};
+
+/// What a Btrfs filesystem counts, set up as its owner would have, without our own code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum QuotaSetup {
+    None,
+    /// Simple quotas, on from the first moment.
+    Simple,
+    /// Full qgroups by `btrfs quota enable`.
+    Full,
+    /// Full qgroups that the kernel has marked inconsistent.
+    Inconsistent,
+}
+
+/// A mounted filesystem; unmounted and deleted when dropped.
+#[derive(Debug)]
+pub(crate) struct LoopFs {
+    mount: PathBuf,
+    // Dropped last, and with it the image.
+    scratch: Scratch,
+}
+
+impl LoopFs {
+    /// Btrfs of `size` bytes (sparse) with single metadata.
+    pub(crate) fn btrfs(size: u64, quota: QuotaSetup) -> Self {
+        let fs = Self::on_image("btrfs", size, &["mkfs.btrfs", "-q", "-m", "single"], "loop");
+        match quota {
+            QuotaSetup::None => {}
+            QuotaSetup::Simple => enable_simple_quotas(&fs.mount),
+            QuotaSetup::Full => enable_full_quotas(&fs.mount),
+            QuotaSetup::Inconsistent => {
+                enable_full_quotas(&fs.mount);
+                make_inconsistent(&fs.mount);
+            }
+        }
+        let claims = match quota {
+            QuotaSetup::None => None,
+            QuotaSetup::Simple => Some(("squota", "0")),
+            QuotaSetup::Full => Some(("qgroup", "0")),
+            QuotaSetup::Inconsistent => Some(("qgroup", "1")),
+        };
+        let found = fs.qgroup_fact("mode").zip(fs.qgroup_fact("inconsistent"));
+        let expected = claims.map(|(mode, inconsistent)| (mode.to_string(), inconsistent.to_string()));
+        assert_eq!(found, expected, "the kernel's quota mode is not the one asked for");
+        fs
+    }
+
+    /// ext4 of `size` bytes (sparse).
+    pub(crate) fn ext4(size: u64) -> Self {
+        Self::on_image("ext4", size, &["mkfs.ext4", "-q", "-F"], "loop")
+    }
+
+    /// tmpfs of at most `size` bytes.
+    pub(crate) fn tmpfs(size: u64) -> Self {
+        require_root();
+        let fs = Self::unmounted("tmpfs");
+        run("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "none", arg(&fs.mount)]);
+        fs
+    }
+
+    /// Where it is mounted; root:root.
+    pub(crate) fn path(&self) -> &Path {
+        &self.mount
+    }
+
+    /// The file below the loop device.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.scratch.path().join("image")
+    }
+
+    /// The mounted device, `/dev/loopN`.
+    pub(crate) fn device(&self) -> String {
+        run("findmnt", &["-n", "-o", "SOURCE", "--mountpoint", arg(&self.mount)]).trim().to_string()
+    }
+
+    /// A file of `/sys/fs/btrfs/UUID/qgroups`: `mode`, `inconsistent`; `None` without quotas.
+    pub(crate) fn qgroup_fact(&self, name: &str) -> Option<String> {
+        let text = fs::read_to_string(self.qgroups_dir().join(name)).ok()?;
+        Some(text.trim().to_string())
+    }
+
+    /// Where sysfs shows the qgroups: a directory `LEVEL_ID` for each.
+    pub(crate) fn qgroups_dir(&self) -> PathBuf {
+        let uuid = run("findmnt", &["-n", "-o", "UUID", "--mountpoint", arg(&self.mount)]);
+        Path::new("/sys/fs/btrfs").join(uuid.trim()).join("qgroups")
+    }
+
+    /// Reading no longer writes access times.
+    pub(crate) fn no_access_times(&self) {
+        run("mount", &["-o", "remount,noatime", arg(&self.mount)]);
+    }
+
+    /// Unmount and mount again, with further mount options.
+    pub(crate) fn remount(&self, options: &str) {
+        run("umount", &[arg(&self.mount)]);
+        run("mount", &["-o", &format!("loop,{options}"), arg(&self.image()), arg(&self.mount)]);
+    }
+
+    fn on_image(name: &str, size: u64, mkfs: &[&str], options: &str) -> Self {
+        require_root();
+        let fs = Self::unmounted(name);
+        File::create_new(fs.image()).and_then(|f| f.set_len(size)).expect("create the image file");
+        run(mkfs[0], &[&mkfs[1..], &[arg(&fs.image())]].concat());
+        // mount's own loop device detaches itself with the unmount, so that even a killed test leaks none
+        // once its mount is gone.
+        run("mount", &["-o", options, arg(&fs.image()), arg(&fs.mount)]);
+        fs
+    }
+
+    fn unmounted(name: &str) -> Self {
+        let scratch = scratch(name);
+        let mount = scratch.path().join("mnt");
+        fs::create_dir(&mount).expect("create the mount point");
+        Self { mount, scratch }
+    }
+}
+
+impl Drop for LoopFs {
+    fn drop(&mut self) {
+        let umount = |flags: &[&str]| {
+            let status = Command::new("umount").args(flags).arg(&self.mount).output();
+            status.is_ok_and(|output| output.status.success())
+        };
+        // Something may still have a file open when a test panics: then it goes when that is closed.
+        if !umount(&[]) {
+            umount(&["--lazy"]);
+        }
+    }
+}
+
+/// Btrfs-progs of Debian 12 has no `--simple`: this is `BTRFS_IOC_QUOTA_CTL` with
+/// `BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA` (linux/btrfs.h).
+fn enable_simple_quotas(mount: &Path) {
+    let script = "import fcntl,os,struct,sys\n\
+        fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0xc0109428, struct.pack('QQ', 4, 0))";
+    run("python3", &["-c", script, arg(mount)]);
+}
+
+fn enable_full_quotas(mount: &Path) {
+    run("btrfs", &["quota", "enable", arg(mount)]);
+    run("btrfs", &["quota", "rescan", "-w", arg(mount)]);
+}
+
+/// Assign a subvolume that shares data to a higher group and forbid the rescan that would need.
+fn make_inconsistent(mount: &Path) {
+    let (one, two) = (mount.join("one"), mount.join("two"));
+    run("btrfs", &["subvolume", "create", arg(&one)]);
+    fs::write(one.join("data"), super::random_bytes(1 << 20)).expect("write into a subvolume");
+    run("btrfs", &["qgroup", "create", "1/4000", arg(mount)]);
+    run("btrfs", &["filesystem", "sync", arg(mount)]);
+    run("btrfs", &["subvolume", "snapshot", "-i", "1/4000", arg(&one), arg(&two)]);
+    run("btrfs", &["filesystem", "sync", arg(mount)]);
+    run("btrfs", &["subvolume", "delete", arg(&one), arg(&two)]);
+}

@@ -1,0 +1,191 @@
+//! Which group a new tree is charged to, and how it gets there.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use super::{Btrfs, tree};
+use crate::backend::{Backend, GroupId, Leftover, QuotaMode, Tree};
+use crate::sys::btrfs::qgroup::{self, LimitOn};
+use crate::sys::btrfs::search::{self, QgroupInfo};
+use crate::sys::btrfs::{Inherit, subvol};
+use crate::{Context, Error, Kind, Result};
+
+/// `BTRFS_QGROUP_LEVEL_SHIFT`.
+const LEVEL_SHIFT: u32 = 48;
+
+/// How often to make a tree anew when its group or the quota mode vanishes under it.
+const ATTEMPTS: usize = 3;
+
+/// What a new tree is to be born with.
+struct Birth {
+    inherit: Option<Inherit>,
+    /// The level-1 group that it has to be a member of afterwards.
+    group: Option<u64>,
+    /// Whether that group was made for it.
+    made: bool,
+    /// Whether the subvolume's own group is to be limited afterwards (full quotas).
+    full: bool,
+}
+
+impl Btrfs {
+    /// The quota group of `id`.
+    pub(super) fn qgroup(&self, id: GroupId) -> u64 {
+        1 << LEVEL_SHIFT | u64::from(self.group_prefix) << 32 | u64::from(id.0)
+    }
+
+    /// All quota groups that are this store's.
+    pub(super) fn our_qgroups(&self) -> RangeInclusive<u64> {
+        self.qgroup(GroupId(0))..=self.qgroup(GroupId(u32::MAX))
+    }
+
+    /// This store's groups and what they are charged, in order.
+    pub(super) fn groups(&self) -> Result<Vec<(GroupId, QgroupInfo)>> {
+        let infos = self.qgroup_infos(self.our_qgroups())?;
+        // The lower half of a quota group's number is the id.
+        Ok(infos.into_iter().map(|info| (GroupId(info.id as u32), info)).collect())
+    }
+
+    /// Quota groups by their numbers; none if quotas are off.
+    pub(super) fn qgroup_infos(&self, ids: RangeInclusive<u64>) -> Result<Vec<QgroupInfo>> {
+        match search::qgroups(&self.fd, ids) {
+            Err(Errno::ENOENT) => Ok(Vec::new()),
+            other => other.context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2")),
+        }
+    }
+
+    /// Members and groups of quota groups by their numbers; none if quotas are off.
+    pub(super) fn qgroup_relations(&self, ids: RangeInclusive<u64>) -> Result<Vec<(u64, u64)>> {
+        match search::qgroup_relations(&self.fd, ids) {
+            Err(Errno::ENOENT) => Ok(Vec::new()),
+            other => other.context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2")),
+        }
+    }
+
+    /// Which of our groups the tree is a member of.
+    pub(super) fn group_of(&self, tree: &Tree) -> Result<Option<GroupId>> {
+        let root = tree.root();
+        let Some(fd) = tree::open_subvolume(&root)? else { return Ok(None) };
+        let call = || format!("BTRFS_IOC_GET_SUBVOL_INFO {}", root.display());
+        let id = subvol::get_subvol_info(&fd).context(call)?.id;
+        let ours = self.our_qgroups();
+        let groups = self.qgroup_relations(id..=id)?;
+        Ok(groups.into_iter().find(|(_, group)| ours.contains(group)).map(|(_, group)| GroupId(group as u32)))
+    }
+
+    pub(super) fn leftover_groups(&self, live: &BTreeSet<GroupId>) -> Result<Vec<Leftover>> {
+        let groups = self.groups()?.into_iter().filter(|(id, _)| !live.contains(id));
+        Ok(groups.map(|(group, info)| Leftover { group, charged: info.referenced }).collect())
+    }
+
+    /// Make the subvolume at `at` by `make`, charged to the group of `tree` and limited.
+    ///
+    /// A clean-up in another process may take the group of a tree for a leftover as long as the tree isn't there
+    /// yet, and older kernels then make the tree outside of any group. So its membership is proven afterwards:
+    /// a limit that doesn't hold must not go unnoticed.
+    pub(super) fn born(
+        &self,
+        tree: &Tree,
+        at: &Path,
+        limit: Option<u64>,
+        make: impl Fn(Option<Inherit>) -> Result<()>,
+    ) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let Some(birth) = self.birth(tree, limit)? else { continue };
+            if let Err(error) = make(birth.inherit) {
+                if self.vanished(&birth)? && error.kind() == Kind::NotFound {
+                    continue;
+                }
+                self.unmake(&birth);
+                return Err(error);
+            }
+            if self.is_member(at, &birth)? {
+                let limited = if birth.full { self.limit_own_group(at, limit) } else { Ok(()) };
+                return limited.inspect_err(|_| self.undo(at));
+            }
+            self.destroy_subvolume(at)?;
+        }
+        let message = format!("{}: its quota group is removed as often as it is made", at.display());
+        Err(Error::new(Kind::InUse, message).with_hint("let the other reflinkd process finish, then try again"))
+    }
+
+    /// Limit what only the subvolume at `at` refers to. A snapshot is born with the limit of its source, whatever
+    /// limit it was to inherit (btrfs_qgroup_inherit), so this also lifts one.
+    fn limit_own_group(&self, at: &Path, limit: Option<u64>) -> Result<()> {
+        let Some(fd) = tree::open_subvolume(at)? else { return Ok(()) };
+        let call = || format!("BTRFS_IOC_GET_SUBVOL_INFO {}", at.display());
+        let id = subvol::get_subvol_info(&fd).context(call)?.id;
+        match qgroup::limit(&self.fd, id, LimitOn::Exclusive, limit) {
+            // The snapshot's own commit came before the limit.
+            Ok(()) if limit.is_some() => self.sync(),
+            // Quotas were switched off meanwhile.
+            Err(Errno::ENOENT | Errno::ENOTCONN) if limit.is_none() => Ok(()),
+            other => other.context(|| format!("limit {}", at.display())),
+        }
+    }
+
+    /// Prepare group and limit for a new tree; `None` if the quota mode changed meanwhile.
+    fn birth(&self, tree: &Tree, limit: Option<u64>) -> Result<Option<Birth>> {
+        let plain = Birth { inherit: None, group: None, made: false, full: false };
+        match (self.mode()?, tree.group()) {
+            (QuotaMode::Simple, Some(id)) => self.simple_birth(self.qgroup(id), limit),
+            (QuotaMode::Full, _) => {
+                let inherit = limit.map(|_| Inherit { group: None, max_exclusive: limit });
+                Ok(Some(Birth { inherit, full: true, ..plain }))
+            }
+            _ if limit.is_none() => Ok(Some(plain)),
+            (QuotaMode::Simple, None) => {
+                Err(Error::new(Kind::Invalid, "a limit needs a group that the tree is charged to"))
+            }
+            (mode @ (QuotaMode::None | QuotaMode::Inconsistent), _) => Err(self.no_limits(mode)),
+        }
+    }
+
+    fn simple_birth(&self, group: u64, limit: Option<u64>) -> Result<Option<Birth>> {
+        let made = match qgroup::create(&self.fd, group) {
+            Ok(()) => true,
+            // A layer and the tree it was unpacked in share one.
+            Err(Errno::EEXIST) => false,
+            Err(Errno::ENOTCONN) => return Ok(None),
+            Err(e) => return Err(e).context(|| self.call("BTRFS_IOC_QGROUP_CREATE")),
+        };
+        let inherit = Some(Inherit { group: Some(group), max_exclusive: None });
+        let birth = Birth { inherit, group: Some(group), made, full: false };
+        let limited = limit.map_or(Ok(()), |_| qgroup::limit(&self.fd, group, LimitOn::Referenced, limit));
+        match limited {
+            Ok(()) => Ok(Some(birth)),
+            Err(Errno::ENOENT | Errno::ENOTCONN) => Ok(None),
+            Err(e) => {
+                self.unmake(&birth);
+                Err(e).context(|| self.call("BTRFS_IOC_QGROUP_LIMIT"))
+            }
+        }
+    }
+
+    /// Whether the group a tree was to be born into is gone.
+    fn vanished(&self, birth: &Birth) -> Result<bool> {
+        Ok(match birth.group {
+            Some(group) => self.qgroup_infos(group..=group)?.is_empty(),
+            None => false,
+        })
+    }
+
+    fn is_member(&self, at: &Path, birth: &Birth) -> Result<bool> {
+        let Some(group) = birth.group else { return Ok(true) };
+        let Some(fd) = tree::open_subvolume(at)? else { return Ok(false) };
+        let call = || format!("BTRFS_IOC_GET_SUBVOL_INFO {}", at.display());
+        let id = subvol::get_subvol_info(&fd).context(call)?.id;
+        Ok(self.qgroup_relations(id..=id)?.contains(&(id, group)))
+    }
+
+    /// Remove the group of a tree that didn't come to be, if it was made for it.
+    fn unmake(&self, birth: &Birth) {
+        if let (Some(group), true) = (birth.group, birth.made)
+            && let Err(error) = qgroup::remove(&self.fd, group)
+        {
+            tracing::warn!(%error, group, "cannot remove the quota group of a tree that failed");
+        }
+    }
+}

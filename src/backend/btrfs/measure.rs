@@ -1,0 +1,243 @@
+//! How large trees are.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Btrfs, tree};
+use crate::backend::{Backend, Measured, QuotaMode, SizeMethod, Tree, TreeSize, Want};
+use crate::sys::btrfs::search::{self, Change};
+use crate::sys::btrfs::subvol::{self, SubvolInfo};
+use crate::sys::btrfs::{BtrfsFd, SUBVOLUME_INODE};
+use crate::{Context, Result};
+
+impl Btrfs {
+    pub(super) fn measure_trees(&self, trees: &[&Tree], want: Want) -> Result<Measured> {
+        if want.sync {
+            self.sync()?;
+        }
+        let (method, charges) = match self.mode()? {
+            QuotaMode::Simple => (SizeMethod::SimpleQuota, self.simple_charges(trees)?),
+            QuotaMode::Full => (SizeMethod::Qgroup, self.exclusive_bytes(trees)?),
+            QuotaMode::None | QuotaMode::Inconsistent => (SizeMethod::Extents, None),
+        };
+        let count = |tree: &&Tree| self.count(tree);
+        let Some(charges) = charges else {
+            let sizes = trees.iter().map(|tree| {
+                let counts = count(tree)?;
+                Ok(TreeSize { charged: counts.charged, apparent: want.apparent.then_some(counts.apparent) })
+            });
+            return Ok(Measured { method: SizeMethod::Extents, sizes: sizes.collect::<Result<_>>()? });
+        };
+        let sizes = trees.iter().zip(charges).map(|(tree, charged)| {
+            let apparent = if want.apparent { Some(count(tree)?.apparent) } else { None };
+            Ok(TreeSize { charged, apparent })
+        });
+        Ok(Measured { method, sizes: sizes.collect::<Result<_>>()? })
+    }
+
+    /// What each tree's group is charged, beyond the root block that an untouched clone has. Members that are
+    /// destroyed count too: what they wrote may live on in a clone of the same group.
+    ///
+    /// `None` if one of them has no group on this filesystem: it was made while these quotas were off, so that
+    /// nobody is charged for what is in it, and only counting tells the truth.
+    fn simple_charges(&self, trees: &[&Tree]) -> Result<Option<Vec<u64>>> {
+        let groups: Option<Vec<u64>> = trees.iter().map(|tree| Some(self.qgroup(tree.group()?))).collect();
+        let Some(groups) = groups else { return Ok(None) };
+        let charges = self.charges(&groups, |info| info.referenced)?;
+        let own = |group| charges.get(group).map(|bytes| bytes.saturating_sub(self.nodesize));
+        Ok(groups.iter().map(own).collect())
+    }
+
+    /// What only this tree refers to, beyond its root block; subvolumes in it included.
+    /// `None` if one of them has no group.
+    fn exclusive_bytes(&self, trees: &[&Tree]) -> Result<Option<Vec<u64>>> {
+        let mut families = Vec::with_capacity(trees.len());
+        for tree in trees {
+            let id = info(&tree::open_tree(tree)?, tree)?.id;
+            let nested = self.descendants(id)?.into_iter().map(|d| d.child.id);
+            families.push(std::iter::once(id).chain(nested).collect::<Vec<_>>());
+        }
+        let all: Vec<u64> = families.iter().flatten().copied().collect();
+        let charges = self.charges(&all, |info| info.exclusive)?;
+        let sum = |family: &Vec<u64>| {
+            let bytes = family.iter().map(|id| charges.get(id)).sum::<Option<u64>>()?;
+            Some(bytes.saturating_sub(self.nodesize))
+        };
+        Ok(families.iter().map(sum).collect())
+    }
+
+    /// One number of each quota group, by one search from the lowest to the highest.
+    fn charges(&self, groups: &[u64], number: fn(&search::QgroupInfo) -> u64) -> Result<HashMap<u64, u64>> {
+        let (Some(first), Some(last)) = (groups.iter().min(), groups.iter().max()) else {
+            return Ok(HashMap::new());
+        };
+        Ok(self.qgroup_infos(*first..=*last)?.iter().map(|info| (info.id, number(info))).collect())
+    }
+
+    /// Count what was written into a tree since it was cloned, or ever if it is no clone.
+    fn count(&self, tree: &Tree) -> Result<Count> {
+        let born = info(&tree::open_tree(tree)?, tree)?;
+        let mut count = Count::new(if born.is_snapshot { Since::Clone(born) } else { Since::Ever });
+        self.count_in(born.id, &mut count, tree)?;
+        for descendant in self.descendants(born.id)? {
+            let id = descendant.child.id;
+            let Ok(root) = subvol::open_directory(&self.fd, id, SUBVOLUME_INODE) else { continue };
+            // What was made elsewhere before the clone and moved in is the tree's own, all of it. What was made
+            // in it may share older extents with it, which are what it was cloned with.
+            count.since = match info(&root, tree)? {
+                nested if nested.otransid < born.otransid => Since::Ever,
+                _ if born.is_snapshot => Since::Clone(born),
+                _ => Since::Ever,
+            };
+            self.count_in(id, &mut count, tree)?;
+        }
+        Ok(count)
+    }
+
+    fn count_in(&self, id: u64, count: &mut Count, tree: &Tree) -> Result<()> {
+        match search::changes(&self.fd, id, count.since.transid(), |change| count.add(&change)) {
+            // A nested subvolume that was removed while we looked.
+            Err(nix::errno::Errno::ENOENT) => Ok(()),
+            other => other.context(|| format!("BTRFS_IOC_TREE_SEARCH_V2 {}", tree.root().display())),
+        }
+    }
+}
+
+fn info(root: &BtrfsFd, tree: &Tree) -> Result<SubvolInfo> {
+    subvol::get_subvol_info(root).context(|| format!("BTRFS_IOC_GET_SUBVOL_INFO {}", tree.root().display()))
+}
+
+/// From when on what is written counts.
+#[derive(Debug, Clone, Copy)]
+enum Since {
+    Ever,
+    Clone(SubvolInfo),
+}
+
+impl Since {
+    /// The first transaction that counts: a clone holds all of the one that made it.
+    fn transid(self) -> u64 {
+        match self {
+            Self::Ever => 0,
+            Self::Clone(info) => info.otransid + 1,
+        }
+    }
+}
+
+/// Sums over the changes of a tree.
+#[derive(Debug)]
+struct Count {
+    since: Since,
+    /// Extents counted already: files share them by reflinks, subvolumes by snapshots.
+    extents: HashSet<u64>,
+    charged: u64,
+    apparent: u64,
+    /// The regular file whose items are coming, unless it is counted already: number and size.
+    file: Option<(u64, u64)>,
+}
+
+impl Count {
+    fn new(since: Since) -> Self {
+        Self { since, extents: HashSet::new(), charged: 0, apparent: 0, file: None }
+    }
+
+    fn add(&mut self, change: &Change) {
+        let first = self.since.transid();
+        match *change {
+            Change::Inode { inode, transid, size, links, mode, ctime } => {
+                self.file = None;
+                if mode & libc::S_IFMT != libc::S_IFREG || links == 0 {
+                    return;
+                }
+                // Reading moves the access time, and with it the transaction, but not the change time.
+                let changed = match self.since {
+                    Since::Ever => true,
+                    Since::Clone(info) => transid >= first && ctime >= info.otime,
+                };
+                if changed {
+                    self.apparent += size;
+                } else {
+                    self.file = Some((inode, size));
+                }
+            }
+            Change::Extent { inode, generation, address, bytes } if generation >= first => {
+                if self.extents.insert(address) {
+                    self.charged += bytes;
+                }
+                self.written(inode);
+            }
+            Change::Inline { inode, generation, bytes } if generation >= first => {
+                self.charged += bytes;
+                self.written(inode);
+            }
+            Change::Extent { .. } | Change::Inline { .. } => {}
+        }
+    }
+
+    /// Data of a file is new, whatever its times say: a clock may have been set back.
+    fn written(&mut self, inode: u64) {
+        if let Some((_, size)) = self.file.take_if(|(file, _)| *file == inode) {
+            self.apparent += size;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLONE: SubvolInfo = SubvolInfo { id: 300, is_snapshot: true, otransid: 10, otime: (1000, 5) };
+
+    fn file(inode: u64, transid: u64, ctime: (u64, u32)) -> Change {
+        Change::Inode { inode, transid, size: 100, links: 1, mode: libc::S_IFREG | 0o644, ctime }
+    }
+
+    fn extent(inode: u64, generation: u64, address: u64) -> Change {
+        Change::Extent { inode, generation, address, bytes: 4096 }
+    }
+
+    fn count(since: Since, changes: &[Change]) -> (u64, u64) {
+        let mut count = Count::new(since);
+        changes.iter().for_each(|change| count.add(change));
+        (count.charged, count.apparent)
+    }
+
+    #[test]
+    fn what_the_clone_was_made_with_is_not_counted() {
+        let old = [file(257, 10, (1000, 5)), extent(257, 10, 1 << 20)];
+        assert_eq!(count(Since::Clone(CLONE), &old), (0, 0));
+        assert_eq!(count(Since::Ever, &old), (4096, 100));
+    }
+
+    #[test]
+    fn one_new_extent_makes_a_whole_file_apparent() {
+        let changed = [file(257, 11, (1000, 6)), extent(257, 10, 1 << 20), extent(257, 11, 2 << 20)];
+        assert_eq!(count(Since::Clone(CLONE), &changed), (4096, 100));
+    }
+
+    #[test]
+    fn an_access_time_alone_is_no_change() {
+        assert_eq!(count(Since::Clone(CLONE), &[file(257, 12, (999, 0)), extent(257, 9, 1 << 20)]), (0, 0));
+    }
+
+    #[test]
+    fn data_written_under_a_clock_set_back_counts() {
+        let back = [file(257, 12, (1, 0)), extent(257, 12, 1 << 20), extent(257, 12, 2 << 20)];
+        assert_eq!(count(Since::Clone(CLONE), &back), (8192, 100));
+    }
+
+    #[test]
+    fn a_shared_extent_counts_once() {
+        let shared =
+            [file(257, 11, (2000, 0)), extent(257, 11, 1 << 20), file(258, 11, (2000, 0)), extent(258, 11, 1 << 20)];
+        assert_eq!(count(Since::Clone(CLONE), &shared), (4096, 200));
+    }
+
+    #[test]
+    fn unlinked_files_and_directories_have_no_apparent_size() {
+        let unlinked =
+            Change::Inode { inode: 257, transid: 11, size: 7, links: 0, mode: libc::S_IFREG, ctime: (2000, 0) };
+        let directory =
+            Change::Inode { inode: 258, transid: 11, size: 7, links: 1, mode: libc::S_IFDIR, ctime: (2000, 0) };
+        assert_eq!(count(Since::Clone(CLONE), &[unlinked, extent(257, 11, 1 << 20), directory]), (4096, 0));
+    }
+}

@@ -1,0 +1,112 @@
+//! What is left of removed trees, and giving it back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::Btrfs;
+use crate::backend::{Backend, GroupId, QuotaMode, Reclaimed};
+use crate::sys::btrfs::{qgroup, search, space};
+use crate::{Context, Result};
+
+/// How long to wait between two looks at the cleaner.
+const POLL: Duration = Duration::from_millis(20);
+
+impl Btrfs {
+    pub(super) fn reclaim_groups(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<Reclaimed> {
+        self.wait_for_cleaner(patience)?;
+        // The cleaner's last steps reach the charges with the next commit.
+        self.sync()?;
+        let groups = match self.mode()? {
+            QuotaMode::Simple => self.drop_groups(live)?,
+            QuotaMode::Full => self.drop_stale_subvolume_groups()?,
+            QuotaMode::None | QuotaMode::Inconsistent => 0,
+        };
+        let trimmed = match space::fitrim(&self.fd) {
+            Err(Errno::EOPNOTSUPP) => 0,
+            other => other.context(|| self.call("FITRIM"))?,
+        };
+        Ok(Reclaimed { groups, trimmed })
+    }
+
+    /// Wait until the subvolumes deleted by now are cleaned up, at most `patience`. Those that a process holds
+    /// open are not.
+    fn wait_for_cleaner(&self, patience: Duration) -> Result<()> {
+        let orphans = || search::orphans(&self.fd).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"));
+        let start = Instant::now();
+        let deleted = orphans()?;
+        if deleted.is_empty() {
+            return Ok(());
+        }
+        // Wakes the transaction thread, which wakes the cleaner; left alone it would do so every 30 s.
+        space::sync(&self.fd).context(|| self.call("BTRFS_IOC_SYNC"))?;
+        while !orphans()?.is_disjoint(&deleted) {
+            let Some(left) = patience.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) else { break };
+            std::thread::sleep(POLL.min(left));
+        }
+        Ok(())
+    }
+
+    /// Drop dead members that nothing is charged to, then the groups that are not live and have no member left.
+    /// A dead member that is still charged holds data that lives on in a clone of another group: it stays.
+    fn drop_groups(&self, live: &BTreeSet<GroupId>) -> Result<u64> {
+        let mut members: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for (group, member) in self.qgroup_relations(self.our_qgroups())? {
+            // Groups of a higher level that somebody put ours into are none of our members.
+            if member < group {
+                members.entry(group).or_default().push(member);
+            }
+        }
+        let mut dropped = 0;
+        for (id, info) in self.groups()? {
+            let mut left = 0_usize;
+            for member in members.remove(&info.id).unwrap_or_default() {
+                left += usize::from(!self.drop_member(member, info.id)?);
+            }
+            if left == 0 && !live.contains(&id) && self.remove_group(info.id)? {
+                dropped += 1;
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// Drop a subvolume's group if the subvolume is gone and nothing is charged to it; whether it is dropped.
+    fn drop_member(&self, member: u64, group: u64) -> Result<bool> {
+        let charged = self.qgroup_infos(member..=member)?.iter().any(|info| info.referenced > 0);
+        let exists = search::has_root(&self.fd, member).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))?;
+        if charged || exists {
+            return Ok(false);
+        }
+        match qgroup::unassign(&self.fd, member, group) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(e) => return Err(e).context(|| self.call("BTRFS_IOC_QGROUP_ASSIGN")),
+        }
+        self.remove_group(member)?;
+        Ok(true)
+    }
+
+    /// Remove a quota group; `false` if the kernel still needs it.
+    fn remove_group(&self, id: u64) -> Result<bool> {
+        match qgroup::remove(&self.fd, id) {
+            Ok(()) => Ok(true),
+            Err(Errno::ENOENT | Errno::EBUSY) => Ok(false),
+            Err(e) => Err(e).context(|| self.call("BTRFS_IOC_QGROUP_CREATE")),
+        }
+    }
+
+    /// Full quotas of kernels before 6.10 keep the level-0 group of each subvolume that ever was. Only those of
+    /// subvolumes that this process destroyed are known to be ours.
+    fn drop_stale_subvolume_groups(&self) -> Result<u64> {
+        let destroyed = self.destroyed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let mut dropped = 0;
+        for id in destroyed {
+            if search::has_root(&self.fd, id).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))? {
+                continue;
+            }
+            dropped += u64::from(self.remove_group(id)?);
+            self.destroyed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
+        }
+        Ok(dropped)
+    }
+}

@@ -1,0 +1,152 @@
+//! Making trees: empty, as clones, in the place of others; and what is nested in them.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use rustix::fs::{Mode, RenameFlags};
+
+use super::Btrfs;
+use crate::backend::{Access, Nested, Tree};
+use crate::sys::btrfs::{BtrfsFd, Create, search, subvol};
+use crate::{Context, Error, Kind, Result};
+
+/// Open the subvolume at `path`; `None` if there is nothing, or no directory around it.
+///
+/// # Errors
+/// `Damaged` if something else is there: it isn't ours, and stays untouched.
+pub(super) fn open_subvolume(path: &Path) -> Result<Option<BtrfsFd>> {
+    let foreign = || Error::new(Kind::Damaged, format!("{} is not a subvolume", path.display()));
+    let place = path.parent().unwrap_or(path);
+    match BtrfsFd::open(place).and_then(|place| place.open_at(name_of(path))) {
+        Ok(fd) if fd.is_subvolume().context(|| format!("stat {}", path.display()))? => Ok(Some(fd)),
+        Ok(_) => Err(foreign()),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::ENOENT) => Ok(None),
+            // A file, a symlink, another filesystem.
+            Some(libc::ENOTDIR | libc::ELOOP | libc::ENOTTY) => Err(foreign()),
+            // What is mounted there isn't the tree, and must not be taken for it.
+            Some(libc::EXDEV) => Err(Error::new(Kind::InUse, format!("something is mounted on {}", path.display()))
+                .with_hint(format!("umount {}", path.display()))),
+            _ => Err(Error::system(format!("open {}", path.display()), &e)),
+        },
+    }
+}
+
+/// Open a tree that has to be there.
+pub(super) fn open_tree(tree: &Tree) -> Result<BtrfsFd> {
+    let root = tree.root();
+    open_subvolume(&root)?.ok_or_else(|| Error::new(Kind::NotFound, format!("no tree at {}", root.display())))
+}
+
+/// Open the directory around a tree.
+pub(super) fn open_place(place: &Path) -> Result<BtrfsFd> {
+    BtrfsFd::open(place).map_err(|e| super::not_btrfs(place, &e))
+}
+
+/// The last component of a tree's path, which [`Tree`] made.
+pub(super) fn name_of(path: &Path) -> &std::ffi::OsStr {
+    path.file_name().unwrap_or_default()
+}
+
+impl Btrfs {
+    pub(super) fn create_tree(&self, tree: &Tree, limit: Option<u64>) -> Result<()> {
+        let root = tree.root();
+        let place = open_place(tree.place())?;
+        self.born(tree, &root, limit, |inherit| {
+            subvol::subvol_create(&place, name_of(&root), &Create { read_only: false, inherit })
+                .context(|| format!("create subvolume {}", root.display()))
+        })?;
+        let finish = || {
+            let fd = open_tree(tree)?;
+            // The kernel applies the umask and the caller's fsuid.
+            rustix::fs::fchown(fd.as_fd(), Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT))
+                .context(|| format!("chown {}", root.display()))?;
+            rustix::fs::fchmod(fd.as_fd(), Mode::from_raw_mode(0o755)).context(|| format!("chmod {}", root.display()))
+        };
+        finish().inspect_err(|_| self.undo(&root))
+    }
+
+    /// Make a clone of `from` at `at`, which is the root or the spare of `to`.
+    pub(super) fn clone_into(
+        &self,
+        from: &Tree,
+        to: &Tree,
+        at: &Path,
+        access: Access,
+        limit: Option<u64>,
+    ) -> Result<()> {
+        let source = open_tree(from)?;
+        self.refuse_nested(&source, &from.root())?;
+        let place = open_place(to.place())?;
+        let read_only = access == Access::ReadOnly;
+        self.born(to, at, limit, |inherit| {
+            subvol::snap_create(&source, &place, name_of(at), &Create { read_only, inherit }).or_else(|errno| {
+                if errno == Errno::ETXTBSY {
+                    return Err(super::destroy::active_swapfile(&source, &from.root(), Kind::Unsupported));
+                }
+                Err(errno).context(|| format!("snapshot {} as {}", from.root().display(), at.display()))
+            })
+        })?;
+        // Somebody may have made a subvolume since the first look; then the clone has an empty directory for it.
+        self.refuse_nested(&source, &from.root()).inspect_err(|_| self.undo(at))
+    }
+
+    pub(super) fn replace_tree(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
+        let (root, spare) = (fresh.root(), fresh.spare());
+        let old = open_tree(fresh)?;
+        let place = open_place(fresh.place())?;
+        self.destroy_subvolume(&spare)?;
+        self.clone_into(from, fresh, &spare, Access::Writable, limit)?;
+        // What its users locked can't be renamed either.
+        super::destroy::unlock(&old, &root).inspect_err(|_| self.undo(&spare))?;
+        rustix::fs::renameat_with(&place, name_of(&spare), &place, name_of(&root), RenameFlags::EXCHANGE)
+            .context(|| format!("exchange {} with {}", spare.display(), root.display()))
+            .inspect_err(|_| self.undo(&spare))?;
+        rustix::fs::fsync(&place).context(|| format!("fsync {}", fresh.place().display()))?;
+        self.destroy_subvolume(&spare)
+    }
+
+    /// Clear away what a failed step made; the failure itself is what the caller has to hear of.
+    pub(super) fn undo(&self, path: &Path) {
+        if let Err(error) = self.destroy_subvolume(path) {
+            tracing::warn!(%error, path = %path.display(), "cannot clear away a tree that failed");
+        }
+    }
+
+    fn refuse_nested(&self, source: &BtrfsFd, root: &Path) -> Result<()> {
+        let nested = self.nested_in(source, root)?;
+        if nested.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = nested.iter().take(5).map(|n| n.path.display().to_string()).collect();
+        let more = if nested.len() > names.len() { ", ..." } else { "" };
+        let message = format!("{} holds subvolumes of its own: {}{more}", root.display(), names.join(", "));
+        Err(Error::new(Kind::Unsupported, message).with_hint(
+            "a snapshot would have empty directories in their place: remove them or make them directories",
+        ))
+    }
+
+    /// Subvolumes inside the tree of root directory `tree`, parents before their children.
+    pub(super) fn nested_in(&self, tree: &BtrfsFd, path: &Path) -> Result<Vec<Nested>> {
+        let call = || format!("BTRFS_IOC_GET_SUBVOL_INFO {}", path.display());
+        let id = subvol::get_subvol_info(tree).context(call)?.id;
+        let mut paths = HashMap::from([(id, PathBuf::new())]);
+        let mut nested = Vec::new();
+        for descendant in self.descendants(id)? {
+            let (parent, child) = (descendant.parent, descendant.child);
+            let directory = match search::directory_path(&self.fd, parent, child.directory) {
+                Ok(directory) => directory,
+                // Removed while we looked.
+                Err(Errno::ENOENT) => continue,
+                Err(e) => return Err(e).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2")),
+            };
+            let Some(above) = paths.get(&parent) else { continue };
+            let path = above.join(directory).join(child.name);
+            paths.insert(child.id, path.clone());
+            nested.push(Nested { path });
+        }
+        Ok(nested)
+    }
+}

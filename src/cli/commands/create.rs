@@ -1,0 +1,45 @@
+use std::collections::BTreeMap;
+
+use super::{Output, format};
+use crate::engine::Engine;
+use crate::engine::container::CreateContainer;
+use crate::{Error, Kind, Result};
+
+/// Make a container from an image by snapshotting its top layer; prints its ID
+#[derive(clap::Args, Debug)]
+pub struct Create {
+    /// Image to start from: name, name:tag, or the beginning of an ID
+    #[arg(long, value_name = "IMAGE")]
+    image: String,
+    /// Most bytes the container may write itself (10G, 500MiB); its image doesn't count
+    #[arg(long, value_name = "BYTES", value_parser = format::parse_size)]
+    size_limit: Option<u64>,
+    /// Label, as key=value or key; may be given several times
+    #[arg(long = "label", short = 'l', value_name = "KEY=VALUE")]
+    labels: Vec<String>,
+    /// Name; made up if not given
+    name: Option<String>,
+}
+
+impl Create {
+    pub fn run(self, engine: &Engine, out: &mut Output) -> Result<()> {
+        let created = engine.create_container(CreateContainer {
+            name: self.name,
+            image: self.image,
+            size_limit: self.size_limit,
+            labels: self.labels.iter().map(|label| parse_label(label)).collect::<Result<BTreeMap<_, _>>>()?,
+        })?;
+        for warning in created.warnings {
+            out.warn(warning);
+        }
+        out.line(created.record.container().map_or("", |container| &container.id))
+    }
+}
+
+fn parse_label(label: &str) -> Result<(String, String)> {
+    let (key, value) = label.split_once('=').unwrap_or((label, ""));
+    if key.is_empty() {
+        return Err(Error::new(Kind::Invalid, format!("label {label:?} has no key")));
+    }
+    Ok((key.to_string(), value.to_string()))
+}

@@ -1,0 +1,16 @@
+use super::Output;
+use crate::Result;
+use crate::engine::Engine;
+
+/// Print the path of a container's root directory; nothing is mounted, it is there all the time
+#[derive(clap::Args, Debug)]
+pub struct Mount {
+    /// Name or ID of the container
+    name: String,
+}
+
+impl Mount {
+    pub fn run(self, engine: &Engine, out: &mut Output) -> Result<()> {
+        out.line(engine.container_root(&self.name)?.display())
+    }
+}

@@ -1,0 +1,268 @@
+//! Containers: writable clones of an image's topmost layer.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::{Engine, names, tree_at};
+use crate::backend::{Access, Guarantee, QuotaMode, Tree};
+use crate::store::{Container, Content, New, NewGroup, Owner, Record, TreeKind};
+use crate::sys::users;
+use crate::{Context, Error, Kind, Result};
+
+/// What a new container is to be.
+#[derive(Debug, Clone, Default)]
+pub struct CreateContainer {
+    /// Made up if `None`.
+    pub name: Option<String>,
+    /// Name or ID prefix of the image.
+    pub image: String,
+    /// Most bytes its writers may add; the image doesn't count.
+    pub size_limit: Option<u64>,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A container that was made, and what its user should know.
+#[derive(Debug, Clone)]
+pub struct Created {
+    pub record: Record,
+    pub warnings: Vec<String>,
+}
+
+impl Engine {
+    /// Make a container: a snapshot of the image's topmost layer, durable on return.
+    pub fn create_container(&self, wanted: CreateContainer) -> Result<Created> {
+        let said = wanted.name.clone();
+        self.create(wanted).context(|| match said {
+            Some(name) => format!("cannot create container {name}"),
+            None => "cannot create a container".to_string(),
+        })
+    }
+
+    fn create(&self, wanted: CreateContainer) -> Result<Created> {
+        if let Some(name) = &wanted.name {
+            names::check(name)?;
+        }
+        self.tidy()?;
+        self.guard_host()?;
+        let image = self.find_image(&wanted.image)?;
+        let warnings = self.check_limit(wanted.size_limit)?;
+        let container = Container {
+            id: names::random_id()?,
+            name: String::new(),
+            image_id: image.id.clone(),
+            image: self.name_for(&image, &wanted.image),
+            size_limit: wanted.size_limit,
+            labels: wanted.labels,
+        };
+        let draft = self.begin_container(wanted.name, image.top, container)?;
+        let tree = tree_at(draft.place().to_path_buf(), draft.record());
+        let made = match self.parent_tree(draft.record()) {
+            Ok(Some(parent)) => self.backend.clone_tree(&parent, &tree, Access::Writable, wanted.size_limit),
+            Ok(None) => self.backend.create(&tree, wanted.size_limit).and_then(|()| self.backend.sync()),
+            Err(e) => Err(e),
+        };
+        match made {
+            Ok(()) => Ok(Created { record: self.store.publish(draft)?, warnings }),
+            Err(e) => {
+                self.backend.destroy(&tree)?;
+                self.store.abandon(draft)?;
+                Err(e)
+            }
+        }
+    }
+
+    /// Reserve a place under the wanted name, or under one that is made up.
+    fn begin_container(
+        &self,
+        name: Option<String>,
+        parent: Option<uuid::Uuid>,
+        mut container: Container,
+    ) -> Result<crate::store::Draft> {
+        let mut attempt = 0;
+        loop {
+            container.name = name.clone().unwrap_or_else(|| names::made_up(&container.id, attempt));
+            let begun = self.store.begin(New {
+                owner: Owner::cli(),
+                parent,
+                group: NewGroup::Fresh,
+                content: Content::Container(container.clone()),
+            });
+            match begun {
+                Err(e) if e.kind() == Kind::Exists && name.is_none() && attempt < 8 => {
+                    attempt += 1;
+                    container.id = names::random_id()?;
+                }
+                Err(e) if e.kind() == Kind::Exists => return Err(self.name_taken(&container.name)),
+                other => return other,
+            }
+        }
+    }
+
+    fn name_taken(&self, name: &str) -> Error {
+        let holder = match self.store.by_name(&Owner::cli(), name) {
+            Ok(Some(record)) => record.container().map(|c| format!(" by container {}", &c.id[..12])),
+            _ => None,
+        };
+        Error::new(Kind::Exists, format!("the name {name} is taken{}", holder.unwrap_or_default()))
+            .with_hint(format!("choose another name, or remove that one: reflinkd rm {name}"))
+    }
+
+    /// Whether a limit can be held here; what its user should know if it can only in part.
+    fn check_limit(&self, limit: Option<u64>) -> Result<Vec<String>> {
+        let Some(limit) = limit else { return Ok(Vec::new()) };
+        if limit == 0 {
+            return Err(Error::new(Kind::Invalid, "a size limit of 0 bytes leaves nothing to write"));
+        }
+        let Some(quotas) = self.backend.quotas() else {
+            let root = self.root().display();
+            return Err(match self.backend.quota_mode()? {
+                QuotaMode::Inconsistent => Error::new(
+                    Kind::Unsupported,
+                    format!("the quota groups on {root} are inconsistent and hold no limit"),
+                )
+                .with_hint("btrfs quota rescan -w, then try again"),
+                _ => Error::new(
+                    Kind::Unsupported,
+                    format!("quotas are off on {root}, so nothing would hold the limit"),
+                )
+                .with_hint("reflinkd quota enable --simple"),
+            });
+        };
+        Ok(match quotas.guarantee() {
+            Guarantee::Holds => Vec::new(),
+            Guarantee::EscapedByNestedSubvolumes => {
+                vec!["with full qgroups, subvolumes made inside the container are not held by its limit".into()]
+            }
+        })
+    }
+
+    /// All containers, oldest first.
+    pub fn containers(&self) -> Result<Vec<Record>> {
+        self.store.list(TreeKind::Container)
+    }
+
+    /// A container by name, ID, or unambiguous beginning of an ID.
+    pub fn find_container(&self, name: &str) -> Result<Record> {
+        if let Some(record) = self.store.by_name(&Owner::cli(), name)? {
+            return Ok(record);
+        }
+        if !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            let mut found = self.store.by_key_prefix(&Owner::cli(), TreeKind::Container, name)?;
+            if found.len() > 1 {
+                return Err(Error::new(Kind::Invalid, format!("{name} is the beginning of several container IDs"))
+                    .with_hint("give more digits; reflinkd ps --no-trunc shows them"));
+            }
+            if let Some(record) = found.pop() {
+                return Ok(record);
+            }
+        }
+        Err(Error::new(Kind::NotFound, format!("there is no container {name}")).with_hint("reflinkd ps lists them"))
+    }
+
+    /// The root directory of a container. Nothing is mounted: the tree is there all the time.
+    pub fn container_root(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.tree(&self.find_container(name)?).root())
+    }
+
+    /// Give a container another name.
+    pub fn rename_container(&self, name: &str, new_name: &str) -> Result<Record> {
+        (|| {
+            names::check(new_name)?;
+            let record = self.find_container(name)?;
+            self.store
+                .update(record.uuid, |record| {
+                    if let Content::Container(container) = &mut record.content {
+                        container.name = new_name.to_string();
+                    }
+                    Ok(())
+                })
+                .map_err(|e| if e.kind() == Kind::Exists { self.name_taken(new_name) } else { e })
+        })()
+        .context(|| format!("cannot rename container {name} to {new_name}"))
+    }
+
+    /// Set or lift the size limit of a container, running or not.
+    pub fn limit_container(&self, name: &str, limit: Option<u64>) -> Result<Vec<String>> {
+        (|| -> Result<_> {
+            let record = self.find_container(name)?;
+            let warnings = self.check_limit(limit)?;
+            self.store.update(record.uuid, |record| {
+                match self.backend.quotas() {
+                    Some(quotas) => quotas.set_limit(&self.tree(record), limit)?,
+                    // Only lifting a limit gets here: with quotas off nothing holds it anyway.
+                    None => {}
+                }
+                if let Content::Container(container) = &mut record.content {
+                    container.size_limit = limit;
+                }
+                Ok(())
+            })?;
+            Ok(warnings)
+        })()
+        .context(|| match limit {
+            Some(limit) => format!("cannot limit container {name} to {limit} bytes"),
+            None => format!("cannot lift the limit of container {name}"),
+        })
+    }
+
+    /// Make a container anew from its image, at the same path, in O(1). Its writes are lost; name, ID, labels and
+    /// limit stay.
+    pub fn reset_container(&self, name: &str, force: bool) -> Result<()> {
+        (|| {
+            self.tidy()?;
+            let record = self.find_container(name)?;
+            let limit = record.container().and_then(|c| c.size_limit);
+            self.check_limit(limit)?;
+            if !force {
+                self.check_unused(&self.tree(&record))?;
+            }
+            let parent = self.parent_tree(&record)?;
+            let held = self.store.begin_replacement(record.uuid, true)?;
+            let fresh = tree_at(held.place().to_path_buf(), held.record());
+            let replaced = match &parent {
+                Some(parent) => self.backend.replace(parent, &fresh, limit),
+                None => Err(Error::new(Kind::Unsupported, "its image has no layers")),
+            };
+            // Whatever happened, the tree that is there now counts, with the group it is charged to.
+            let group = self.backend.settle(held.place())?;
+            self.store.settle(held, group.map(|g| g.0))?;
+            replaced
+        })()
+        .context(|| format!("cannot reset container {name}"))
+    }
+
+    /// Remove a container with all it wrote. Returns at once; the space comes back when the filesystem has cleaned up.
+    ///
+    /// # Errors
+    /// `InUse` naming a process that uses it, unless `force`.
+    pub fn remove_container(&self, name: &str, force: bool) -> Result<Record> {
+        (|| -> Result<_> {
+            let record = self.find_container(name)?;
+            let tree = self.tree(&record);
+            if !force {
+                self.check_unused(&tree)?;
+            }
+            self.remove_tree(&record)?;
+            Ok(record)
+        })()
+        .context(|| format!("cannot remove container {name}"))
+    }
+
+    /// Remove the tree of a record, and the record. If the tree can't be removed it stays as it was.
+    pub(super) fn remove_tree(&self, record: &Record) -> Result<()> {
+        let held = self.store.begin_removal(record.uuid)?;
+        if let Err(e) = self.backend.destroy(&self.tree(record)) {
+            self.store.keep(held)?;
+            return Err(e);
+        }
+        self.store.finish_removal(held)
+    }
+
+    /// Nothing in the kernel protects a running container: look for its users.
+    pub(super) fn check_unused(&self, tree: &Tree) -> Result<()> {
+        match users::user_of(&tree.root(), tree.place())? {
+            None => Ok(()),
+            Some(user) => Err(Error::new(Kind::InUse, user.to_string()).with_hint("stop it first, or use --force")),
+        }
+    }
+}

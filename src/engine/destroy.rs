@@ -1,0 +1,76 @@
+//! Taking a whole store away: trees, groups, pool, loop device, mount.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Engine;
+use crate::backend::Tree;
+use crate::backend::btrfs::root as subvolume;
+use crate::store::TreeKind;
+use crate::{Context, Result};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Engine {
+    /// Remove everything the store made, and nothing else. If something of somebody else's stands in ROOT, ROOT stays.
+    ///
+    /// # Errors
+    /// `InUse` naming a process that uses a container, unless `force`.
+    pub fn destroy(self, force: bool) -> Result<()> {
+        let root = self.root().to_path_buf();
+        self.destroy_all(force).context(|| format!("cannot destroy the store at {}", root.display()))
+    }
+
+    fn destroy_all(self, force: bool) -> Result<()> {
+        if !force {
+            for container in self.store.list(TreeKind::Container)? {
+                let name = container.container().map_or_else(String::new, |c| c.name.clone());
+                self.check_unused(&self.tree(&container)).context(|| format!("container {name}"))?;
+            }
+        }
+        let root = self.root().to_path_buf();
+        if let Some(pool) = self.pool {
+            // The pool's filesystem goes whole; closing the index first lets it be unmounted.
+            drop(self.store);
+            drop(self.backend);
+            return pool.destroy();
+        }
+        for place in self.store.all_places()? {
+            self.backend.destroy(&Tree::new(&place, None))?;
+            self.store.remove_stray(&place)?;
+        }
+        self.backend.reclaim(&BTreeSet::new(), PATIENCE)?;
+        drop(self.store);
+        remove_own_files(&root)?;
+        remove_if_empty(&root)
+    }
+}
+
+/// What `Identity::create` and the index made; `store.json` last, so that a destroy cut short can be repeated.
+fn remove_own_files(root: &Path) -> Result<()> {
+    for directory in ["images", "blobs"] {
+        ignore_missing(std::fs::remove_dir_all(root.join(directory))).context(|| format!("remove {directory}"))?;
+    }
+    let files = ["index.db", "index.db-wal", "index.db-shm", "index.current", "index.lock"];
+    for file in files {
+        ignore_missing(std::fs::remove_file(root.join(file))).context(|| format!("unlink {file}"))?;
+    }
+    ignore_missing(std::fs::remove_dir(root.join("snapshots"))).context(|| "rmdir snapshots")?;
+    ignore_missing(std::fs::remove_file(root.join("store.json"))).context(|| "unlink store.json")
+}
+
+fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn remove_if_empty(root: &Path) -> Result<()> {
+    let mut entries = std::fs::read_dir(root).context(|| format!("read {}", root.display()))?;
+    if entries.next().is_some() {
+        return Ok(());
+    }
+    subvolume::remove(root)
+}

@@ -1,0 +1,85 @@
+//! Clearing up: what crashed processes left, what nothing is based on, and the space of what was removed.
+
+use std::time::Duration;
+
+use super::Engine;
+use crate::backend::{Reclaimed, Tree};
+use crate::{Context, Result};
+
+/// How long to wait for the filesystem to clean up what was removed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Something that nobody needs, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Garbage {
+    pub kind: &'static str,
+    /// Its UUID, digest or group number.
+    pub id: String,
+    pub reason: &'static str,
+    /// Bytes, where known.
+    pub size: Option<u64>,
+}
+
+/// What a collection found, and what the filesystem gave back.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Collected {
+    pub garbage: Vec<Garbage>,
+    pub reclaimed: Reclaimed,
+}
+
+impl Engine {
+    /// Find what nobody needs; remove it unless `dry_run`. Images and containers are never touched.
+    pub fn collect_garbage(&self, dry_run: bool) -> Result<Collected> {
+        let mut garbage = Vec::new();
+        let records = if dry_run {
+            // Dropped again at once: held only to tell the dead's from the living's.
+            self.store.debris()?.iter().map(|held| held.record().clone()).collect()
+        } else {
+            self.tidy()?
+        };
+        garbage.extend(records.into_iter().map(|record| Garbage {
+            kind: "tree",
+            id: record.uuid.to_string(),
+            reason: "whoever was making, replacing or removing it died",
+            size: None,
+        }));
+        for place in self.store.strays()? {
+            if !dry_run {
+                self.backend
+                    .destroy(&Tree::new(&place, None))
+                    .and_then(|()| self.store.remove_stray(&place))
+                    .context(|| format!("cannot remove {}", place.display()))?;
+            }
+            garbage.push(Garbage {
+                kind: "place",
+                id: place.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+                reason: "it has no record: whoever made it died",
+                size: None,
+            });
+        }
+        let layers = if dry_run { self.unused_layers()? } else { self.collect_layers()? };
+        garbage.extend(layers.into_iter().map(|record| Garbage {
+            kind: "layer",
+            id: record.layer().map_or_else(String::new, |layer| layer.chain_id.clone()),
+            reason: "no image or container is based on it",
+            size: record.layer().map(|layer| layer.size),
+        }));
+        let guard = self.store.lock_images()?;
+        garbage.extend(self.store.collect_blobs(&guard, dry_run)?.into_iter().map(|digest| Garbage {
+            kind: "blob",
+            id: format!("sha256:{digest}"),
+            reason: "no image names it",
+            size: None,
+        }));
+        drop(guard);
+        let live = self.live_groups()?;
+        garbage.extend(self.backend.leftovers(&live)?.into_iter().map(|leftover| Garbage {
+            kind: "group",
+            id: leftover.group.0.to_string(),
+            reason: "its tree was removed",
+            size: Some(leftover.charged),
+        }));
+        let reclaimed = if dry_run { Reclaimed::default() } else { self.backend.reclaim(&live, PATIENCE)? };
+        Ok(Collected { garbage, reclaimed })
+    }
+}

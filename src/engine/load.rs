@@ -1,0 +1,302 @@
+//! Loading images: layers from a source into trees.
+//!
+//! For each layer that isn't here yet: reserve its chain ID, unpack into a work tree cloned from its parent while
+//! three threads read, decompress and digest, verify, then commit the work tree as a read-only snapshot. An image is
+//! written down only when all its layers are durable. If a load fails, layers that nothing is based on are collected;
+//! if it is killed, the next verb that writes does it.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use uuid::Uuid;
+
+use super::image::NewImage;
+use super::{Engine, tree_at};
+use crate::backend::{Access, Want};
+use crate::layer;
+use crate::oci::{ChainId, DiffId, Expected, LayerStream, Reference, Source, SourceImage, Verified, chain_ids};
+use crate::store::{Content, Draft, Image, Layer, Lock, New, NewGroup, Owner, Record, State, TreeKind};
+use crate::{Context, Error, Kind, Result};
+
+/// Told how a load goes on. Layers are named by the first digits of their diff ID.
+pub trait Progress: Sync {
+    /// A layer is being unpacked; the counter rises to `total` bytes read from the source, if that is known.
+    fn started(&self, layer: &str, total: Option<u64>, read: &Arc<AtomicU64>);
+    /// The layer was here already.
+    fn exists(&self, layer: &str);
+    fn finished(&self, layer: &str);
+}
+
+/// For callers that don't want to know.
+#[derive(Debug)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn started(&self, _: &str, _: Option<u64>, _: &Arc<AtomicU64>) {}
+    fn exists(&self, _: &str) {}
+    fn finished(&self, _: &str) {}
+}
+
+/// A stream for one layer, with what it must turn out to be.
+struct Incoming<'a> {
+    raw: Box<dyn Read + Send>,
+    expected: Expected,
+    total: Option<u64>,
+    label: String,
+    progress: &'a dyn Progress,
+}
+
+impl Engine {
+    /// Where an input that can't seek may be kept while it is read: on the store's own filesystem.
+    #[must_use]
+    pub fn spool_directory(&self) -> std::path::PathBuf {
+        self.root().join("images")
+    }
+
+    /// Load all images of a source.
+    pub fn load(&self, source: &Source, progress: &dyn Progress) -> Result<Vec<Image>> {
+        self.tidy()?;
+        self.guard_host()?;
+        let loading = self.store.lock_loads(Lock::Shared)?;
+        let loaded: Result<Vec<_>> =
+            source.images().iter().map(|image| self.load_image(source, image, progress)).collect();
+        drop(loading);
+        if loaded.is_err() {
+            self.collect_layers()?;
+        }
+        loaded
+    }
+
+    fn load_image(&self, source: &Source, image: &SourceImage, progress: &dyn Progress) -> Result<Image> {
+        let mut parent = None;
+        let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
+        for (layer, chain_id) in image.layers.iter().zip(chain_ids(&diff_ids)) {
+            let open = || {
+                Ok(Incoming {
+                    raw: source.layer_reader(layer)?,
+                    expected: Expected::of(layer, self.settings.layer_limits.max_bytes),
+                    total: Some(layer.size()),
+                    label: layer.diff_id.0.short(),
+                    progress,
+                })
+            };
+            let record = self
+                .ensure_layer(chain_id, layer.diff_id, parent, progress, &open)
+                .context(|| format!("layer {}", layer.diff_id.0.short()))
+                .context(|| format!("cannot load image {}", describe(image)))?;
+            parent = Some(record.uuid);
+        }
+        self.put_image(NewImage {
+            id: image.id.0,
+            config: &image.config_bytes,
+            manifest: image.manifest.as_ref().map(|(digest, bytes)| (*digest, bytes.as_slice())),
+            top: parent,
+            names: &image.names,
+        })
+        .context(|| format!("cannot load image {}", describe(image)))
+    }
+
+    /// The tree of a layer on its parent: found, waited for while another process makes it, or made.
+    fn ensure_layer<'a>(
+        &self,
+        chain_id: ChainId,
+        diff_id: DiffId,
+        parent: Option<Uuid>,
+        progress: &dyn Progress,
+        open: &dyn Fn() -> Result<Incoming<'a>>,
+    ) -> Result<Record> {
+        let owner = Owner::cli();
+        let key = chain_id.to_string();
+        loop {
+            match self.store.by_key(&owner, TreeKind::Layer, &key)? {
+                Some((record, State::Ready)) => {
+                    progress.exists(&diff_id.0.short());
+                    return Ok(record);
+                }
+                Some((record, _)) => {
+                    self.store.wait_for(record.uuid)?;
+                    self.tidy()?;
+                    self.check_cancelled()?;
+                    continue;
+                }
+                None => {}
+            }
+            let draft = self.store.begin(New {
+                owner: owner.clone(),
+                parent,
+                group: NewGroup::Fresh,
+                content: Content::Layer(Layer {
+                    diff_id: diff_id.to_string(),
+                    chain_id: key.clone(),
+                    size: 0,
+                    size_method: String::new(),
+                    apparent_size: 0,
+                }),
+            });
+            match draft {
+                Err(e) if e.kind() == Kind::Exists => {}
+                Err(e) => return Err(e),
+                Ok(draft) => return self.make_layer(draft, open),
+            }
+        }
+    }
+
+    /// Unpack a layer into the tree of a draft and publish it.
+    fn make_layer<'a>(&self, mut draft: Draft, open: &dyn Fn() -> Result<Incoming<'a>>) -> Result<Record> {
+        match open().and_then(|incoming| self.unpack(&mut draft, incoming)) {
+            Ok(_) => self.store.publish(draft),
+            Err(e) => {
+                self.backend.destroy(&tree_at(draft.place().to_path_buf(), draft.record()))?;
+                self.store.abandon(draft)?;
+                Err(e)
+            }
+        }
+    }
+
+    /// Unpack into a work tree, then commit that as the draft's tree.
+    fn unpack(&self, draft: &mut Draft, incoming: Incoming<'_>) -> Result<Verified> {
+        let work = self.store.begin(New {
+            owner: draft.record().owner.clone(),
+            parent: draft.record().parent,
+            group: NewGroup::Same(draft.record().group),
+            content: Content::Work,
+        })?;
+        let work_tree = tree_at(work.place().to_path_buf(), work.record());
+        let unpacked = (|| {
+            match self.parent_tree(work.record())? {
+                Some(parent) => self.backend.clone_tree(&parent, &work_tree, Access::Writable, None)?,
+                None => self.backend.create(&work_tree, None)?,
+            }
+            let (summary, verified) = self.stream_into(&work_tree.root(), incoming)?;
+            // Before the commit: a clone shares everything with it, and what is shared is nobody's own to full qgroups.
+            let measured = self.backend.measure(&[&work_tree], Want { sync: true, apparent: false })?;
+            if let Content::Layer(layer) = &draft.record().content {
+                let mut layer = layer.clone();
+                layer.diff_id = verified.diff_id.to_string();
+                if draft.record().parent.is_none() {
+                    // OCI image spec, config.md: the chain ID of a base layer is its diff ID. An import learns it here.
+                    layer.chain_id.clone_from(&layer.diff_id);
+                }
+                layer.size = measured.sizes.first().map_or(0, |size| size.charged);
+                layer.size_method = measured.method.to_string();
+                layer.apparent_size = summary.bytes;
+                draft.set_content(Content::Layer(layer));
+            }
+            self.store.rewrite(draft)?;
+            let tree = tree_at(draft.place().to_path_buf(), draft.record());
+            self.backend.clone_tree(&work_tree, &tree, Access::ReadOnly, None)?;
+            Ok(verified)
+        })();
+        // The work tree has served, whether it became a layer or not.
+        self.backend.destroy(&work_tree)?;
+        self.store.abandon(work)?;
+        unpacked
+    }
+
+    fn stream_into(&self, root: &std::path::Path, incoming: Incoming<'_>) -> Result<(layer::Summary, Verified)> {
+        let read = Arc::new(AtomicU64::new(0));
+        incoming.progress.started(&incoming.label, incoming.total, &read);
+        let mut stream = LayerStream::start(incoming.raw, incoming.expected, Arc::clone(&read))?;
+        let unpacked = layer::unpack(&mut stream, root, &self.settings.layer_limits, &|| self.is_cancelled());
+        match unpacked {
+            Ok(summary) => {
+                let verified = stream.finish()?;
+                incoming.progress.finished(&incoming.label);
+                Ok((summary, verified))
+            }
+            // If the stream broke, that is the cause, and the tar's complaint only its effect.
+            Err(e) => Err(stream.explain(e)),
+        }
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        if self.is_cancelled() {
+            return Err(Error::new(Kind::Interrupted, "interrupted"));
+        }
+        Ok(())
+    }
+
+    /// Make an image of one layer from the tar of a root filesystem. `config` makes the image's configuration from the
+    /// tar's diff ID.
+    pub fn import(
+        &self,
+        raw: Box<dyn Read + Send>,
+        total: Option<u64>,
+        name: Option<&Reference>,
+        config: &dyn Fn(&DiffId) -> Result<Vec<u8>>,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
+        self.tidy()?;
+        self.guard_host()?;
+        let loading = self.store.lock_loads(Lock::Shared)?;
+        let imported = self.import_layer(raw, total, progress).and_then(|(record, diff_id)| {
+            let config = config(&diff_id)?;
+            let names: Vec<_> = name.cloned().into_iter().collect();
+            self.put_image(NewImage {
+                id: crate::oci::Digest::of(&config),
+                config: &config,
+                manifest: None,
+                top: Some(record.uuid),
+                names: &names,
+            })
+        });
+        drop(loading);
+        if imported.is_err() {
+            self.collect_layers()?;
+        }
+        imported.context(|| "cannot import".to_string())
+    }
+
+    /// The layer's digest is known only at its end, so until then its tree goes by a name of its own.
+    fn import_layer(
+        &self,
+        raw: Box<dyn Read + Send>,
+        total: Option<u64>,
+        progress: &dyn Progress,
+    ) -> Result<(Record, DiffId)> {
+        let unnamed = DiffId(crate::oci::Digest::of(Uuid::new_v4().as_bytes()));
+        let mut draft = self.store.begin(New {
+            owner: Owner::cli(),
+            parent: None,
+            group: NewGroup::Fresh,
+            content: Content::Layer(Layer {
+                diff_id: unnamed.to_string(),
+                chain_id: unnamed.to_string(),
+                size: 0,
+                size_method: String::new(),
+                apparent_size: 0,
+            }),
+        })?;
+        let expected = Expected { blob: None, diff_id: None, max_bytes: self.settings.layer_limits.max_bytes };
+        let incoming = Incoming { raw, expected, total, label: "import".into(), progress };
+        let tree = tree_at(draft.place().to_path_buf(), draft.record());
+        let diff_id = match self.unpack(&mut draft, incoming) {
+            Ok(verified) => verified.diff_id,
+            Err(e) => {
+                self.backend.destroy(&tree)?;
+                self.store.abandon(draft)?;
+                return Err(e);
+            }
+        };
+        match self.store.publish_or_yield(draft)? {
+            Ok(record) => Ok((record, diff_id)),
+            // The same tar is here already: ours is not needed.
+            Err(draft) => {
+                self.backend.destroy(&tree)?;
+                self.store.abandon(draft)?;
+                let key = diff_id.to_string();
+                let there = self.store.by_key(&Owner::cli(), TreeKind::Layer, &key)?;
+                let (record, _) = there.ok_or_else(|| Error::new(Kind::InUse, "the same layer is being removed"))?;
+                Ok((record, diff_id))
+            }
+        }
+    }
+}
+
+fn describe(image: &SourceImage) -> String {
+    match image.names.first() {
+        Some(name) => name.to_string(),
+        None => image.id.0.short(),
+    }
+}

@@ -1,0 +1,29 @@
+//! What an administrator can choose. The command line reads it from flags, environment and file; the engine only takes it.
+
+use std::path::PathBuf;
+
+use crate::layer;
+
+/// Choices with their defaults. Sizes in bytes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The store's directory.
+    pub root: PathBuf,
+    /// Apparent size of a new embedded pool.
+    pub pool_size: u64,
+    /// Creates and loads are refused when the host of an embedded pool has less room than this.
+    pub host_reserve: u64,
+    /// What a layer may hold at most.
+    pub layer_limits: layer::Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::from("/var/lib/reflinkd"),
+            pool_size: 20_000_000_000,
+            host_reserve: 500_000_000,
+            layer_limits: layer::Limits::default(),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Who holds how many bytes: `ps -s` and `df`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use uuid::Uuid;
+
+use super::Engine;
+use super::image::ImageInfo;
+use crate::backend::{GroupId, SizeMethod, Space, Tree, Want};
+use crate::store::{Record, TreeKind};
+use crate::{Error, Kind, Result};
+
+/// A container's sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// What is charged on disk for its own data: 0 if it was never touched.
+    pub size: u64,
+    /// Lengths of the files it made or changed.
+    pub apparent_size: Option<u64>,
+    /// Its image and its own data.
+    pub virtual_size: u64,
+    pub method: SizeMethod,
+}
+
+/// What the store holds, in bytes.
+#[derive(Debug, Clone)]
+pub struct Usage {
+    pub images: Vec<ImageUsage>,
+    pub containers: Vec<(Record, Sizes)>,
+    /// All layers, each once, whether an image includes it or not.
+    pub layers_size: u64,
+    /// Layers that `gc` or removing an unused image would give back.
+    pub reclaimable: u64,
+    pub containers_size: u64,
+    /// Still charged to trees that are removed but not cleaned up yet.
+    pub pending: u64,
+    /// Layers, containers and what is pending.
+    pub total: u64,
+    pub space: Space,
+}
+
+/// One image's part.
+#[derive(Debug, Clone)]
+pub struct ImageUsage {
+    pub info: ImageInfo,
+    /// Of its layers, those that another image includes too.
+    pub shared: u64,
+    /// Of its layers, those that no other image includes.
+    pub unique: u64,
+    pub containers: usize,
+}
+
+impl Engine {
+    /// Sizes of containers, in their order. `want.sync` commits the filesystem first, so that the numbers are exact.
+    pub fn sizes(&self, containers: &[Record], want: Want) -> Result<Vec<Sizes>> {
+        let layers = self.all_layers()?;
+        let trees: Vec<Tree> = containers.iter().map(|record| self.tree(record)).collect();
+        let measured = self.backend.measure(&trees.iter().collect::<Vec<_>>(), want)?;
+        if measured.sizes.len() != containers.len() {
+            return Err(Error::new(Kind::System, "the filesystem measured another number of trees than asked"));
+        }
+        Ok(containers
+            .iter()
+            .zip(measured.sizes)
+            .map(|(container, tree)| Sizes {
+                size: tree.charged,
+                apparent_size: tree.apparent,
+                virtual_size: layers.size(container.parent) + tree.charged,
+                method: measured.method,
+            })
+            .collect())
+    }
+
+    /// What the whole store holds.
+    pub fn usage(&self, sync: bool) -> Result<Usage> {
+        let containers = self.containers()?;
+        let sizes = self.sizes(&containers, Want { sync, apparent: false })?;
+        let images = self.images()?;
+        let layers = self.store.list(TreeKind::Layer)?;
+        let size_of = |record: &Record| record.layer().map_or(0, |layer| layer.size);
+
+        let mut included: HashMap<Uuid, usize> = HashMap::new();
+        for layer in images.iter().flat_map(|image| &image.layers) {
+            *included.entry(layer.uuid).or_default() += 1;
+        }
+        let mut based: BTreeMap<&str, usize> = BTreeMap::new();
+        for container in containers.iter().filter_map(Record::container) {
+            *based.entry(&container.image_id).or_default() += 1;
+        }
+        let chains = self.all_layers()?;
+        let used: BTreeSet<Uuid> =
+            containers.iter().flat_map(|container| chains.chain(container.parent)).map(|layer| layer.uuid).collect();
+
+        let images = images
+            .iter()
+            .map(|info| {
+                let shared = info.layers.iter().filter(|layer| included.get(&layer.uuid).is_some_and(|n| *n > 1));
+                let shared = shared.map(size_of).sum();
+                ImageUsage {
+                    shared,
+                    unique: info.size - shared,
+                    containers: based.get(info.image.id.as_str()).copied().unwrap_or(0),
+                    info: info.clone(),
+                }
+            })
+            .collect();
+        let layers_size = layers.iter().map(size_of).sum();
+        let containers_size = sizes.iter().map(|sizes| sizes.size).sum();
+        let pending = self.backend.leftovers(&self.live_groups()?)?.iter().map(|leftover| leftover.charged).sum();
+        Ok(Usage {
+            images,
+            containers: containers.into_iter().zip(sizes).collect(),
+            layers_size,
+            reclaimable: layers.iter().filter(|layer| !used.contains(&layer.uuid)).map(size_of).sum(),
+            containers_size,
+            pending,
+            total: layers_size + containers_size + pending,
+            space: self.backend.space()?,
+        })
+    }
+
+    /// The charge groups that records name.
+    pub(super) fn live_groups(&self) -> Result<BTreeSet<GroupId>> {
+        Ok(self.store.groups()?.into_iter().map(GroupId).collect())
+    }
+}

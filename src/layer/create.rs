@@ -1,0 +1,88 @@
+//! New inodes in a directory of the tree. None of these follows or replaces anything: they fail with EEXIST.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, fstat, futimens, makedev, mkdirat, mknodat, openat, statat, symlinkat,
+};
+use rustix::io::Errno;
+
+use super::dirs::Dir;
+use super::reader::{Archive, Attributes, Segment, What};
+use super::{attributes, refused};
+use crate::error::{Context, Error, Result};
+
+/// An empty file, open for writing.
+pub(crate) fn file(dir: &Dir, name: &[u8], mode: u32) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(&dir.fd, name, flags, Mode::from_raw_mode(mode & 0o777))
+}
+
+/// Write a file's content from the archive, then set all its attributes.
+pub(crate) fn fill(
+    fd: &OwnedFd,
+    size: u64,
+    map: Option<&[Segment]>,
+    archive: &mut Archive<'_>,
+    want: &Attributes,
+    inherits: bool,
+) -> Result<()> {
+    match map {
+        None => copy(archive, fd, Segment { offset: 0, length: size })?,
+        Some(map) => {
+            for &part in map {
+                copy(archive, fd, part)?;
+            }
+            rustix::fs::ftruncate(fd, size).map_err(|errno| refused("give it its length", errno))?;
+        }
+    }
+    let now = fstat(fd).context(|| "stat")?;
+    attributes::set(fd, &now, want, inherits)?;
+    futimens(fd, &attributes::both(want.mtime)).context(|| "set its times")
+}
+
+fn copy(archive: &mut Archive<'_>, fd: &OwnedFd, part: Segment) -> Result<()> {
+    let (mut offset, end) = (part.offset, part.offset + part.length);
+    while offset < end {
+        let mut lent = archive.data(end - offset)?;
+        while !lent.is_empty() {
+            match rustix::io::pwrite(fd, lent, offset) {
+                Ok(0) => return Err(Error::system("write", &std::io::ErrorKind::WriteZero.into())),
+                Ok(written) => {
+                    lent = &lent[written..];
+                    offset += written as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(refused("write", errno)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A symlink, device or FIFO, without its attributes.
+pub(crate) fn node(dir: &Dir, name: &[u8], what: &What, mode: u32) -> rustix::io::Result<()> {
+    let mode = Mode::from_raw_mode(mode);
+    match what {
+        What::Symlink(target) => symlinkat(target, &dir.fd, name),
+        What::CharDevice { major, minor } => {
+            mknodat(&dir.fd, name, FileType::CharacterDevice, mode, makedev(*major, *minor))
+        }
+        What::BlockDevice { major, minor } => {
+            mknodat(&dir.fd, name, FileType::BlockDevice, mode, makedev(*major, *minor))
+        }
+        What::Fifo => mknodat(&dir.fd, name, FileType::Fifo, mode, 0),
+        What::File { .. } | What::HardLink(_) | What::Directory => Err(Errno::INVAL),
+    }
+}
+
+/// What [`node`] made gets its attributes.
+pub(crate) fn describe_node(dir: &Dir, name: &[u8], what: &What, want: &Attributes) -> Result<()> {
+    let now = statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW).context(|| "stat")?;
+    attributes::set_by_name(dir, name, &now, want, matches!(what, What::Symlink(_)))
+}
+
+/// An empty directory.
+pub(crate) fn directory(dir: &Dir, name: &[u8], mode: u32) -> rustix::io::Result<()> {
+    mkdirat(&dir.fd, name, Mode::from_raw_mode(mode & 0o777))
+}

@@ -1,0 +1,55 @@
+//! What whiteouts and opaque markers hide: what the tree had before this layer, whatever this layer has made
+//! since (OCI image specification, `layer.md`: markers "only apply to resources in lower/parent layers").
+
+use rustix::fs::{AtFlags, FileType, statat, unlinkat};
+use rustix::io::Errno;
+
+use super::dirs::{Dir, Dirs};
+use super::made::Made;
+use super::refused;
+use super::remove::{self, Keep};
+use crate::error::{Context, Result};
+
+/// Hide `name` in `dir`. What isn't there needs no hiding.
+pub(crate) fn hide(
+    dir: &Dir,
+    name: &[u8],
+    dirs: &mut Dirs,
+    made: &mut Made,
+    check: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let stat = match statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(refused("stat", errno)),
+    };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            dir.touch();
+            remove::subtree(dir, name, Some(Keep { made, dirs }), check)?;
+            dirs.forget_paths();
+        }
+        _ if made.contains(dir.id, name) => {}
+        kind => {
+            dir.touch();
+            unlinkat(&dir.fd, name, AtFlags::empty()).context(|| "remove what it hides")?;
+            if kind == FileType::Symlink {
+                dirs.forget_linked();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Hide all in `dir`.
+pub(crate) fn hide_children(
+    dir: &Dir,
+    dirs: &mut Dirs,
+    made: &mut Made,
+    check: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    dir.touch();
+    remove::children(dir, Keep { made, dirs }, check)?;
+    dirs.forget_paths();
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! Whatever `load` is given: what images are in it, and each layer's bytes.
+//!
+//! Five forms behind one type: an OCI layout as a directory; the same as a tar; what `docker save`
+//! wrote up to Docker 24 (`manifest.json`, a directory per layer) and from 25 on (both of them in one);
+//! each tar plain, or compressed with gzip or zstd; from a file, or from a stream that can't be sought.
+//! An archive is scanned once for where its entries are and then read in place; only what can't be
+//! sought or is compressed is copied first, into a file without a name.
+//!
+//! ```text
+//! Source::open ─ spool (stream, compressed) ─ TarIndex ┐
+//!              └ directory ────────────────────────────┴ Files ─ layout ─ SourceImage
+//!                                                              └ docker ─┘
+//! ```
+//!
+//! All small documents are read, verified and held within [`SourceLimits`] when it is opened, and every
+//! layer's blob is known to be there with the size its descriptor says. What the blobs hold is
+//! verified when they are streamed ([`super::LayerStream`]).
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use self::files::Files;
+use self::loader::Loader;
+use super::config::ImageConfig;
+use super::digest::{DiffId, Digest, ImageId};
+use super::manifest::Descriptor;
+use super::reference::Reference;
+use crate::{Context, Error, Kind, Result};
+
+mod docker;
+mod files;
+mod layout;
+mod loader;
+mod spool;
+mod tar_index;
+
+/// Where images come from.
+pub enum Input {
+    /// A layout's directory or an archive's file. Other files (a fifo) are read as streams.
+    Path(PathBuf),
+    /// An archive, read once from front to back.
+    Stdin(Box<dyn Read + Send>),
+}
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
+            Self::Stdin(_) => f.write_str("Stdin"),
+        }
+    }
+}
+
+/// How much of one input is believed to be meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceLimits {
+    /// Bytes of a manifest, an index or a docker archive's `manifest.json`.
+    pub manifest_bytes: u64,
+    /// Bytes of a config.
+    pub config_bytes: u64,
+    /// Bytes of memory for all manifests and configs together.
+    pub metadata_bytes: u64,
+    /// Layers of one image.
+    pub layers: usize,
+    /// Images in one input; also manifests and indexes looked at.
+    pub images: usize,
+    /// Entries of the archive.
+    pub entries: usize,
+    /// Bytes of an archive that has to be copied (decompressed) before it can be read.
+    pub spool_bytes: u64,
+}
+
+impl Default for SourceLimits {
+    fn default() -> Self {
+        Self {
+            manifest_bytes: 4 << 20,
+            config_bytes: 8 << 20,
+            metadata_bytes: 32 << 20,
+            layers: 1000,
+            images: 1000,
+            entries: 65_536,
+            spool_bytes: 64 << 30,
+        }
+    }
+}
+
+/// One image, as its documents describe it.
+#[derive(Clone, Debug)]
+pub struct SourceImage {
+    /// What the input calls it; empty if it has no name.
+    pub names: Vec<Reference>,
+    /// A bare `org.opencontainers.image.ref.name` such as `latest`. Some tools write a tag there,
+    /// others a name, so it is neither until somebody decides.
+    pub ref_name: Option<String>,
+    /// The manifest and its digest; docker archives without an OCI layout have none.
+    pub manifest: Option<(Digest, Vec<u8>)>,
+    /// The config as it was written.
+    pub config_bytes: Vec<u8>,
+    /// Digest of the config.
+    pub id: ImageId,
+    /// What the config says.
+    pub config: ImageConfig,
+    /// The layers, the lowest first; one for each of the config's diff IDs.
+    pub layers: Vec<SourceLayer>,
+}
+
+/// One layer's blob.
+#[derive(Clone, Debug)]
+pub struct SourceLayer {
+    /// What the config says of its plain tar.
+    pub diff_id: DiffId,
+    /// What the manifest says of the blob; docker archives mostly say nothing.
+    pub blob: Option<Descriptor>,
+    /// The blob's length in bytes.
+    size: u64,
+    /// The blob's name in the input.
+    name: String,
+}
+
+impl SourceLayer {
+    /// Length of the blob in bytes, as stored: what a progress bar counts to.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+/// An opened input.
+#[derive(Debug)]
+pub struct Source {
+    files: Files,
+    images: Vec<SourceImage>,
+}
+
+impl Source {
+    /// Open an input and read what images it has. `spool_dir` takes what has to be copied first; the
+    /// copy has no name and is gone with the `Source`.
+    ///
+    /// # Errors
+    /// [`Kind::BadInput`] for damaged, contradictory, oversized or escaping input and for one without
+    /// any image; [`Kind::Unsupported`] for known forms that aren't supported and for images that are
+    /// not for this machine; [`Kind::NotFound`], [`Kind::NoSpace`] and so on from the system. The
+    /// message doesn't name the input; the caller does.
+    pub fn open(input: Input, spool_dir: &Path, limits: &SourceLimits) -> Result<Self> {
+        let files = match input {
+            Input::Stdin(stream) => Files::Archive(spool::stream(stream, spool_dir, limits)?),
+            Input::Path(path) => {
+                let open = || format!("open {}", path.display());
+                let file = File::open(&path).context(open)?;
+                let kind = file.metadata().context(open)?.file_type();
+                if kind.is_dir() {
+                    Files::Directory(file.into())
+                } else if kind.is_file() {
+                    Files::Archive(spool::file(file, spool_dir, limits)?)
+                } else {
+                    Files::Archive(spool::stream(Box::new(file), spool_dir, limits)?)
+                }
+            }
+        };
+        let images = Loader::new(&files, limits).images()?;
+        Ok(Self { files, images })
+    }
+
+    /// The images, at least one, in the input's order.
+    #[must_use]
+    pub fn images(&self) -> &[SourceImage] {
+        &self.images
+    }
+
+    /// The bytes of a layer's blob, as stored. Any number of readers may work at once.
+    ///
+    /// # Errors
+    /// [`Kind::BadInput`] if the blob of a layout directory is gone since it was opened.
+    pub fn layer_reader(&self, layer: &SourceLayer) -> Result<Box<dyn Read + Send>> {
+        match self.files.find(&layer.name)? {
+            Some(extent) => Ok(Box::new(extent.reader())),
+            None => Err(Error::new(Kind::BadInput, format!("{} is gone", layer.name))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! OCI layouts (image-layout.md): `index.json`, and blobs by their digests.
+//!
+//! The top index lists *images*, an index below it lists one image's *platforms*. Tools also put
+//! several platforms of one image straight into the top index; entries there under one name (or all
+//! without one) of which some fit this machine stand for those alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+
+use super::loader::{Loader, blob_name, merge};
+use super::{SourceImage, SourceLayer};
+use crate::oci::digest::{DiffId, ImageId, quoted};
+use crate::oci::manifest::{Descriptor, Index, Manifest, Media};
+use crate::oci::platform::{Platform, listed};
+use crate::oci::reference::Reference;
+use crate::{Context, Error, Kind, Result};
+
+/// Indexes within indexes below `index.json`.
+const MAX_DEPTH: usize = 3;
+/// A full name, written by containerd, Docker and BuildKit.
+const IMAGE_NAME: &str = "io.containerd.image.name";
+/// A tag or a name, as each tool likes (annotations.md).
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Written by BuildKit at manifests that describe another one.
+const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+
+/// The usable images of a layout, and why others weren't.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) images: Vec<SourceImage>,
+    /// Media types of what isn't an image.
+    artifacts: Vec<String>,
+}
+
+impl Found {
+    pub(super) fn no_image(&self) -> Error {
+        let why = match self.artifacts.first() {
+            Some(one) => format!("it holds no image, only other artifacts ({})", quoted(one)),
+            None => "it holds no image: its index is empty".into(),
+        };
+        Error::new(Kind::BadInput, why)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Version {
+    image_layout_version: String,
+}
+
+/// The images of the input's layout, or nothing if it has none.
+pub(super) fn images(loader: &mut Loader<'_>) -> Result<Option<Found>> {
+    let Some(bytes) = loader.read("index.json", loader.limits.manifest_bytes).context(|| "index.json")? else {
+        return Ok(None);
+    };
+    // Docker wrote layouts without the version's file, so only a wrong one counts.
+    if let Some(version) = loader.document::<Version>("oci-layout")?
+        && !version.image_layout_version.starts_with("1.")
+    {
+        let why = format!("its OCI layout has version {}, not 1.x", quoted(&version.image_layout_version));
+        return Err(Error::new(Kind::Unsupported, why));
+    }
+    let index = Index::parse(&bytes).context(|| "index.json")?;
+    let mut walk = Walk { loader, host: Platform::host(), artifacts: Vec::new() };
+    let mut images = Vec::new();
+    for entry in walk.choose_top(&index)? {
+        let (names, ref_name) = names(&entry.annotations)?;
+        let label = names.first().map_or_else(|| format!("image {}", entry.digest), |name| format!("image {name}"));
+        if let Some(mut image) = walk.visit(entry, 0).context(|| label)? {
+            image.names = names;
+            image.ref_name = ref_name;
+            merge(&mut images, image);
+        }
+    }
+    Ok(Some(Found { images, artifacts: walk.artifacts }))
+}
+
+/// What an entry of the top index is called.
+fn names(annotations: &BTreeMap<String, String>) -> Result<(Vec<Reference>, Option<String>)> {
+    if let Some(name) = annotations.get(IMAGE_NAME) {
+        let name = name.parse().map_err(|e: Error| Error::new(Kind::BadInput, e.to_string()))?;
+        return Ok((vec![name], None));
+    }
+    match annotations.get(REF_NAME) {
+        Some(name) if name.contains(['/', ':']) => match name.parse() {
+            Ok(name) => Ok((vec![name], None)),
+            // The spec allows more characters in it than names have; then it names nothing.
+            Err(_) => Ok((Vec::new(), None)),
+        },
+        name => Ok((Vec::new(), name.filter(|name| !name.is_empty()).cloned())),
+    }
+}
+
+struct Walk<'l, 'a> {
+    loader: &'l mut Loader<'a>,
+    host: Platform,
+    artifacts: Vec<String>,
+}
+
+impl Walk<'_, '_> {
+    /// The entries of the top index that stand for an image each.
+    fn choose_top<'i>(&self, index: &'i Index) -> Result<Vec<&'i Descriptor>> {
+        let entries: Vec<&Descriptor> = index.manifests.iter().filter(|entry| !is_attestation(entry)).collect();
+        let mut best: BTreeMap<Option<&str>, u8> = BTreeMap::new();
+        for entry in &entries {
+            if let Some(distance) = entry.platform().and_then(|platform| platform.distance(&self.host)) {
+                let least = best.entry(raw_name(entry)).or_insert(distance);
+                *least = distance.min(*least);
+            }
+        }
+        let usable = |entry: &Descriptor| match entry.platform() {
+            None => true,
+            Some(platform) => {
+                platform.distance(&self.host).is_some_and(|distance| best.get(&raw_name(entry)) == Some(&distance))
+            }
+        };
+        let chosen: Vec<&Descriptor> = entries.iter().copied().filter(|entry| usable(entry)).collect();
+        let covered: BTreeSet<Option<&str>> = chosen.iter().map(|entry| raw_name(entry)).collect();
+        if let Some(name) = entries.iter().map(|entry| raw_name(entry)).find(|name| !covered.contains(name)) {
+            let has = entries.iter().filter(|entry| raw_name(entry) == name).filter_map(|entry| entry.platform());
+            let error = self.no_platform(has);
+            return Err(match name {
+                Some(name) => error.context(format!("image {}", quoted(name))),
+                None => error,
+            });
+        }
+        Ok(chosen)
+    }
+
+    /// The image that a manifest is, or the one for this machine out of an index.
+    fn visit(&mut self, entry: &Descriptor, depth: usize) -> Result<Option<SourceImage>> {
+        match Media::of(&entry.media_type) {
+            Media::Manifest => self.image(entry).context(|| format!("manifest {}", entry.digest)),
+            Media::Index if depth == MAX_DEPTH => {
+                Err(Error::new(Kind::BadInput, format!("it has indexes within indexes more than {MAX_DEPTH} deep")))
+            }
+            Media::Index => {
+                let index = self.document(entry).and_then(|bytes| Index::parse(&bytes));
+                let index = index.context(|| format!("index {}", entry.digest))?;
+                self.pick(&index, depth)
+            }
+            Media::Schema1 => {
+                Err(Error::new(Kind::Unsupported, "its manifest is a Docker schema 1, which has no config")
+                    .with_hint("pull and save it with a newer Docker"))
+            }
+            _ => {
+                self.artifacts.push(entry.media_type.clone());
+                Ok(None)
+            }
+        }
+    }
+
+    /// One image out of an index: best platform first; entries that don't tell theirs come last, and
+    /// count if their config fits.
+    fn pick(&mut self, index: &Index, depth: usize) -> Result<Option<SourceImage>> {
+        let mut candidates: Vec<(u8, &Descriptor)> = Vec::new();
+        let mut unfit: Vec<Platform> = Vec::new();
+        for entry in index.manifests.iter().filter(|entry| !is_attestation(entry)) {
+            match entry.platform() {
+                None => candidates.push((u8::MAX, entry)),
+                Some(platform) => match platform.distance(&self.host) {
+                    Some(distance) => candidates.push((distance, entry)),
+                    None => unfit.push(platform.clone()),
+                },
+            }
+        }
+        candidates.sort_by_key(|(distance, _)| *distance);
+        for (_, entry) in candidates {
+            let Some(image) = self.visit(entry, depth + 1)? else { continue };
+            let platform = &image.config.platform;
+            if entry.platform().is_some() || platform.distance(&self.host).is_some() {
+                return Ok(Some(image));
+            }
+            unfit.push(platform.clone());
+        }
+        if unfit.is_empty() { Ok(None) } else { Err(self.no_platform(&unfit)) }
+    }
+
+    fn no_platform<'p>(&self, has: impl IntoIterator<Item = &'p Platform>) -> Error {
+        let why = format!("it has no image for {}; it has {}", self.host, listed(has));
+        Error::new(Kind::Unsupported, why)
+    }
+
+    /// The verified bytes of a manifest or index.
+    fn document(&mut self, entry: &Descriptor) -> Result<Vec<u8>> {
+        self.loader.count_document()?;
+        let bytes = self.loader.blob(entry, self.loader.limits.manifest_bytes)?;
+        bytes.ok_or_else(|| self.missing())
+    }
+
+    fn missing(&self) -> Error {
+        Error::new(Kind::BadInput, format!("it is missing from the {}", self.loader.files.noun()))
+    }
+
+    fn image(&mut self, entry: &Descriptor) -> Result<Option<SourceImage>> {
+        let bytes = self.document(entry)?;
+        let manifest = Manifest::parse(&bytes)?;
+        if Media::of(&manifest.config.media_type) != Media::Config {
+            self.artifacts.push(manifest.config.media_type);
+            return Ok(None);
+        }
+        let digest = manifest.config.digest;
+        let limit = self.loader.limits.config_bytes;
+        let (config_bytes, config) = self
+            .loader
+            .blob(&manifest.config, limit)
+            .and_then(|bytes| bytes.ok_or_else(|| self.missing()))
+            .and_then(|bytes| self.loader.config(&bytes).map(|config| (bytes, config)))
+            .context(|| format!("config {digest}"))?;
+        self.loader.check_layer_count(manifest.layers.len(), &config)?;
+        let total = manifest.layers.len();
+        let mut layers = Vec::with_capacity(total);
+        for (i, (blob, diff_id)) in manifest.layers.iter().zip(&config.diff_ids).enumerate() {
+            let label = || format!("layer {} of {total} ({})", i + 1, blob.digest);
+            layers.push(self.layer(blob, *diff_id).context(label)?);
+        }
+        Ok(Some(SourceImage {
+            names: Vec::new(),
+            ref_name: None,
+            manifest: Some((entry.digest, bytes)),
+            config_bytes,
+            id: ImageId(digest),
+            config,
+            layers,
+        }))
+    }
+
+    fn layer(&self, blob: &Descriptor, diff_id: DiffId) -> Result<SourceLayer> {
+        let media = Media::of(&blob.media_type);
+        if !matches!(media, Media::Layer | Media::ForeignLayer) {
+            let why = format!("its media type is {}, which isn't a filesystem layer's", quoted(&blob.media_type));
+            return Err(Error::new(Kind::Unsupported, why));
+        }
+        let layer = self.loader.layer(blob_name(blob.digest), diff_id, Some(blob))?;
+        layer.ok_or_else(|| match media {
+            Media::ForeignLayer => {
+                self.missing().with_hint("a foreign layer: whoever made the image may not pass it on")
+            }
+            _ => self.missing(),
+        })
+    }
+}
+
+/// The name as written, by which the top index's entries belong together.
+fn raw_name(entry: &Descriptor) -> Option<&str> {
+    let name = entry.annotations.get(IMAGE_NAME).or_else(|| entry.annotations.get(REF_NAME));
+    name.map(String::as_str)
+}
+
+/// Whether an entry is about another image instead of being one (BuildKit's provenance, SBOMs).
+fn is_attestation(entry: &Descriptor) -> bool {
+    entry.platform().is_some_and(Platform::is_unknown) || entry.annotations.contains_key(REFERENCE_TYPE)
+}

@@ -1,0 +1,70 @@
+//! A tar that can be sought, from one that can't.
+//!
+//! Plain files are read in place. Streams and compressed archives are copied (decompressed) first into
+//! a file without a name, so that nothing is left behind however this process ends.
+
+use std::fs::File;
+use std::io::{BufReader, Cursor, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use bytesize::ByteSize;
+
+use super::SourceLimits;
+use super::tar_index::TarIndex;
+use crate::oci::decompress::{Compression, MAGIC_LEN};
+use crate::{Context, Error, Kind, Result};
+
+const BUFFER: usize = 256 << 10;
+
+/// Index an archive's file, in place if it is plain.
+pub(super) fn file(file: File, spool_dir: &Path, limits: &SourceLimits) -> Result<TarIndex> {
+    let mut head = [0; MAGIC_LEN];
+    let n = file.read_at(&mut head, 0).context(|| "read the archive")?;
+    if n == 0 {
+        return Err(empty());
+    }
+    match Compression::detect(&head[..n])? {
+        Compression::Plain => TarIndex::scan(file, limits.entries),
+        form => copy(form, file, spool_dir, limits),
+    }
+}
+
+/// Index an archive that arrives as a stream.
+pub(super) fn stream(mut stream: Box<dyn Read + Send>, spool_dir: &Path, limits: &SourceLimits) -> Result<TarIndex> {
+    let mut head = Vec::with_capacity(MAGIC_LEN);
+    (&mut stream).take(MAGIC_LEN as u64).read_to_end(&mut head).context(|| "read the archive")?;
+    if head.is_empty() {
+        return Err(empty());
+    }
+    let form = Compression::detect(&head)?;
+    copy(form, Cursor::new(head).chain(stream), spool_dir, limits)
+}
+
+fn empty() -> Error {
+    Error::new(Kind::BadInput, "it is empty")
+}
+
+fn copy(form: Compression, from: impl Read, spool_dir: &Path, limits: &SourceLimits) -> Result<TarIndex> {
+    let mut plain = form.decoder(BufReader::with_capacity(BUFFER, from))?;
+    let place = || format!("copy the archive into {}", spool_dir.display());
+    let mut copy = tempfile::tempfile_in(spool_dir).context(place)?;
+    let mut buffer = vec![0; BUFFER];
+    let mut bytes = 0_u64;
+    loop {
+        let n = match plain.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(form.explain(&e)),
+        };
+        bytes += n as u64;
+        if bytes > limits.spool_bytes {
+            let limit = ByteSize(limits.spool_bytes).display().si();
+            return Err(Error::new(Kind::BadInput, format!("the archive is larger than {limit}"))
+                .with_hint("if you trust it, decompress it into a file and load that"));
+        }
+        copy.write_all(&buffer[..n]).context(place)?;
+    }
+    TarIndex::scan(copy, limits.entries)
+}

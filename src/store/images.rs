@@ -1,0 +1,197 @@
+//! Images and their names: one small file each, so that forgetting an image is one unlink, which works on a full disk.
+//!
+//! A name belongs to the image that got it last: should a power cut come between giving it to one image and
+//! taking it from another, the newer time decides.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Store;
+use super::files::{self, Lock};
+use crate::{Context, Error, Kind, Result};
+
+/// One image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    pub uuid: Uuid,
+    /// Digest of its configuration.
+    pub id: String,
+    /// Digest of its manifest, if it came with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    /// The tree of its topmost layer; none for an image without layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<Uuid>,
+    pub loaded: jiff::Timestamp,
+    /// Canonical names, each with the time it was given.
+    #[serde(default)]
+    pub names: BTreeMap<String, jiff::Timestamp>,
+}
+
+/// The right to change images, until dropped.
+#[derive(Debug)]
+pub struct ImagesGuard<'a> {
+    store: &'a Store,
+    _lock: Option<File>,
+}
+
+impl Store {
+    /// All images, oldest first.
+    pub fn images(&self) -> Result<Vec<Image>> {
+        read_images(&self.images_directory())
+    }
+
+    /// Change images; one process at a time.
+    pub fn lock_images(&self) -> Result<ImagesGuard<'_>> {
+        let lock = match files::lock_file(&self.images_directory().join("lock"), Lock::Exclusive) {
+            Ok(lock) => lock,
+            // The lock file can't be made on a full disk if nobody ever changed an image; then nobody does now.
+            Err(e) if e.kind() == Kind::NoSpace => None,
+            Err(e) => return Err(e),
+        };
+        Ok(ImagesGuard { store: self, _lock: lock })
+    }
+
+    /// Keep collectors of layers away while images are loaded.
+    pub fn lock_loads(&self, how: Lock) -> Result<Option<File>> {
+        files::lock_file(&self.images_directory().join("load.lock"), how)
+    }
+
+    /// Keep a manifest or configuration. `digest` is 64 hexadecimal digits, which the caller has verified.
+    pub fn put_blob(&self, digest_hex: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.blob_path(digest_hex)?;
+        if path.exists() {
+            return Ok(());
+        }
+        files::replace(&path, |file| file.write_all(bytes))
+    }
+
+    /// A manifest or configuration.
+    pub fn blob(&self, digest_hex: &str) -> Result<Vec<u8>> {
+        let path = self.blob_path(digest_hex)?;
+        std::fs::read(&path).context(|| format!("read {}", path.display()))
+    }
+
+    /// Blobs that no image names; removed unless `dry_run`. Only while images are locked.
+    pub fn collect_blobs(&self, guard: &ImagesGuard<'_>, dry_run: bool) -> Result<Vec<String>> {
+        let used: Vec<String> = guard
+            .list()?
+            .into_iter()
+            .flat_map(|image| [Some(image.id), image.manifest])
+            .flatten()
+            .filter_map(|digest| digest.split_once(':').map(|(_, hex)| hex.to_string()))
+            .collect();
+        let directory = self.root.join("blobs/sha256");
+        let mut unused = Vec::new();
+        for entry in std::fs::read_dir(&directory).context(|| format!("read {}", directory.display()))? {
+            let entry = entry.context(|| format!("read {}", directory.display()))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !used.contains(&name) {
+                if !dry_run {
+                    std::fs::remove_file(entry.path()).context(|| format!("unlink {}", entry.path().display()))?;
+                }
+                unused.push(name);
+            }
+        }
+        Ok(unused)
+    }
+
+    fn images_directory(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    fn blob_path(&self, digest_hex: &str) -> Result<PathBuf> {
+        // A digest becomes a file name only here; whatever else reached us, this can't leave the directory.
+        if digest_hex.len() != 64 || !digest_hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Error::new(Kind::Invalid, format!("{digest_hex:?} is not a sha256 digest")));
+        }
+        Ok(self.root.join("blobs/sha256").join(digest_hex))
+    }
+}
+
+impl ImagesGuard<'_> {
+    /// All images, oldest first.
+    pub fn list(&self) -> Result<Vec<Image>> {
+        self.store.images()
+    }
+
+    /// Write an image. Its names are taken from the images that had them.
+    pub fn put(&self, image: &Image) -> Result<()> {
+        self.write(image)?;
+        for mut other in self.list_raw()? {
+            let before = other.names.len();
+            other.names.retain(|name, _| other.uuid == image.uuid || !image.names.contains_key(name));
+            if other.names.len() != before {
+                self.write(&other)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forget an image. Its layers and blobs are the caller's to collect.
+    pub fn delete(&self, image: &Image) -> Result<()> {
+        let path = self.path(image);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).context(|| format!("unlink {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self, image: &Image) -> Result<()> {
+        let json = serde_json::to_vec(image)
+            .map_err(|e| Error::new(Kind::Invalid, format!("cannot write image {}: {e}", image.id)))?;
+        files::replace(&self.path(image), |file| file.write_all(&json))
+    }
+
+    fn path(&self, image: &Image) -> PathBuf {
+        self.store.images_directory().join(format!("{}.json", image.uuid))
+    }
+
+    fn list_raw(&self) -> Result<Vec<Image>> {
+        read_files(&self.store.images_directory())
+    }
+}
+
+fn read_images(directory: &Path) -> Result<Vec<Image>> {
+    let mut images = read_files(directory)?;
+    let mut newest: HashMap<String, (jiff::Timestamp, Uuid)> = HashMap::new();
+    for image in &images {
+        for (name, time) in &image.names {
+            let candidate = (*time, image.uuid);
+            newest.entry(name.clone()).and_modify(|best| *best = candidate.max(*best)).or_insert(candidate);
+        }
+    }
+    for image in &mut images {
+        let uuid = image.uuid;
+        image.names.retain(|name, _| newest.get(name).is_some_and(|(_, owner)| *owner == uuid));
+    }
+    images.sort_by_key(|image| (image.loaded, image.uuid));
+    Ok(images)
+}
+
+fn read_files(directory: &Path) -> Result<Vec<Image>> {
+    let mut images = Vec::new();
+    for entry in std::fs::read_dir(directory).context(|| format!("read {}", directory.display()))? {
+        let path = entry.context(|| format!("read {}", directory.display()))?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            // Forgotten by somebody else since we listed the directory.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e).context(|| format!("read {}", path.display())),
+        };
+        images.push(
+            serde_json::from_slice(&text)
+                .map_err(|e| Error::new(Kind::Damaged, format!("{} is damaged: {e}", path.display())))?,
+        );
+    }
+    Ok(images)
+}

@@ -1,0 +1,325 @@
+//! The SQLite index of the records: answers questions, keeps names unique, hands out group numbers.
+//!
+//! The records beside the trees are the truth; the index can be thrown away at any time and is made again
+//! from them. So nothing here needs to survive a power cut (WAL, synchronous = NORMAL: no fsync on the way
+//! of a create). Many processes use it at once: each change is one `BEGIN IMMEDIATE` transaction.
+//!
+//! On a full or read-only filesystem the index can't be written. Removals go on all the same, with an index
+//! in memory made from the records ([`Index::in_memory`]).
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use uuid::Uuid;
+
+use super::record::{Owner, Record};
+use crate::{Error, Kind, Result};
+
+/// Of the index's own tables; an index of another version is made anew.
+const VERSION: i64 = 1;
+/// 32 processes writing at once wait for each other well below this.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const TABLES: &str = "
+CREATE TABLE snapshots (
+    uuid    TEXT PRIMARY KEY,
+    owner   TEXT NOT NULL,
+    kind    TEXT NOT NULL,
+    key     TEXT,
+    name    TEXT,
+    parent  TEXT,
+    state   TEXT NOT NULL,
+    record  TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX snapshots_key  ON snapshots (owner, kind, key) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX snapshots_name ON snapshots (owner, name) WHERE name IS NOT NULL;
+CREATE INDEX snapshots_parent ON snapshots (parent);
+CREATE INDEX snapshots_unsettled ON snapshots (state) WHERE state <> 'ready';
+CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+";
+
+/// How far a tree has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Its maker is at work; without one, debris.
+    Making,
+    /// Whole and durable.
+    Ready,
+    /// On its way out.
+    Removing,
+    /// There, but about to be exchanged for a fresh clone.
+    Replacing,
+}
+
+impl State {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Making => "making",
+            Self::Ready => "ready",
+            Self::Removing => "removing",
+            Self::Replacing => "replacing",
+        }
+    }
+
+    /// Whether a user may see it.
+    #[must_use]
+    pub fn is_live(self) -> bool {
+        matches!(self, Self::Ready | Self::Replacing)
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Index {
+    db: Connection,
+}
+
+/// Whether the index on disk can be used, or why not.
+pub(super) enum Opened {
+    Usable(Index),
+    /// Missing, of another version, or damaged.
+    Unusable,
+    /// The filesystem takes no writes: full or read-only.
+    Unwritable,
+}
+
+impl Index {
+    pub(super) fn open(path: &Path) -> Result<Opened> {
+        if !path.exists() {
+            return Ok(Opened::Unusable);
+        }
+        let opened = Connection::open(path).and_then(Self::settings).and_then(|db| {
+            let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+            Ok((db, version))
+        });
+        match opened {
+            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db })),
+            Ok(_) => Ok(Opened::Unusable),
+            Err(e) => match e.sqlite_error_code() {
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Ok(Opened::Unusable),
+                Some(code) if is_unwritable(code) => Ok(Opened::Unwritable),
+                _ => Err(failed(&e)),
+            },
+        }
+    }
+
+    /// A new, empty index file. `None` if the filesystem takes no writes.
+    pub(super) fn create(path: &Path) -> Result<Option<Self>> {
+        for suffix in ["", "-wal", "-shm"] {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            let _ = std::fs::remove_file(name);
+        }
+        let made = Connection::open(path).and_then(Self::settings).and_then(|db| {
+            db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
+            Ok(Self { db })
+        });
+        match made {
+            Ok(index) => Ok(Some(index)),
+            Err(e) if e.sqlite_error_code().is_some_and(is_unwritable) => Ok(None),
+            Err(e) => Err(failed(&e)),
+        }
+    }
+
+    /// An index for this process alone.
+    pub(super) fn in_memory() -> Result<Self> {
+        let db = Connection::open_in_memory().map_err(|e| failed(&e))?;
+        db.execute_batch(TABLES).map_err(|e| failed(&e))?;
+        Ok(Self { db })
+    }
+
+    fn settings(db: Connection) -> rusqlite::Result<Connection> {
+        db.busy_timeout(PATIENCE)?;
+        db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = OFF;")?;
+        Ok(db)
+    }
+
+    /// Do several changes as one.
+    pub(super) fn change<T>(&mut self, steps: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
+        let transaction =
+            self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(&e))?;
+        let change = Change { transaction };
+        let answer = steps(&change)?;
+        change.transaction.commit().map_err(|e| failed(&e))?;
+        Ok(answer)
+    }
+
+    pub(super) fn get(&self, uuid: Uuid) -> Result<Option<(Record, State)>> {
+        self.one("uuid = ?1", params![uuid.to_string()])
+    }
+
+    /// All that a user may see, oldest first; of one kind if one is given.
+    pub(super) fn list(&self, kind: Option<&str>) -> Result<Vec<Record>> {
+        let found = self.many("state IN ('ready', 'replacing') AND (?1 IS NULL OR kind = ?1)", params![kind])?;
+        Ok(found.into_iter().map(|(record, _)| record).collect())
+    }
+
+    /// The group numbers of all rows.
+    pub(super) fn groups(&self) -> Result<Vec<u32>> {
+        Ok(self.many("TRUE", params![])?.into_iter().filter_map(|(record, _)| record.group).collect())
+    }
+
+    /// Those that are not ready.
+    pub(super) fn unsettled(&self) -> Result<Vec<(Record, State)>> {
+        self.many("state <> 'ready'", params![])
+    }
+
+    pub(super) fn by_key(&self, owner: &Owner, kind: &str, key: &str) -> Result<Option<(Record, State)>> {
+        self.one("owner = ?1 AND kind = ?2 AND key = ?3", params![owner.as_str(), kind, key])
+    }
+
+    pub(super) fn by_name(&self, owner: &Owner, name: &str) -> Result<Option<(Record, State)>> {
+        self.one("owner = ?1 AND name = ?2", params![owner.as_str(), name])
+    }
+
+    /// Ready ones whose key begins with `prefix` (hexadecimal digits only), at most two.
+    pub(super) fn by_key_prefix(&self, owner: &Owner, kind: &str, prefix: &str) -> Result<Vec<Record>> {
+        let condition = "owner = ?1 AND kind = ?2 AND key GLOB ?3 AND state = 'ready'";
+        let found = self.many(condition, params![owner.as_str(), kind, format!("{prefix}*")])?;
+        Ok(found.into_iter().map(|(record, _)| record).take(2).collect())
+    }
+
+    pub(super) fn fact<T: rusqlite::types::FromSql>(&self, name: &str) -> Result<Option<T>> {
+        self.db
+            .query_row("SELECT value FROM facts WHERE name = ?1", [name], |row| row.get(0))
+            .optional()
+            .map_err(|e| failed(&e))
+    }
+
+    fn one(&self, condition: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Option<(Record, State)>> {
+        Ok(self.many(condition, values)?.into_iter().next())
+    }
+
+    fn many(&self, condition: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<(Record, State)>> {
+        select(&self.db, condition, values)
+    }
+}
+
+/// Changes of one transaction.
+#[derive(Debug)]
+pub(super) struct Change<'a> {
+    transaction: Transaction<'a>,
+}
+
+impl Change<'_> {
+    /// Add or overwrite the row of a record.
+    ///
+    /// # Errors
+    /// `Exists` if its key or name is another's.
+    pub(super) fn put(&self, record: &Record, state: State) -> Result<()> {
+        let json = serde_json::to_string(record)
+            .map_err(|e| Error::new(Kind::Invalid, format!("cannot write record of {}: {e}", record.uuid)))?;
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO snapshots (uuid, owner, kind, key, name, parent, state, record)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                 ON CONFLICT (uuid) DO UPDATE SET key = ?4, name = ?5, parent = ?6, state = ?7, record = ?8",
+            )
+            .and_then(|mut statement| {
+                statement.execute(params![
+                    record.uuid.to_string(),
+                    record.owner.as_str(),
+                    kind_of(record),
+                    record.key(),
+                    record.name(),
+                    record.parent.map(|p| p.to_string()),
+                    state.as_str(),
+                    json,
+                ])
+            })
+            .map(|_| ())
+            .map_err(|e| failed(&e))
+    }
+
+    pub(super) fn delete(&self, uuid: Uuid) -> Result<()> {
+        self.execute("DELETE FROM snapshots WHERE uuid = ?1", params![uuid.to_string()])
+    }
+
+    pub(super) fn clear(&self) -> Result<()> {
+        self.execute("DELETE FROM snapshots", params![])
+    }
+
+    pub(super) fn get(&self, uuid: Uuid) -> Result<Option<(Record, State)>> {
+        Ok(select(&self.transaction, "uuid = ?1", params![uuid.to_string()])?.into_iter().next())
+    }
+
+    /// Whether any tree, ready or not, was cloned from this one.
+    pub(super) fn has_children(&self, uuid: Uuid) -> Result<bool> {
+        self.transaction
+            .query_row("SELECT EXISTS (SELECT 1 FROM snapshots WHERE parent = ?1)", [uuid.to_string()], |row| {
+                row.get(0)
+            })
+            .map_err(|e| failed(&e))
+    }
+
+    pub(super) fn set_fact(&self, name: &str, value: &dyn rusqlite::ToSql) -> Result<()> {
+        self.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?1, ?2)", params![name, value])
+    }
+
+    pub(super) fn fact<T: rusqlite::types::FromSql>(&self, name: &str) -> Result<Option<T>> {
+        self.transaction
+            .query_row("SELECT value FROM facts WHERE name = ?1", [name], |row| row.get(0))
+            .optional()
+            .map_err(|e| failed(&e))
+    }
+
+    fn execute(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<()> {
+        self.transaction
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.execute(values))
+            .map(|_| ())
+            .map_err(|e| failed(&e))
+    }
+}
+
+fn select(db: &Connection, condition: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<(Record, State)>> {
+    let sql = format!("SELECT record, state FROM snapshots WHERE {condition}");
+    let mut statement = db.prepare_cached(&sql).map_err(|e| failed(&e))?;
+    let mut rows = statement.query(values).map_err(|e| failed(&e))?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(|e| failed(&e))? {
+        found.push(from_row(row)?);
+    }
+    found.sort_by_key(|(record, _)| (record.created, record.uuid));
+    Ok(found)
+}
+
+fn from_row(row: &Row<'_>) -> Result<(Record, State)> {
+    let json = row.get_ref(0).and_then(|v| Ok(v.as_str()?)).map_err(|e| failed(&e))?;
+    let record = serde_json::from_str(json)
+        .map_err(|e| Error::new(Kind::Damaged, format!("index holds a bad record: {e}")))?;
+    let state = match row.get_ref(1).and_then(|v| Ok(v.as_str()?)).map_err(|e| failed(&e))? {
+        "ready" => State::Ready,
+        "removing" => State::Removing,
+        "replacing" => State::Replacing,
+        _ => State::Making,
+    };
+    Ok((record, state))
+}
+
+pub(super) fn kind_of(record: &Record) -> &'static str {
+    use super::record::Content;
+    match record.content {
+        Content::Layer(_) => "layer",
+        Content::Work => "work",
+        Content::Container(_) => "container",
+    }
+}
+
+fn is_unwritable(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::ReadOnly | ErrorCode::CannotOpen)
+}
+
+/// The error of a statement. A full or read-only filesystem is [`Kind::NoSpace`] or [`Kind::Denied`].
+fn failed(error: &rusqlite::Error) -> Error {
+    let kind = match error.sqlite_error_code() {
+        Some(ErrorCode::ConstraintViolation) => Kind::Exists,
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => Kind::NoSpace,
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => Kind::Denied,
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Kind::Damaged,
+        Some(ErrorCode::DatabaseBusy) => Kind::InUse,
+        _ => Kind::System,
+    };
+    Error::new(kind, format!("index: {error}"))
+}

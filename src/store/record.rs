@@ -1,0 +1,174 @@
+//! What the store knows of one tree: the record beside it.
+//!
+//! A record is written once, before its tree exists, into an extended attribute of the place around the
+//! tree (`trusted.reflinkd`, JSON). Being metadata made before the snapshot, it is made durable by the
+//! snapshot's own commit. A record too long for an attribute stands in the file `record.json` in the place,
+//! fsync'd, and the attribute says so.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{Context, Error, Kind, Result};
+
+const ATTRIBUTE: &str = "trusted.reflinkd";
+const SPILL_FILE: &str = "record.json";
+const SPILLED: &[u8] = b"record.json";
+/// ext4 keeps an attribute within a block of 4 KiB, headers included; Btrfs and XFS take more. One bound for all.
+const LONGEST_ATTRIBUTE: usize = 3800;
+
+/// The front door that made a tree. No door's clean-up takes another's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Owner(String);
+
+impl Owner {
+    /// The command line.
+    #[must_use]
+    pub fn cli() -> Self {
+        Self("cli".into())
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub uuid: Uuid,
+    pub owner: Owner,
+    /// The tree that this one was cloned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Uuid>,
+    /// Number of the charge group, from the store's sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
+    pub created: jiff::Timestamp,
+    pub content: Content,
+}
+
+/// What a tree is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    /// A committed layer with all its parents below it.
+    Layer(Layer),
+    /// A tree that a layer is being unpacked in; nobody's, once its maker is gone.
+    Work,
+    Container(Container),
+}
+
+/// A committed layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Digest of the layer's plain tar.
+    pub diff_id: String,
+    /// Digest of the chain of diff IDs up to this one: the name of the whole tree.
+    pub chain_id: String,
+    /// Bytes that the filesystem charged for it when it was committed, and how they were counted.
+    pub size: u64,
+    pub size_method: String,
+    /// Sum of the lengths of the regular files in its tar.
+    pub apparent_size: u64,
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    pub name: String,
+    /// ID of the image's configuration.
+    pub image_id: String,
+    /// The image's name as it was asked for, in canonical form.
+    pub image: String,
+    /// Most bytes its writers may add.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_limit: Option<u64>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Record {
+    /// The unique name of the content among its owner's: chain ID, container ID, or none.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        match &self.content {
+            Content::Layer(layer) => Some(&layer.chain_id),
+            Content::Work => None,
+            Content::Container(container) => Some(&container.id),
+        }
+    }
+
+    /// A second unique name: containers have one.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        match &self.content {
+            Content::Container(container) => Some(&container.name),
+            Content::Layer(_) | Content::Work => None,
+        }
+    }
+
+    #[must_use]
+    pub fn layer(&self) -> Option<&Layer> {
+        match &self.content {
+            Content::Layer(layer) => Some(layer),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn container(&self) -> Option<&Container> {
+        match &self.content {
+            Content::Container(container) => Some(container),
+            _ => None,
+        }
+    }
+
+    /// Write the record beside the tree. Durable with the next commit of the filesystem.
+    pub(super) fn write(&self, place: &File, path: &Path) -> Result<()> {
+        let json = serde_json::to_vec(self)
+            .map_err(|e| Error::new(Kind::Invalid, format!("cannot write record of {}: {e}", self.uuid)))?;
+        let value = if json.len() > LONGEST_ATTRIBUTE {
+            super::files::replace(&path.join(SPILL_FILE), |file| file.write_all(&json))?;
+            SPILLED
+        } else {
+            &json
+        };
+        fsetxattr(place.as_fd(), ATTRIBUTE, value, XattrFlags::empty())
+            .context(|| format!("fsetxattr {} {ATTRIBUTE}", path.display()))
+    }
+
+    /// Read the record beside a tree; `None` if there is none yet.
+    pub(super) fn read(place: &File, path: &Path) -> Result<Option<Self>> {
+        let mut value = vec![0; LONGEST_ATTRIBUTE];
+        let json = match fgetxattr(place.as_fd(), ATTRIBUTE, &mut value[..]) {
+            Ok(length) if value[..length] == *SPILLED => {
+                let spill = path.join(SPILL_FILE);
+                std::fs::read(&spill).context(|| format!("read {}", spill.display()))?
+            }
+            Ok(length) => value[..length].to_vec(),
+            Err(rustix::io::Errno::NODATA) => return Ok(None),
+            Err(e) => return Err(e).context(|| format!("fgetxattr {} {ATTRIBUTE}", path.display())),
+        };
+        serde_json::from_slice(&json)
+            .map(Some)
+            .map_err(|e| Error::new(Kind::Damaged, format!("record of {} is damaged: {e}", path.display())))
+    }
+}
+
+/// Remove the spill file of a record, if it has one.
+pub(super) fn remove_spill(place: &Path) -> Result<()> {
+    match std::fs::remove_file(place.join(SPILL_FILE)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("unlink {SPILL_FILE}")),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,92 @@
+//! Commits, space, and the device below.
+
+use std::mem::MaybeUninit;
+
+use super::{BtrfsFd, raw};
+
+/// `BTRFS_IOC_SYNC` (linux/btrfs.h): commit, and wake the transaction thread, which wakes the cleaner.
+/// Quota numbers want syncfs(2) on top.
+pub fn sync(any: &BtrfsFd) -> nix::Result<()> {
+    // SAFETY: the request takes no argument.
+    unsafe { raw::sync(any.raw()) }?;
+    Ok(())
+}
+
+/// `BTRFS_IOC_START_SYNC` (linux/btrfs.h): begin a commit; the answer is for [`wait_sync`].
+pub fn start_sync(any: &BtrfsFd) -> nix::Result<u64> {
+    let mut transid = 0;
+    // SAFETY: the kernel writes one u64.
+    unsafe { raw::start_sync(any.raw(), &raw mut transid) }?;
+    Ok(transid)
+}
+
+/// `BTRFS_IOC_WAIT_SYNC` (linux/btrfs.h): wait until `transid` is on disk. EINVAL for one that was never begun.
+pub fn wait_sync(any: &BtrfsFd, transid: u64) -> nix::Result<()> {
+    // SAFETY: the kernel reads one u64.
+    unsafe { raw::wait_sync(any.raw(), &raw const transid) }?;
+    Ok(())
+}
+
+/// What FS_INFO says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FsInfo {
+    /// The filesystem's UUID, as in `/sys/fs/btrfs/<fsid>`.
+    pub fsid: [u8; 16],
+    /// Bytes of a metadata block.
+    pub nodesize: u32,
+    /// Bytes of a data block.
+    pub sectorsize: u32,
+}
+
+/// `BTRFS_IOC_FS_INFO` (linux/btrfs.h).
+pub fn fs_info(any: &BtrfsFd) -> nix::Result<FsInfo> {
+    let mut args = MaybeUninit::<raw::FsInfoArgs>::zeroed();
+    // SAFETY: the kernel fills the structure, which is plain numbers.
+    unsafe { raw::fs_info(any.raw(), args.as_mut_ptr()) }?;
+    // SAFETY: all-zero is a valid value of plain numbers, and so is what the kernel wrote.
+    let args = unsafe { args.assume_init() };
+    Ok(FsInfo { fsid: args.fsid, nodesize: args.nodesize, sectorsize: args.sectorsize })
+}
+
+/// `BTRFS_IOC_SPACE_INFO` (linux/btrfs.h): bytes used by data, metadata and system blocks as of now, each block
+/// once however many copies its profile keeps. The global reserve is left out: nobody wrote it.
+pub fn used_bytes(any: &BtrfsFd) -> nix::Result<u64> {
+    let mut args = raw::SpaceArgs {
+        space_slots: raw::SPACE_SLOTS as u64,
+        total_spaces: 0,
+        spaces: [raw::SpaceInfo::default(); raw::SPACE_SLOTS],
+    };
+    // SAFETY: space_slots is how many entries follow, and the kernel writes no more.
+    unsafe { raw::space_info(any.raw(), &raw mut args) }?;
+    let filled = usize::try_from(args.total_spaces).unwrap_or(usize::MAX).min(raw::SPACE_SLOTS);
+    Ok(args.spaces[..filled]
+        .iter()
+        .filter(|space| space.flags & raw::BLOCK_GROUP_TYPES != 0)
+        .filter(|space| space.flags & raw::SPACE_INFO_GLOBAL_RSV == 0)
+        .map(|space| space.used_bytes)
+        .sum())
+}
+
+/// `BTRFS_IOC_RESIZE` (linux/btrfs.h) to `max`: grow device 1 to what the device below has now.
+///
+/// # Errors
+/// EROFS; ENOSPC; EPERM without CAP_SYS_ADMIN; a positive answer (another exclusive operation such as a balance
+/// runs) comes back as EBUSY.
+pub fn resize_max(any: &BtrfsFd) -> nix::Result<()> {
+    let mut args = raw::VolArgs { fd: 0, name: [0; 4088] };
+    args.name[..3].copy_from_slice(b"max");
+    // SAFETY: args is a whole btrfs_ioctl_vol_args with a terminated name.
+    let answer = unsafe { raw::resize(any.raw(), &raw const args) }?;
+    if answer == 0 { Ok(()) } else { Err(nix::errno::Errno::EBUSY) }
+}
+
+/// `FITRIM` (linux/fs.h): hand all free blocks to the device below; returns how many bytes.
+///
+/// # Errors
+/// EOPNOTSUPP if no device takes discards.
+pub fn fitrim(any: &BtrfsFd) -> nix::Result<u64> {
+    let mut range = raw::FstrimRange { start: 0, len: u64::MAX, minlen: 0 };
+    // SAFETY: the kernel reads and writes one fstrim_range.
+    unsafe { raw::fitrim(any.raw(), &raw mut range) }?;
+    Ok(range.len)
+}
