@@ -239,13 +239,16 @@ impl Pool {
             mounted => mounted.map(Some),
         })?
         .ok_or_else(|| Error::new(Kind::InUse, format!("{} stays busy", device.path().display())))?;
-        match mount::mounted_at(&self.root)? {
-            Some(mounted) if mounted.btrfs == Some(fsid) => Ok(()),
-            _ => Err(Error::new(
-                Kind::System,
-                format!("{} was mounted, but {} shows another filesystem", self.file.display(), self.root.display()),
-            )),
+        if mount::mounted_at(&self.root)?.is_some_and(|mounted| mounted.btrfs == Some(fsid)) {
+            return Ok(());
         }
+        // Since Linux 6.7 a copy of a mounted filesystem gets a uuid for the time being. Then nobody could tell
+        // which of them is the pool.
+        mount::unmount(&self.root)?;
+        Err(mount::copy_of_a_mounted_one(Error::new(
+            Kind::Exists,
+            format!("another filesystem with its uuid, {fsid}, is mounted"),
+        )))
     }
 
     /// Make the pool `size` bytes long (rounded down to 4096) and let the filesystem have them, while it is in

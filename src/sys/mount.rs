@@ -21,7 +21,8 @@ use crate::{Context, Error, Kind, Result};
 ///
 /// # Errors
 /// `Unsupported` where the kernel has no Btrfs; `InUse` for EBUSY (a mount of the device is just going away);
-/// `Exists` if another device with the same filesystem uuid is mounted.
+/// `Exists` if another device with the same filesystem uuid is mounted (before Linux 6.7, which mounts a copy
+/// under a uuid that it makes up).
 pub fn mount_btrfs(device: &Path, target: &Path, options: &str) -> Result<()> {
     let data = CString::new(options)
         .map_err(|_| Error::new(Kind::Invalid, format!("mount options {options:?} with a zero byte")))?;
@@ -31,10 +32,7 @@ pub fn mount_btrfs(device: &Path, target: &Path, options: &str) -> Result<()> {
         match errno {
             rustix::io::Errno::NODEV => Error::new(Kind::Unsupported, error.to_string())
                 .with_hint("this kernel has no Btrfs; if it is a module: modprobe btrfs"),
-            rustix::io::Errno::EXIST => error.with_hint(
-                "a copy of this filesystem (the same uuid) is mounted elsewhere: unmount it first, or give one \
-                 of them another uuid with btrfstune -u",
-            ),
+            rustix::io::Errno::EXIST => copy_of_a_mounted_one(error),
             rustix::io::Errno::PERM => error.with_hint("mounting needs root"),
             rustix::io::Errno::INVAL | rustix::io::Errno::IO | rustix::io::Errno::UCLEAN => {
                 error.with_hint("the kernel's log (dmesg) says why")
@@ -42,6 +40,12 @@ pub fn mount_btrfs(device: &Path, target: &Path, options: &str) -> Result<()> {
             _ => error,
         }
     })
+}
+
+/// What to do about two filesystems with one uuid.
+#[must_use]
+pub fn copy_of_a_mounted_one(error: Error) -> Error {
+    error.with_hint("one of them is a copy of the other: unmount it, or give the copy another uuid (btrfstune -u)")
 }
 
 /// Unmount the topmost mount at `target`. Data is on disk when it returns, if it was the filesystem's last.
@@ -113,10 +117,9 @@ pub struct MountEntry {
     pub id: u64,
     /// The mount that it stands on.
     pub parent: u64,
-    /// The filesystem's number, `(major, minor)`, the same in all namespaces. On Btrfs it isn't `st_dev`: there
-    /// each subvolume has one of its own.
-    pub device: (u32, u32),
     pub target: PathBuf,
+    /// The device as the filesystem names it: for Btrfs the path under which it last saw the device.
+    pub source: PathBuf,
 }
 
 /// The mounts in the namespace of process `pid` ("self" or a number).
@@ -127,15 +130,16 @@ pub fn table(pid: &str) -> Result<Vec<MountEntry>> {
 }
 
 /// `None` for the empty line at the end and for what no kernel writes.
+///
+/// ID PARENT MAJOR:MINOR ROOT TARGET OPTIONS [OPTIONAL...] - TYPE SOURCE SUPER-OPTIONS (proc_pid_mountinfo(5))
 fn entry(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let mut text = || std::str::from_utf8(fields.next()?).ok();
-    let id = text()?.parse().ok()?;
-    let parent = text()?.parse().ok()?;
-    let (major, minor) = text()?.split_once(':')?;
-    let device = (major.parse().ok()?, minor.parse().ok()?);
-    let target = fields.nth(1)?;
-    Some(MountEntry { id, parent, device, target: PathBuf::from(OsString::from_vec(unescaped(target))) })
+    let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+    let (id, parent) = (number()?, number()?);
+    let path = |field| PathBuf::from(OsString::from_vec(unescaped(field)));
+    let target = path(fields.nth(2)?);
+    let source = path(fields.skip_while(|&field| field != b"-").nth(2)?);
+    Some(MountEntry { id, parent, target, source })
 }
 
 /// mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
@@ -163,7 +167,10 @@ mod tests {
     fn mountinfo_lines() {
         let line = b"36 35 98:12 /mnt1 /mnt\\0402\\134x rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
         let found = entry(line).expect("a line of proc(5)");
-        assert_eq!(found, MountEntry { id: 36, parent: 35, device: (98, 12), target: PathBuf::from("/mnt 2\\x") });
+        assert_eq!(
+            found,
+            MountEntry { id: 36, parent: 35, target: PathBuf::from("/mnt 2\\x"), source: PathBuf::from("/dev/root") }
+        );
         assert_eq!(entry(b""), None);
         assert_eq!(entry(b"36 x 98:12 /a /b rw"), None);
     }

@@ -70,26 +70,15 @@ impl Pool {
             Some(file) => format::identify(file)?,
             None => lock::recorded(&self.lock)?,
         };
-        let mut unmounted = None;
         // Several mounts may lie on top of each other.
         while let Some(mounted) = mount::mounted_at(&self.root)?
             && fsid.is_some()
             && mounted.btrfs == fsid
         {
-            unmounted = mount::table("self")?.into_iter().find(|entry| entry.id == mounted.id).or(unmounted);
             mount::unmount(&self.root).map_err(|error| match error.kind() {
                 Kind::InUse => holders::busy(&self.root, mounted.id),
                 _ => error,
             })?;
-        }
-        if let Some(here) = unmounted
-            && let Some((process, target)) = holders::elsewhere(here.device)
-        {
-            return Err(Error::new(
-                Kind::InUse,
-                format!("it is still mounted at {} for {process}", target.display()),
-            )
-            .with_hint("end that process, or unmount it there (nsenter --mount --target PID)"));
         }
         file.map_or(Ok(()), |file| self.wait_for_loop(&file))
     }
@@ -98,9 +87,18 @@ impl Pool {
         let mut last = None;
         let gone = patiently(|| {
             let devices = loopdev::of_file(file)?;
-            for device in devices.iter().filter(|device| !device.status().autoclear) {
-                // Set up by hand, and never cleared otherwise.
-                device.clear()?;
+            for device in &devices {
+                if let Some((process, target)) = holders::mounted_for(device) {
+                    return Err(Error::new(
+                        Kind::InUse,
+                        format!("it is still mounted at {} for {process}", target.display()),
+                    )
+                    .with_hint("end that process, or unmount it there (nsenter --mount --target PID)"));
+                }
+                if !device.status().autoclear {
+                    // Set up by hand, and never cleared otherwise.
+                    device.clear()?;
+                }
             }
             last = devices.last().map(|device| device.path().to_path_buf());
             Ok(last.is_none().then_some(()))

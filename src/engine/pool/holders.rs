@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::sys::loopdev::LoopDevice;
 use crate::sys::mount;
 use crate::{Error, Kind};
 
@@ -38,11 +39,12 @@ pub(super) fn busy(root: &Path, mount: u64) -> Error {
         .with_hint("end those processes and undo those mounts first")
 }
 
-/// A process that sees the filesystem of this device number mounted, in whatever namespace, and where.
-pub(super) fn elsewhere(device: (u32, u32)) -> Option<(Process, PathBuf)> {
+/// A process that sees `device` mounted, in whatever namespace, and where. The caller holds the device open: its
+/// name can't come to mean another one. (The number of a Btrfs can, as soon as its last mount is gone.)
+pub(super) fn mounted_for(device: &LoopDevice) -> Option<(Process, PathBuf)> {
     processes().find_map(|process| {
         let table = mount::table(&process.pid).ok()?;
-        let entry = table.into_iter().find(|entry| entry.device == device)?;
+        let entry = table.into_iter().find(|entry| entry.source == device.path())?;
         Some((process, entry.target))
     })
 }
