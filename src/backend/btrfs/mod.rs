@@ -29,6 +29,7 @@ use crate::sys::btrfs::{self, BtrfsFd, search, space};
 use crate::{Context, Error, Kind, Result};
 
 mod destroy;
+pub mod format;
 mod group;
 mod measure;
 mod quota;
