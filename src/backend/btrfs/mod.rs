@@ -119,6 +119,7 @@ impl Backend for Btrfs {
     }
 
     fn destroy(&self, tree: &Tree) -> Result<()> {
+        self.destroy_subvolume(&tree.spare())?;
         self.destroy_subvolume(&tree.root())
     }
 
