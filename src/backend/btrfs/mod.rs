@@ -120,6 +120,7 @@ impl Backend for Btrfs {
     }
 
     fn destroy(&self, tree: &Tree) -> Result<()> {
+        self.destroy_subvolume(&tree.spare())?;
         self.destroy_subvolume(&tree.root())
     }
 
