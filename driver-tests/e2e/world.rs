@@ -102,6 +102,12 @@ impl World {
         fs::read_dir(self.root.join("snapshots")).map_or(0, Iterator::count)
     }
 
+    /// Those of them that have a tree.
+    pub(crate) fn trees(&self) -> usize {
+        let places = fs::read_dir(self.root.join("snapshots")).into_iter().flatten().flatten();
+        places.filter(|place| place.path().join("fs").exists()).count()
+    }
+
     /// Subvolumes below the store, by Btrfs's own program.
     pub(crate) fn subvolumes(&self) -> Vec<String> {
         let list = crate::support::run("btrfs", &["subvolume", "list", self.fs.path().to_str().expect("UTF-8")]);

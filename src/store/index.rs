@@ -15,7 +15,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, Trans
 use uuid::Uuid;
 
 use super::record::{Content, Owner, Record};
-use crate::{Error, Kind, Result};
+use crate::{Context, Error, Kind, Result};
 
 /// Of the index's own tables; an index of another version is made anew.
 const VERSION: i64 = 1;
@@ -112,7 +112,13 @@ impl Index {
         for suffix in ["", "-journal"] {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
-            let _ = std::fs::remove_file(name);
+            match std::fs::remove_file(&name) {
+                Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => return Ok(None),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(e).context(|| format!("unlink {}", name.display()));
+                }
+                _ => {}
+            }
         }
         let made = Connection::open(path).and_then(Self::settings).and_then(|db| {
             db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
