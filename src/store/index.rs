@@ -112,7 +112,13 @@ impl Index {
         for suffix in ["", "-journal"] {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
-            let _ = std::fs::remove_file(name);
+            match std::fs::remove_file(&name) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::debug!("cannot remove {}: {e}", Path::new(&name).display());
+                    return Ok(None);
+                }
+                _ => {}
+            }
         }
         let made = Connection::open(path).and_then(Self::settings).and_then(|db| {
             db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
