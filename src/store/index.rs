@@ -356,10 +356,15 @@ fn is_unwritable(code: ErrorCode) -> bool {
 
 /// The error of a statement. A full or read-only filesystem is [`Kind::NoSpace`] or [`Kind::Denied`].
 fn failed(error: &rusqlite::Error) -> Error {
+    if error.sqlite_error().is_some_and(|e| e.extended_code == rusqlite::ffi::SQLITE_READONLY_DBMOVED) {
+        return Error::new(Kind::InUse, "another reflinkd has made the index anew since we opened it")
+            .with_hint("try again");
+    }
     let kind = match error.sqlite_error_code() {
         Some(ErrorCode::ConstraintViolation) => Kind::Exists,
         Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => Kind::NoSpace,
-        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => Kind::Denied,
+        Some(ErrorCode::ReadOnly) => return Error::new(Kind::Denied, "write the index: Read-only file system"),
+        Some(ErrorCode::CannotOpen) => Kind::Denied,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Kind::Damaged,
         Some(ErrorCode::DatabaseBusy) => Kind::InUse,
         _ => Kind::System,
