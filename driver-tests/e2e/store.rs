@@ -4,6 +4,7 @@ use std::fs;
 
 use reflinkd::store::SCHEMA;
 
+use crate::support::image::{Packing, TestImage};
 use crate::support::{LoopFs, MB, MIB, QuotaSetup, reflinkd, require_root, run, scratch};
 use crate::world::{World, bytes};
 
@@ -59,7 +60,9 @@ fn an_older_store_is_upgraded_by_the_first_command() {
 fn what_a_killed_first_command_left_is_gone_on_with() {
     let world = World::simple();
     world.ok(&["images"]);
-    fs::remove_file(world.root().join("store.json")).expect("unlink");
+    for file in ["store.json", "index.db", "index.db-journal", "index.current"] {
+        let _ = fs::remove_file(world.root().join(file));
+    }
     world.load(&crate::world::base_image());
     assert_eq!(world.rows(&["images"]).len(), 1);
 }
@@ -132,14 +135,16 @@ fn another_schema_is_refused() {
 fn a_read_only_root_can_be_read() {
     let world = World::simple().with_base();
     world.ok(&["create", "--image", "base", "c"]);
+    world.load(&TestImage::new("unused").files(Packing::Plain, &[("x", b"x")]));
     world.fs.remount("ro");
     assert_eq!(world.rows(&["ps"]).len(), 1);
-    assert_eq!(world.rows(&["images"]).len(), 1);
+    assert_eq!(world.rows(&["images"]).len(), 2);
+    assert_eq!(world.ok(&["gc", "--dry-run"]), "nothing to remove");
     assert_eq!(world.rows(&["info"])[0]["read_only"], true);
     for args in [
         &["create", "--image", "base", "d"][..],
         &["rm", "c"],
-        &["tag", "base", "other"],
+        &["rmi", "unused"],
         &["rename", "c", "d"],
         &["reset", "c"],
     ] {

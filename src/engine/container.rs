@@ -57,7 +57,7 @@ impl Engine {
             size_limit: wanted.size_limit,
             labels: wanted.labels,
         };
-        let draft = self.begin_container(wanted.name, image.top, container)?;
+        let draft = self.begin_container(wanted.name.as_deref(), image.top, container)?;
         drop(images);
         let tree = tree_at(draft.place().to_path_buf(), draft.record());
         let made = match self.parent_tree(draft.record()) {
@@ -77,13 +77,13 @@ impl Engine {
     /// Reserve a place under the wanted name, or under one that is made up.
     fn begin_container(
         &self,
-        name: Option<String>,
+        name: Option<&str>,
         parent: Option<uuid::Uuid>,
         mut container: Container,
     ) -> Result<crate::store::Draft> {
         let mut attempt = 0;
         loop {
-            container.name = name.clone().unwrap_or_else(|| names::made_up(&container.id, attempt));
+            container.name = name.map_or_else(|| names::made_up(&container.id, attempt), str::to_string);
             let begun = self.store.begin(New {
                 owner: Owner::cli(),
                 parent,

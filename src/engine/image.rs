@@ -223,7 +223,7 @@ impl Engine {
     }
 
     /// Write down an image whose layers are all here.
-    pub(super) fn put_image(&self, new: NewImage<'_>) -> Result<Image> {
+    pub(super) fn put_image(&self, new: &NewImage<'_>) -> Result<Image> {
         let guard = self.store.lock_images()?;
         guard.put_blob(&new.id.hex(), new.config)?;
         if let Some((digest, bytes)) = &new.manifest {

@@ -89,7 +89,7 @@ impl Engine {
                 .context(|| format!("cannot load image {}", describe(image)))?;
             parent = Some(record.uuid);
         }
-        self.put_image(NewImage {
+        self.put_image(&NewImage {
             id: image.id.0,
             config: &image.config_bytes,
             manifest: image.manifest.as_ref().map(|(digest, bytes)| (*digest, bytes.as_slice())),
@@ -245,7 +245,7 @@ impl Engine {
         let imported = self.import_layer(raw, total, progress).and_then(|(record, diff_id)| {
             let config = config(&diff_id)?;
             let names: Vec<_> = name.cloned().into_iter().collect();
-            self.put_image(NewImage {
+            self.put_image(&NewImage {
                 id: crate::oci::Digest::of(&config),
                 config: &config,
                 manifest: None,

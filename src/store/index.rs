@@ -15,7 +15,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, Trans
 use uuid::Uuid;
 
 use super::record::{Content, Owner, Record};
-use crate::{Context, Error, Kind, Result};
+use crate::{Error, Kind, Result};
 
 /// Of the index's own tables; an index of another version is made anew.
 const VERSION: i64 = 1;
@@ -113,9 +113,9 @@ impl Index {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
             match std::fs::remove_file(&name) {
-                Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => return Ok(None),
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(e).context(|| format!("unlink {}", name.display()));
+                    tracing::debug!("cannot remove {}: {e}", Path::new(&name).display());
+                    return Ok(None);
                 }
                 _ => {}
             }
@@ -356,10 +356,15 @@ fn is_unwritable(code: ErrorCode) -> bool {
 
 /// The error of a statement. A full or read-only filesystem is [`Kind::NoSpace`] or [`Kind::Denied`].
 fn failed(error: &rusqlite::Error) -> Error {
+    if error.sqlite_error().is_some_and(|e| e.extended_code == rusqlite::ffi::SQLITE_READONLY_DBMOVED) {
+        return Error::new(Kind::InUse, "another reflinkd has made the index anew since we opened it")
+            .with_hint("try again");
+    }
     let kind = match error.sqlite_error_code() {
         Some(ErrorCode::ConstraintViolation) => Kind::Exists,
         Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => Kind::NoSpace,
-        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => Kind::Denied,
+        Some(ErrorCode::ReadOnly) => return Error::new(Kind::Denied, "write the index: Read-only file system"),
+        Some(ErrorCode::CannotOpen) => Kind::Denied,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Kind::Damaged,
         Some(ErrorCode::DatabaseBusy) => Kind::InUse,
         _ => Kind::System,

@@ -41,6 +41,9 @@
 //! ROOT, `load.lock`, a layer's place, `images/lock`, the place of a container that nobody knows yet, the index's
 //! transaction. Nobody waits for a place inside a transaction.
 
+// A draft, or a tree that is held, is consumed by the step that ends it: its lock goes then, and it can't be used again.
+#![allow(clippy::needless_pass_by_value)]
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};

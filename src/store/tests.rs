@@ -159,6 +159,19 @@ fn an_index_damaged_inside_is_made_anew_once_it_is_distrusted() {
 }
 
 #[test]
+fn who_has_an_index_open_that_was_made_anew_is_told_and_gives_no_names() {
+    let world = World::new();
+    let old = world.store();
+    made(&old, container("a", "01"));
+    fs::remove_file(world.root().join("index.db")).expect("unlink");
+    made(&world.store(), container("b", "02"));
+    let error = old.begin(container("b", "03")).expect_err("it can't see that b is taken");
+    assert_eq!(error.kind(), Kind::InUse);
+    assert!(error.hint().is_some(), "{error}");
+    assert_eq!((names(&world.store()), world.places()), (vec!["a".to_string(), "b".to_string()], 2));
+}
+
+#[test]
 fn group_numbers_never_go_back() {
     let world = World::new();
     let store = world.store();

@@ -42,7 +42,7 @@ const STEPS: [Step; 1] = [Step { from: 1, apply: mark_replaced }];
 /// # Errors
 /// `Unsupported` for a schema older than all that can be upgraded. After any other failure, the next attempt goes on.
 pub fn upgrade(root: &Path) -> Result<Option<u32>> {
-    if !identity::schema(root)?.is_some_and(|(schema, _)| schema < SCHEMA) {
+    if identity::schema(root)?.is_none_or(|(schema, _)| schema >= SCHEMA) {
         return Ok(None);
     }
     let _alone = super::lock_root(root, Lock::Exclusive)?;
