@@ -13,7 +13,11 @@ use crate::{Context, Error, Kind, Result};
 
 /// How long to wait for others to notice what we did: a mount that is being torn down, a loop device that
 /// udev looks at.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a mount may be busy for no reason worth an error: a process just forked that hasn't yet closed what
+/// it inherited, somebody's look through /proc.
+const BRIEFLY: Duration = Duration::from_millis(500);
 
 impl Pool {
     /// Unmount the pool in this namespace and wait until no loop device has it. Succeeds if there is nothing to do.
@@ -75,17 +79,18 @@ impl Pool {
             && fsid.is_some()
             && mounted.btrfs == fsid
         {
-            mount::unmount(&self.root).map_err(|error| match error.kind() {
-                Kind::InUse => holders::busy(&self.root, mounted.id),
-                _ => error,
+            let unmounted = patiently(BRIEFLY, || match mount::unmount(&self.root) {
+                Err(error) if error.kind() == Kind::InUse => Ok(None),
+                unmounted => unmounted.map(Some),
             })?;
+            unmounted.ok_or_else(|| holders::busy(&self.root, mounted.id))?;
         }
         file.map_or(Ok(()), |file| self.wait_for_loop(&file))
     }
 
     fn wait_for_loop(&self, file: &File) -> Result<()> {
         let mut last = None;
-        let gone = patiently(|| {
+        let gone = patiently(PATIENCE, || {
             let devices = loopdev::of_file(file)?;
             for device in &devices {
                 if let Some((process, target)) = holders::mounted_for(device) {
@@ -114,9 +119,9 @@ impl Pool {
     }
 }
 
-/// Try until it gives something, for at most [`PATIENCE`]; `None` if it never does.
-pub(super) fn patiently<T>(mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
-    let end = Instant::now() + PATIENCE;
+/// Try until it gives something, for at most that long; `None` if it never does.
+pub(super) fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let end = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(result) = attempt()? {
