@@ -13,7 +13,7 @@ use crate::{Context, Error, Kind, Result};
 
 /// How long to wait for others to notice what we did: a mount that is being torn down, a loop device that
 /// udev looks at.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a mount may be busy for no reason worth an error: a process just forked that hasn't yet closed what
 /// it inherited, somebody's look through /proc.
@@ -88,32 +88,21 @@ impl Pool {
         file.map_or(Ok(()), |file| self.wait_for_loop(&file))
     }
 
+    /// Others may have the device for a while longer, and not only udev: whoever makes a mount namespace of its
+    /// own (unshare, a service that starts) has a copy of every mount until it's done or unmounts them.
     fn wait_for_loop(&self, file: &File) -> Result<()> {
         let mut last = None;
         let gone = patiently(PATIENCE, || {
-            let devices = loopdev::of_file(file)?;
-            for device in &devices {
-                if let Some((process, target)) = holders::mounted_for(device) {
-                    return Err(Error::new(
-                        Kind::InUse,
-                        format!("it is still mounted at {} for {process}", target.display()),
-                    )
-                    .with_hint("end that process, or unmount it there (nsenter --mount --target PID)"));
-                }
-                if !device.status().autoclear {
-                    // Set up by hand, and never cleared otherwise.
-                    device.clear()?;
-                }
+            let mut devices = loopdev::of_file(file)?;
+            for device in devices.iter().filter(|device| !device.status().autoclear) {
+                // Set up by hand, and never cleared otherwise.
+                device.clear()?;
             }
-            last = devices.last().map(|device| device.path().to_path_buf());
+            last = devices.pop();
             Ok(last.is_none().then_some(()))
         })?;
         match (gone, last) {
-            (None, Some(device)) => {
-                Err(Error::new(Kind::InUse, format!("something still uses {}", device.display())).with_hint(
-                    "another mount of it (findmnt -S, in every mount namespace) or a program that has it open",
-                ))
-            }
+            (None, Some(device)) => Err(holders::held(&device)),
             _ => Ok(()),
         }
     }
