@@ -9,7 +9,7 @@ use super::lock::{self, Lock};
 use super::{Pool, holders, remove_if_there};
 use crate::backend::btrfs::format;
 use crate::sys::{loopdev, mount};
-use crate::{Context, Error, Kind, Result};
+use crate::{Context, Kind, Result};
 
 /// How long to wait for others to notice what we did: a mount that is being torn down, a loop device that
 /// udev looks at.
@@ -91,20 +91,19 @@ impl Pool {
     /// Others may have the device for a while longer, and not only udev: whoever makes a mount namespace of its
     /// own (unshare, a service that starts) has a copy of every mount until it's done or unmounts them.
     fn wait_for_loop(&self, file: &File) -> Result<()> {
-        let mut last = None;
         let gone = patiently(PATIENCE, || {
-            let mut devices = loopdev::of_file(file)?;
+            let devices = loopdev::of_file(file)?;
             for device in devices.iter().filter(|device| !device.status().autoclear) {
                 // Set up by hand, and never cleared otherwise.
                 device.clear()?;
             }
-            last = devices.pop();
-            Ok(last.is_none().then_some(()))
+            // Not held open while waiting: it clears itself on last close.
+            Ok(devices.is_empty().then_some(()))
         })?;
-        match (gone, last) {
-            (None, Some(device)) => Err(holders::held(&device)),
-            _ => Ok(()),
+        if gone.is_some() {
+            return Ok(());
         }
+        loopdev::of_file(file)?.first().map_or(Ok(()), |device| Err(holders::held(device)))
     }
 }
 
