@@ -22,6 +22,7 @@ names=(web1 web2 web3 web4 web5)
 made=$work/containers
 
 need_root "the demo" demo
+[ -n "${DEMO_BINARY:-}" ] || find_cargo
 need_packages runc mmdebstrap umoci curl python3 ca-certificates
 need_compiler
 mkdir -p "$work"
@@ -29,7 +30,6 @@ mkdir -p "$work"
 if [ -n "${DEMO_BINARY:-}" ]; then
     PATH=$(cd "$(dirname "$DEMO_BINARY")" && pwd):$PATH
 else
-    find_cargo
     step "Build the release binary"
     cd "$top"
     run "$cargo" build --release --locked
@@ -71,7 +71,7 @@ if [ -e "$root.pool" ] || [ -n "$(ls -A "$root" 2>/dev/null)" ]; then
 else
     step "Make the store: a pool file with Btrfs in it, on a loop device, with simple quotas"
     run reflinkd init
-    echo "$root" >"$work/made-pool"
+    printf '%s\n%s\n' "$root" "$(filesystem_id "$root")" >"$work/made-pool"
     python3 "$here/check.py" used "$root" >"$work/used-when-empty"
 fi
 
@@ -87,8 +87,9 @@ used_before=$(python3 "$here/check.py" used "$root")
 
 step "Make five containers: each is a snapshot of the image's top layer"
 for name in "${names[@]}"; do
-    echo "$name" >>"$made"
     run reflinkd create --image nginx "$name"
+    # After, not before: a name that is taken is somebody else's container.
+    echo "$name" >>"$made"
 done
 run reflinkd ps -s
 
@@ -135,7 +136,8 @@ reflinkd df --format json >"$work/df.json"
 used_full=$(python3 "$here/check.py" used "$root")
 written=()
 for name in "${names[@]}"; do written+=("$name=${megabytes[$name]}000000"); done
-if [ -f "$work/used-when-empty" ] && [ "$(cat "$work/made-pool" 2>/dev/null)" = "$root" ]; then
+if [ -f "$work/used-when-empty" ] &&
+    [ "$(cat "$work/made-pool" 2>/dev/null)" = "$root"$'\n'"$(filesystem_id "$root")" ]; then
     # From an empty store on: the image counts, once.
     base=0 growth=$((used_full - $(cat "$work/used-when-empty")))
 else

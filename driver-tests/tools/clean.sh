@@ -6,15 +6,26 @@
 
 demo_marker=$target/demo/made-pool
 
+# Only the pool that the demo made itself, and only while it holds no container.
 if [ -f "$demo_marker" ]; then
-    need_root "destroying the demo's pool" clean
-    root=$(cat "$demo_marker")
-    if [ -x "$target/release/reflinkd" ] && [ -e "$root" ]; then
+    { read -r root && read -r id; } <"$demo_marker"
+    binary=${DEMO_BINARY:-$target/release/reflinkd}
+    if [ -e "$root" ] || [ -e "$root.pool" ]; then
+        need_root "destroying the demo's pool at $root" clean
+        [ -x "$binary" ] || die "the demo's pool at $root is still there, and no binary to destroy it with" \
+            "make build, then make clean again"
+        export REFLINKD_ROOT=$root
         if command -v runc >/dev/null; then runc delete --force reflinkd-demo >/dev/null 2>&1 || true; fi
-        left=$("$target/release/reflinkd" --root "$root" ps -q | wc -l)
-        [ "$left" = 0 ] || die "the pool at $root holds $left containers of yours" \
-            "remove them, or all of it: $target/release/reflinkd --root $root destroy --yes"
-        run "$target/release/reflinkd" --root "$root" destroy --yes
+        # The first command attaches the pool again after a reboot.
+        containers=$("$binary" ps -q)
+        if [ "$(filesystem_id "$root")" != "$id" ]; then
+            note "the store at $root isn't the demo's any more: left alone"
+        elif [ -n "$containers" ]; then
+            die "the demo's pool at $root holds containers of yours: $(echo $containers)" \
+                "remove them, or all of it: REFLINKD_ROOT=$root $binary destroy --yes"
+        else
+            run "$binary" destroy --yes
+        fi
     fi
     rm -f "$demo_marker"
 fi

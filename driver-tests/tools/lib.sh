@@ -66,7 +66,7 @@ version_at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = 
 
 # Sets $cargo to one that is new enough for Cargo.toml, or ends with how to get it.
 find_cargo() {
-    local wanted found version candidates=() home=
+    local wanted found version candidates=() home= curl=
     wanted=$(sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' "$top/Cargo.toml")
     # sudo's PATH lacks the invoking user's rustup.
     [ -z "${SUDO_USER:-}" ] || home=$(getent passwd "$SUDO_USER" | cut -d: -f6)
@@ -92,14 +92,18 @@ find_cargo() {
     if command -v apt-cache >/dev/null; then
         version=$(apt-cache policy cargo-web 2>/dev/null | sed -n 's/^ *Candidate: *\([0-9.]*\).*/\1/p')
         if [ -n "$version" ] && version_at_least "$wanted" "$version"; then
-            how+=("sudo apt-get install cargo-web rust-clippy-web rustfmt-web    # Debian's cargo $version")
+            how+=("sudo apt-get install cargo-web rust-web-clippy rustfmt-web    # Debian's cargo $version")
         elif [ -z "$version" ] && grep -q '^VERSION_CODENAME=bookworm' /etc/os-release 2>/dev/null; then
-            how+=("sudo apt-get update && sudo apt-get install cargo-web rust-clippy-web rustfmt-web    # from bookworm-security")
+            how+=("sudo apt-get update && sudo apt-get install cargo-web rust-web-clippy rustfmt-web    # from bookworm-security")
         fi
     fi
-    how+=("curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile default")
+    command -v curl >/dev/null || curl="sudo apt-get install curl ca-certificates && "
+    how+=("${curl:-}curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile default")
     die "cargo $wanted or newer is needed; found: ${found:-none}" "get one by either of these, then run this again:" "${how[@]}"
 }
+
+# Tells one store at a path from a later one at the same path: it derives from Btrfs's UUID.
+filesystem_id() { stat --file-system --format=%i "$1" 2>/dev/null; }
 
 # After a build by sudo, the user's own cargo must still be able to write below target/.
 give_back() {

@@ -6,7 +6,7 @@
 find_cargo
 for tool in fmt clippy; do
     "$cargo" "$tool" --version >/dev/null 2>&1 ||
-        die "cargo $tool is missing" "rustup component add rustfmt clippy, or: sudo apt-get install rustfmt-web rust-clippy-web"
+        die "cargo $tool is missing" "rustup component add rustfmt clippy, or: sudo apt-get install rustfmt-web rust-web-clippy"
 done
 if [ "$(id -u)" = 0 ]; then need_compiler; fi
 cd "$top"

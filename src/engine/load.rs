@@ -2,8 +2,9 @@
 //!
 //! For each layer that isn't here yet: reserve its chain ID, unpack into a work tree cloned from its parent while
 //! three threads read, decompress and digest, verify, then commit the work tree as a read-only snapshot. An image is
-//! written down only when all its layers are durable. If a load fails, layers that nothing is based on are collected;
-//! if it is killed, the next verb that writes does it.
+//! written down only when all its layers are durable. When a load ends, layers that nothing is based on are collected.
+//! If it is killed, the next verb that writes clears up the layer it was at; those it had made wait for the next
+//! attempt, and go with the end of the next load, an `rmi` or a `gc`.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ use crate::layer;
 use crate::oci::{ChainId, DiffId, Expected, LayerStream, Reference, Source, SourceImage, Verified, chain_ids};
 use crate::store::{Content, Draft, Image, Layer, Lock, New, NewGroup, Owner, Record, State, TreeKind};
 use crate::{Context, Error, Kind, Result};
+
+/// How often to try to clear up what a dead process left of a layer. Others may be at it.
+const ATTEMPTS: u32 = 16;
 
 /// Told how a load goes on. Layers are named by the first digits of their diff ID.
 pub trait Progress: Sync {
@@ -62,9 +66,7 @@ impl Engine {
         let loaded: Result<Vec<_>> =
             source.images().iter().map(|image| self.load_image(source, image, progress)).collect();
         drop(loading);
-        if loaded.is_err() {
-            self.collect_layers()?;
-        }
+        self.collect_after_load();
         loaded
     }
 
@@ -108,6 +110,8 @@ impl Engine {
     ) -> Result<Record> {
         let owner = Owner::cli();
         let key = chain_id.to_string();
+        let mut half_made = None;
+        let mut seen = 0;
         loop {
             match self.store.by_key(&owner, TreeKind::Layer, &key)? {
                 Some((record, State::Ready)) => {
@@ -115,6 +119,12 @@ impl Engine {
                     return Ok(record);
                 }
                 Some((record, _)) => {
+                    seen = if half_made == Some(record.uuid) { seen + 1 } else { 0 };
+                    half_made = Some(record.uuid);
+                    if seen == ATTEMPTS {
+                        return Err(Error::new(Kind::InUse, "what a dead process left of it can't be cleared up")
+                            .with_hint("reflinkd gc says why"));
+                    }
                     self.store.wait_for(record.uuid)?;
                     self.tidy()?;
                     self.check_cancelled()?;
@@ -147,8 +157,7 @@ impl Engine {
         match open().and_then(|incoming| self.unpack(&mut draft, incoming)) {
             Ok(_) => self.store.publish(draft),
             Err(e) => {
-                self.backend.destroy(&tree_at(draft.place().to_path_buf(), draft.record()))?;
-                self.store.abandon(draft)?;
+                self.discard(draft);
                 Err(e)
             }
         }
@@ -166,7 +175,11 @@ impl Engine {
         let unpacked = (|| {
             match self.parent_tree(work.record())? {
                 Some(parent) => self.backend.clone_tree(&parent, &work_tree, Access::Writable, None)?,
-                None => self.backend.create(&work_tree, None)?,
+                None => {
+                    self.backend.create(&work_tree, None)?;
+                    // A tar without an entry for its root would leave the time of now there: no two loads alike.
+                    set_epoch(&work_tree.root())?;
+                }
             }
             let (summary, verified) = self.stream_into(&work_tree.root(), incoming)?;
             // Before the commit: a clone shares everything with it, and what is shared is nobody's own to full qgroups.
@@ -189,8 +202,7 @@ impl Engine {
             Ok(verified)
         })();
         // The work tree has served, whether it became a layer or not.
-        self.backend.destroy(&work_tree)?;
-        self.store.abandon(work)?;
+        self.discard(work);
         unpacked
     }
 
@@ -242,9 +254,7 @@ impl Engine {
             })
         });
         drop(loading);
-        if imported.is_err() {
-            self.collect_layers()?;
-        }
+        self.collect_after_load();
         imported.context(|| "cannot import".to_string())
     }
 
@@ -270,12 +280,10 @@ impl Engine {
         })?;
         let expected = Expected { blob: None, diff_id: None, max_bytes: self.settings.layer_limits.max_bytes };
         let incoming = Incoming { raw, expected, total, label: "import".into(), progress };
-        let tree = tree_at(draft.place().to_path_buf(), draft.record());
         let diff_id = match self.unpack(&mut draft, incoming) {
             Ok(verified) => verified.diff_id,
             Err(e) => {
-                self.backend.destroy(&tree)?;
-                self.store.abandon(draft)?;
+                self.discard(draft);
                 return Err(e);
             }
         };
@@ -283,8 +291,7 @@ impl Engine {
             Ok(record) => Ok((record, diff_id)),
             // The same tar is here already: ours is not needed.
             Err(draft) => {
-                self.backend.destroy(&tree)?;
-                self.store.abandon(draft)?;
+                self.discard(draft);
                 let key = diff_id.to_string();
                 let there = self.store.by_key(&Owner::cli(), TreeKind::Layer, &key)?;
                 let (record, _) = there.ok_or_else(|| Error::new(Kind::InUse, "the same layer is being removed"))?;
@@ -292,6 +299,14 @@ impl Engine {
             }
         }
     }
+}
+
+/// Set a directory's times to 0, as [`layer::unpack`] does with directories that have no entry.
+fn set_epoch(directory: &std::path::Path) -> Result<()> {
+    let epoch = rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: epoch, last_modification: epoch };
+    rustix::fs::utimensat(rustix::fs::CWD, directory, &times, rustix::fs::AtFlags::empty())
+        .context(|| format!("utimensat {}", directory.display()))
 }
 
 fn describe(image: &SourceImage) -> String {

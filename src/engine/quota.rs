@@ -18,7 +18,7 @@ impl Engine {
     pub fn quota_status(&self) -> Result<QuotaStatus> {
         Ok(QuotaStatus {
             mode: self.backend.quota_mode()?,
-            guarantee: self.backend.quotas().map(|quotas| quotas.guarantee()),
+            guarantee: self.backend.quotas().map(super::super::backend::Quotas::guarantee),
             owned: self.pool.is_some(),
         })
     }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{
     AtFlags, Gid, Mode, Stat, Timestamps, Uid, XattrFlags, chmod, chownat, fchmod, fchown, flistxattr, fremovexattr,
-    fsetxattr, lsetxattr, utimensat,
+    fsetxattr, lremovexattr, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
 
@@ -22,6 +22,7 @@ use crate::error::{Context, Result};
 const SET_ID: u32 = 0o6000;
 /// The kernel's limit on a list of names (linux/limits.h).
 const XATTR_LIST_MAX: usize = 65536;
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// Set all but the times of an open file or directory. `stale`: it may have attributes of its own, from an
@@ -54,6 +55,12 @@ pub(crate) fn set_by_name(dir: &Dir, name: &[u8], now: &Stat, want: &Attributes,
     }
     // The descriptor's name in /proc leads to the directory itself, whatever became of its path.
     let path = || [format!("/proc/self/fd/{}/", dir.fd.as_raw_fd()).as_bytes(), name].concat();
+    if !symlink && dir.default_acl() {
+        match lremovexattr(path(), ACCESS_ACL) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(errno) => return Err(refused("remove the ACL it inherited", errno)),
+        }
+    }
     if !symlink && mode_differs(now, want, chown) {
         // Not a symlink: it was just made, and nobody else is in the tree.
         chmod(path(), Mode::from_raw_mode(want.mode)).context(|| "chmod")?;

@@ -105,6 +105,7 @@ pub(crate) fn quoted(name: &[u8]) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -91,9 +91,6 @@ impl Default for SourceLimits {
 pub struct SourceImage {
     /// What the input calls it; empty if it has no name.
     pub names: Vec<Reference>,
-    /// A bare `org.opencontainers.image.ref.name` such as `latest`. Some tools write a tag there,
-    /// others a name, so it is neither until somebody decides.
-    pub ref_name: Option<String>,
     /// The manifest and its digest; docker archives without an OCI layout have none.
     pub manifest: Option<(Digest, Vec<u8>)>,
     /// The config as it was written.

@@ -1,8 +1,9 @@
 //! The SQLite index of the records: answers questions, keeps names unique, hands out group numbers.
 //!
 //! The records beside the trees are the truth; the index can be thrown away at any time and is made again
-//! from them. So nothing here needs to survive a power cut (WAL, synchronous = NORMAL: no fsync on the way
-//! of a create). Many processes use it at once: each change is one `BEGIN IMMEDIATE` transaction.
+//! from them, and is after each reboot. So nothing here needs to survive a power cut: no fsync. Many processes use it
+//! at once: each change is one `BEGIN IMMEDIATE` transaction. No WAL: its shared memory is a mapped file, and on a full
+//! Btrfs writing to a mapped page is a SIGBUS (docs/decisions/005).
 //!
 //! On a full or read-only filesystem the index can't be written. Removals go on all the same, with an index
 //! in memory made from the records ([`Index::in_memory`]).
@@ -13,8 +14,8 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::record::{Owner, Record};
-use crate::{Error, Kind, Result};
+use super::record::{Content, Owner, Record};
+use crate::{Context, Error, Kind, Result};
 
 /// Of the index's own tables; an index of another version is made anew.
 const VERSION: i64 = 1;
@@ -73,6 +74,8 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Index {
     db: Connection,
+    /// In memory: nobody else sees it, so it can't keep names unique.
+    private: bool,
 }
 
 /// Whether the index on disk can be used, or why not.
@@ -94,7 +97,7 @@ impl Index {
             Ok((db, version))
         });
         match opened {
-            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db })),
+            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db, private: false })),
             Ok(_) => Ok(Opened::Unusable),
             Err(e) => match e.sqlite_error_code() {
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Ok(Opened::Unusable),
@@ -106,14 +109,20 @@ impl Index {
 
     /// A new, empty index file. `None` if the filesystem takes no writes.
     pub(super) fn create(path: &Path) -> Result<Option<Self>> {
-        for suffix in ["", "-wal", "-shm"] {
+        for suffix in ["", "-journal"] {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
-            let _ = std::fs::remove_file(name);
+            match std::fs::remove_file(&name) {
+                Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => return Ok(None),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(e).context(|| format!("unlink {}", name.display()));
+                }
+                _ => {}
+            }
         }
         let made = Connection::open(path).and_then(Self::settings).and_then(|db| {
             db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
-            Ok(Self { db })
+            Ok(Self { db, private: false })
         });
         match made {
             Ok(index) => Ok(Some(index)),
@@ -126,12 +135,16 @@ impl Index {
     pub(super) fn in_memory() -> Result<Self> {
         let db = Connection::open_in_memory().map_err(|e| failed(&e))?;
         db.execute_batch(TABLES).map_err(|e| failed(&e))?;
-        Ok(Self { db })
+        Ok(Self { db, private: true })
+    }
+
+    pub(super) fn is_private(&self) -> bool {
+        self.private
     }
 
     fn settings(db: Connection) -> rusqlite::Result<Connection> {
         db.busy_timeout(PATIENCE)?;
-        db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = OFF;")?;
+        db.execute_batch("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;")?;
         Ok(db)
     }
 
@@ -173,11 +186,17 @@ impl Index {
         self.one("owner = ?1 AND name = ?2", params![owner.as_str(), name])
     }
 
-    /// Ready ones whose key begins with `prefix` (hexadecimal digits only), at most two.
+    /// Those that a user may see and whose key begins with `prefix` (hexadecimal digits only), at most two.
     pub(super) fn by_key_prefix(&self, owner: &Owner, kind: &str, prefix: &str) -> Result<Vec<Record>> {
-        let condition = "owner = ?1 AND kind = ?2 AND key GLOB ?3 AND state = 'ready'";
+        let condition = "owner = ?1 AND kind = ?2 AND key GLOB ?3 AND state IN ('ready', 'replacing') LIMIT 2";
         let found = self.many(condition, params![owner.as_str(), kind, format!("{prefix}*")])?;
-        Ok(found.into_iter().map(|(record, _)| record).take(2).collect())
+        Ok(found.into_iter().map(|(record, _)| record).collect())
+    }
+
+    /// All of a kind that are there or being made.
+    pub(super) fn list_begun(&self, kind: &str) -> Result<Vec<Record>> {
+        let found = self.many("kind = ?1 AND state <> 'removing'", params![kind])?;
+        Ok(found.into_iter().map(|(record, _)| record).collect())
     }
 
     pub(super) fn fact<T: rusqlite::types::FromSql>(&self, name: &str) -> Result<Option<T>> {
@@ -208,6 +227,27 @@ impl Change<'_> {
     /// # Errors
     /// `Exists` if its key or name is another's.
     pub(super) fn put(&self, record: &Record, state: State) -> Result<()> {
+        self.put_as(record, state, record.key(), record.name())
+    }
+
+    /// Add the row of a record found on disk. If damage gave two trees one name, the one that comes later stays
+    /// reachable all the same: a container by another name, a layer by those that are based on it.
+    pub(super) fn adopt(&self, mut record: Record, state: State) -> Result<()> {
+        match self.put(&record, state) {
+            Err(e) if e.kind() == Kind::Exists => {}
+            other => return other,
+        }
+        if let Content::Container(container) = &mut record.content {
+            container.name = format!("{}-{}", container.name, record.uuid.simple());
+        }
+        tracing::warn!(uuid = %record.uuid, name = record.name(), "another tree has its name");
+        match self.put(&record, state) {
+            Err(e) if e.kind() == Kind::Exists => self.put_as(&record, state, None, None),
+            other => other,
+        }
+    }
+
+    fn put_as(&self, record: &Record, state: State, key: Option<&str>, name: Option<&str>) -> Result<()> {
         let json = serde_json::to_string(record)
             .map_err(|e| Error::new(Kind::Invalid, format!("cannot write record of {}: {e}", record.uuid)))?;
         self.transaction
@@ -221,8 +261,8 @@ impl Change<'_> {
                     record.uuid.to_string(),
                     record.owner.as_str(),
                     kind_of(record),
-                    record.key(),
-                    record.name(),
+                    key,
+                    name,
                     record.parent.map(|p| p.to_string()),
                     state.as_str(),
                     json,
@@ -230,6 +270,10 @@ impl Change<'_> {
             })
             .map(|_| ())
             .map_err(|e| failed(&e))
+    }
+
+    pub(super) fn set_state(&self, uuid: Uuid, state: State) -> Result<()> {
+        self.execute("UPDATE snapshots SET state = ?2 WHERE uuid = ?1", params![uuid.to_string(), state.as_str()])
     }
 
     pub(super) fn delete(&self, uuid: Uuid) -> Result<()> {
@@ -299,7 +343,6 @@ fn from_row(row: &Row<'_>) -> Result<(Record, State)> {
 }
 
 pub(super) fn kind_of(record: &Record) -> &'static str {
-    use super::record::Content;
     match record.content {
         Content::Layer(_) => "layer",
         Content::Work => "work",
@@ -321,5 +364,9 @@ fn failed(error: &rusqlite::Error) -> Error {
         Some(ErrorCode::DatabaseBusy) => Kind::InUse,
         _ => Kind::System,
     };
-    Error::new(kind, format!("index: {error}"))
+    let error = Error::new(kind, format!("index: {error}"));
+    match kind {
+        Kind::Damaged => error.with_hint("remove index.db in the store: it is made anew from the records"),
+        _ => error,
+    }
 }

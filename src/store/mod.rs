@@ -4,13 +4,14 @@
 //! ROOT/store.json            schema number, identity, prefix of the charge groups; written last by `init`
 //! ROOT/snapshots/<uuid>/     a place: the record in its attribute `trusted.reflinkd`, the tree at `fs`
 //! ROOT/images/<uuid>.json    one image: ID, top layer, names
-//! ROOT/images/lock           held exclusively while images change
+//! ROOT/images/lock           held exclusively while images change, shared while a container of one is begun
 //! ROOT/images/load.lock      held shared by each running load, so that nobody collects its layers
 //! ROOT/blobs/sha256/<hex>    manifests and configurations, by digest
 //! ROOT/index.db              SQLite; see `index`
 //! ROOT/index.current         there while the index is as good as the records; removing it (which works on
 //!                            a full disk) makes the next one who opens rebuild the index
 //! ROOT/index.lock            held while the index is rebuilt
+//! ROOT/backup-schema-<n>/    what an upgrade changed, as it was; see `upgrade`
 //! ```
 //!
 //! # Making and removing a tree
@@ -27,35 +28,61 @@
 //!
 //! A maker that dies in between leaves a row that is not "ready" and a lock that nobody holds:
 //! [`Store::debris`] finds those in O(unsettled). After a reboot, or when the index is lost, it is made anew
-//! from the records: a record with a tree is ready, one without was never acknowledged or is half removed.
+//! from the records: a record with a tree is ready, one without was never acknowledged or is half removed, and one
+//! that says so is being replaced.
+//!
+//! Nothing with both a record and a tree is ever taken for debris by its looks alone. If damage gave two trees one
+//! name, both stay ([`index::Change::adopt`]).
 //!
 //! # Locking
 //!
+//! Whoever works in a store holds the flock on ROOT shared; upgrading and destroying it hold it exclusively.
 //! A place belongs to whoever holds the flock on its directory. Locks are taken in this order and never the other way:
-//! `load.lock`, a layer's place, `images/lock`, the index's transaction. Nobody waits for a place inside a transaction.
+//! ROOT, `load.lock`, a layer's place, `images/lock`, the place of a container that nobody knows yet, the index's
+//! transaction. Nobody waits for a place inside a transaction.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::{Context, Error, Kind, Result};
 
+mod debris;
 mod files;
 mod identity;
 mod images;
 mod index;
 mod record;
 mod scan;
+#[cfg(test)]
+mod tests;
+mod upgrade;
 
+pub use debris::Stray;
 pub use files::Lock;
 pub use identity::{Identity, SCHEMA};
 pub use images::{Image, ImagesGuard};
 pub use index::State;
 pub use record::{Container, Content, Layer, Owner, Record};
+pub use upgrade::upgrade;
 
 use index::{Change, Index};
+
+/// How long to wait for another process to be done with a whole tree: it looks at it, or writes its record.
+const PATIENCE: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(5);
+
+/// Lock a whole store: shared to work in it, exclusively to upgrade or destroy it. `None` only for
+/// [`Lock::TryExclusive`].
+///
+/// # Errors
+/// `NotFound` if there is no such directory, or it was removed while we waited.
+pub fn lock_root(root: &Path, how: Lock) -> Result<Option<File>> {
+    files::lock_directory(root, how)
+}
 
 /// The records of one ROOT.
 #[derive(Debug)]
@@ -89,7 +116,7 @@ pub enum NewGroup {
 pub struct Draft {
     record: Record,
     place: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Draft {
@@ -167,6 +194,27 @@ impl Store {
         self.root.join("snapshots").join(uuid.to_string())
     }
 
+    /// Whether this process had to go on without the index on disk.
+    fn unshared(&self, index: &Index) -> Result<()> {
+        if !index.is_private() {
+            return Ok(());
+        }
+        let stat = rustix::fs::statvfs(&self.root).context(|| format!("statvfs {}", self.root.display()))?;
+        let (kind, why) = if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+            (Kind::Denied, "Read-only file system")
+        } else {
+            (Kind::NoSpace, "No space left on device")
+        };
+        Err(Error::new(kind, format!("write {}: {why}", self.root.join("index.db").display())))
+    }
+
+    /// A change that gives names or numbers: only where everyone sees it.
+    fn reserving<T>(&self, steps: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
+        let mut index = self.index();
+        self.unshared(&index)?;
+        index.change(steps)
+    }
+
     fn index(&self) -> MutexGuard<'_, Index> {
         // A panic elsewhere can't leave the index half changed: its transactions roll back.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
@@ -178,40 +226,51 @@ impl Store {
     /// `Exists` if key or name are taken (by a tree that is whole, or still being made); `NotFound` if the
     /// parent is gone or going.
     pub fn begin(&self, new: New) -> Result<Draft> {
-        let uuid = Uuid::new_v4();
-        let place = self.place(uuid);
-        std::fs::create_dir(&place).context(|| format!("mkdir {}", place.display()))?;
+        loop {
+            let uuid = Uuid::new_v4();
+            let place = self.place(uuid);
+            std::fs::create_dir(&place).context(|| format!("mkdir {}", place.display()))?;
+            match files::lock_directory(&place, Lock::Exclusive) {
+                Ok(Some(lock)) => return self.begin_in(uuid, place, lock, new),
+                // Somebody who clears up took it for a dead process's before we had the lock.
+                Ok(None) => {}
+                Err(e) if e.kind() == Kind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn begin_in(&self, uuid: Uuid, place: PathBuf, lock: File, new: New) -> Result<Draft> {
         let mut record = Record {
             uuid,
             owner: new.owner,
             parent: new.parent,
             group: None,
             created: jiff::Timestamp::now(),
+            replacing: false,
             content: new.content,
         };
-        let begun = (|| {
-            let lock = self.lock_place(&place, Lock::Exclusive)?.ok_or_else(|| vanished(&place))?;
-            self.index().change(|change| {
-                if let Some(parent) = record.parent
-                    && !change.get(parent)?.is_some_and(|(_, state)| state == State::Ready)
-                {
-                    return Err(Error::new(Kind::NotFound, format!("its parent {parent} is gone")));
-                }
-                record.group = match new.group {
-                    NewGroup::None => None,
-                    NewGroup::Same(group) => group,
-                    NewGroup::Fresh => Some(take_group(change)?),
-                };
-                change.put(&record, State::Making)
-            })?;
-            record.write(&lock, &place)?;
-            Ok(lock)
-        })();
+        let begun = self.reserving(|change| {
+            if let Some(parent) = record.parent
+                && !change.get(parent)?.is_some_and(|(_, state)| state == State::Ready)
+            {
+                return Err(Error::new(Kind::NotFound, format!("its parent {parent} is gone")));
+            }
+            record.group = match new.group {
+                NewGroup::None => None,
+                NewGroup::Same(group) => group,
+                NewGroup::Fresh => Some(take_group(change)?),
+            };
+            change.put(&record, State::Making)?;
+            // Before the row is committed: whoever makes the index anew must find the one or the other.
+            record.write(&lock, &place)
+        });
         match begun {
-            Ok(lock) => Ok(Draft { record, place, _lock: lock }),
+            Ok(()) => Ok(Draft { record, place, lock }),
             Err(e) => {
-                let _ = self.index().change(|change| change.delete(uuid));
+                // The row goes last: it is what a place is found by if we die here.
                 let _ = remove_place(&place);
+                let _ = self.index().change(|change| change.delete(uuid));
                 Err(e)
             }
         }
@@ -234,7 +293,7 @@ impl Store {
 
     /// Write the record of a draft again, after [`Draft::set_content`] and before the durable step.
     pub fn rewrite(&self, draft: &Draft) -> Result<()> {
-        draft.record.write(&draft._lock, &draft.place)
+        draft.record.write(&draft.lock, &draft.place)
     }
 
     /// The tree is not to be; it has been destroyed.
@@ -245,16 +304,16 @@ impl Store {
     /// Take a whole tree away from everyone else, to remove it.
     ///
     /// # Errors
-    /// `NotFound` if it is gone; `InUse` if another tree was cloned from it, or another process is at it.
+    /// `NotFound` if it is gone; `InUse` if another tree was cloned from it.
     pub fn begin_removal(&self, uuid: Uuid) -> Result<Held> {
         let held = self.hold(uuid)?;
         let begun = self.removing(|change| {
             if change.has_children(uuid)? {
                 return Err(Error::new(Kind::InUse, "other trees are based on it"));
             }
-            change.put(&held.record, State::Removing)
+            change.set_state(uuid, State::Removing)
         });
-        begun.map(|()| Held { state: State::Removing, ..held })
+        begun.map(|()| held)
     }
 
     /// The tree is destroyed: forget it. Works on a full filesystem.
@@ -262,21 +321,22 @@ impl Store {
         self.forget(held.record.uuid, &held.place)
     }
 
-    /// The tree could not be removed: show it to everyone again.
+    /// The tree could not be removed: show it to everyone again, as it was.
     pub fn keep(&self, held: Held) -> Result<()> {
-        self.removing(|change| change.put(&held.record, State::Ready))
+        self.removing(|change| change.set_state(held.record.uuid, held.state))
     }
 
-    /// Take a whole tree away from everyone else, to replace it by a fresh one that is charged to a new group.
-    pub fn begin_replacement(&self, uuid: Uuid, fresh_group: bool) -> Result<Held> {
+    /// Take a whole tree away from everyone else, to replace it by a fresh one that is charged to a new group: that of
+    /// the record given back. The record beside the tree says from now on that the group has to be asked for; it is
+    /// made durable by the making of the fresh tree.
+    pub fn begin_replacement(&self, uuid: Uuid) -> Result<Held> {
         let mut held = self.hold(uuid)?;
-        self.index().change(|change| {
-            change.put(&held.record, State::Replacing)?;
-            if fresh_group {
-                held.record.group = Some(take_group(change)?);
-            }
-            Ok(())
-        })?;
+        let marked = Record { replacing: true, ..held.record.clone() };
+        held.record.group = Some(self.reserving(|change| {
+            change.set_state(uuid, State::Replacing)?;
+            marked.write(&held.lock, &held.place)?;
+            take_group(change)
+        })?);
         held.state = State::Replacing;
         Ok(held)
     }
@@ -285,6 +345,7 @@ impl Store {
     pub fn settle(&self, held: Held, group: Option<u32>) -> Result<Record> {
         let mut record = held.record.clone();
         record.group = group;
+        record.replacing = false;
         self.write(&held, record)
     }
 
@@ -294,13 +355,19 @@ impl Store {
     /// `Exists` if the new name is taken.
     pub fn update(&self, uuid: Uuid, change: impl FnOnce(&mut Record) -> Result<()>) -> Result<Record> {
         let held = self.hold(uuid)?;
+        if held.state != State::Ready {
+            return Err(Error::new(
+                Kind::InUse,
+                "a process died while replacing it, and what it left can't be cleared",
+            ));
+        }
         let mut record = held.record.clone();
         change(&mut record)?;
         self.write(&held, record)
     }
 
     fn write(&self, held: &Held, record: Record) -> Result<Record> {
-        self.index().change(|change| {
+        self.reserving(|change| {
             change.put(&record, State::Ready)?;
             record.write(&held.lock, &held.place)?;
             held.lock.sync_all().context(|| format!("fsync {}", held.place.display()))
@@ -334,82 +401,36 @@ impl Store {
         self.index().list(Some(kind.as_str()))
     }
 
+    /// All trees of a kind that are there or being made, oldest first.
+    pub fn list_begun(&self, kind: TreeKind) -> Result<Vec<Record>> {
+        self.index().list_begun(kind.as_str())
+    }
+
     /// All group numbers that records name, of trees in any state.
     pub fn groups(&self) -> Result<Vec<u32>> {
         self.index().groups()
     }
 
-    /// Wait until nobody works on a place (its maker has published or abandoned it, or died).
-    pub fn wait_for(&self, uuid: Uuid) -> Result<()> {
-        match self.lock_place(&self.place(uuid), Lock::Shared) {
-            Err(e) if e.kind() != Kind::NotFound => Err(e),
-            _ => Ok(()),
-        }
-    }
-
-    /// What dead makers and removers left: ours to finish or undo while we hold it.
-    pub fn debris(&self) -> Result<Vec<Held>> {
-        let mut debris = Vec::new();
-        let unsettled = self.index().unsettled()?;
-        for (seen, _) in unsettled {
-            let place = self.place(seen.uuid);
-            let Ok(Some(lock)) = self.lock_place(&place, Lock::TryExclusive) else {
-                if !place.exists() {
-                    self.forget_row_if_unsettled(seen.uuid)?;
-                }
-                continue;
-            };
-            // It may have become ready, or gone, before we got the lock.
-            if let Some((record, state)) = self.index().get(seen.uuid)?
-                && state != State::Ready
-            {
-                debris.push(Held { record, state, place, lock });
-            }
-        }
-        Ok(debris)
-    }
-
-    /// Places that no row names and nobody works on: made by someone who died before reserving a name.
-    pub fn strays(&self) -> Result<Vec<PathBuf>> {
-        let mut strays = Vec::new();
-        for (uuid, place) in scan::places(&self.root)? {
-            if self.index().get(uuid)?.is_none()
-                && let Some(_lock) = self.lock_place(&place, Lock::TryExclusive)?
-                && self.index().get(uuid)?.is_none()
-            {
-                strays.push(place);
-            }
-        }
-        Ok(strays)
-    }
-
-    /// All places, whatever the index says of them: to destroy the store.
-    pub fn all_places(&self) -> Result<Vec<PathBuf>> {
-        Ok(scan::places(&self.root)?.into_iter().map(|(_, place)| place).collect())
-    }
-
-    /// Remove a stray place whose tree has been destroyed.
-    pub fn remove_stray(&self, place: &Path) -> Result<()> {
-        remove_place(place)
-    }
-
-    fn forget_row_if_unsettled(&self, uuid: Uuid) -> Result<()> {
-        self.removing(|change| match change.get(uuid)? {
-            Some((_, state)) if state != State::Ready => change.delete(uuid),
-            _ => Ok(()),
-        })
-    }
-
+    /// Lock a tree that is there. Others lock it for a moment to look at it or to write its record: that is waited for.
     fn hold(&self, uuid: Uuid) -> Result<Held> {
         let place = self.place(uuid);
-        let lock = match self.lock_place(&place, Lock::TryExclusive) {
-            Ok(Some(lock)) => lock,
-            Ok(None) => return Err(Error::new(Kind::InUse, "another reflinkd is working on it")),
-            Err(e) if e.kind() == Kind::NotFound => {
-                self.forget_missing(uuid)?;
-                return Err(Error::new(Kind::NotFound, "it is gone"));
+        let start = std::time::Instant::now();
+        let lock = loop {
+            match files::lock_directory(&place, Lock::TryExclusive) {
+                Ok(Some(lock)) => break lock,
+                Ok(None) => {
+                    let whole = self.index().get(uuid)?.is_some_and(|(_, state)| state == State::Ready);
+                    if !whole || start.elapsed() > PATIENCE {
+                        return Err(Error::new(Kind::InUse, "another reflinkd is working on it"));
+                    }
+                    std::thread::sleep(POLL);
+                }
+                Err(e) if e.kind() == Kind::NotFound => {
+                    self.forget_missing(uuid)?;
+                    return Err(Error::new(Kind::NotFound, "it is gone"));
+                }
+                Err(e) => return Err(e),
             }
-            Err(e) => return Err(e),
         };
         match self.index().get(uuid)? {
             Some((record, state)) => Ok(Held { record, state, place, lock }),
@@ -436,13 +457,14 @@ impl Store {
                 *index = scan::give_up_index(&self.root)?;
                 index.change(&steps)
             }
-            other => other,
+            changed => {
+                if index.is_private() {
+                    // Somebody may have made the index anew while the tree was still there.
+                    scan::distrust_index(&self.root);
+                }
+                changed
+            }
         }
-    }
-
-    fn lock_place(&self, place: &Path, how: Lock) -> Result<Option<File>> {
-        let directory = File::open(place).context(|| format!("open {}", place.display()))?;
-        files::lock(directory, place, how)
     }
 }
 
@@ -483,8 +505,4 @@ fn remove_place(place: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("rmdir {}", place.display())),
         _ => Ok(()),
     }
-}
-
-fn vanished(place: &Path) -> Error {
-    Error::new(Kind::Damaged, format!("{} vanished while we made it", place.display()))
 }

@@ -7,27 +7,26 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::{Btrfs, tree};
-use crate::backend::{Backend, GroupId, Leftover, QuotaMode, Tree};
+use crate::backend::{GroupId, Leftover, QuotaMode, Tree};
 use crate::sys::btrfs::qgroup::{self, LimitOn};
 use crate::sys::btrfs::search::{self, QgroupInfo};
-use crate::sys::btrfs::{Inherit, subvol};
+use crate::sys::btrfs::subvol;
 use crate::{Context, Error, Kind, Result};
 
 /// `BTRFS_QGROUP_LEVEL_SHIFT`.
 const LEVEL_SHIFT: u32 = 48;
 
 /// How often to make a tree anew when its group or the quota mode vanishes under it.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 10;
 
 /// What a new tree is to be born with.
 struct Birth {
-    inherit: Option<Inherit>,
     /// The level-1 group that it has to be a member of afterwards.
     group: Option<u64>,
     /// Whether that group was made for it.
     made: bool,
-    /// Whether the subvolume's own group is to be limited afterwards (full quotas).
-    full: bool,
+    /// Whether limits are on the subvolume's own group, which exists only afterwards.
+    limit_own: bool,
 }
 
 impl Btrfs {
@@ -90,20 +89,22 @@ impl Btrfs {
         tree: &Tree,
         at: &Path,
         limit: Option<u64>,
-        make: impl Fn(Option<Inherit>) -> Result<()>,
+        make: impl Fn(Option<u64>) -> Result<()>,
     ) -> Result<()> {
         for _ in 0..ATTEMPTS {
             let Some(birth) = self.birth(tree, limit)? else { continue };
-            if let Err(error) = make(birth.inherit) {
+            if let Err(error) = make(birth.group) {
                 if self.vanished(&birth)? && error.kind() == Kind::NotFound {
                     continue;
                 }
                 self.unmake(&birth);
                 return Err(error);
             }
+            if birth.limit_own {
+                return self.limit_own(at, limit).inspect_err(|_| self.undo(at));
+            }
             if self.is_member(at, &birth)? {
-                let limited = if birth.full { self.limit_own_group(at, limit) } else { Ok(()) };
-                return limited.inspect_err(|_| self.undo(at));
+                return Ok(());
             }
             self.destroy_subvolume(at)?;
         }
@@ -111,30 +112,12 @@ impl Btrfs {
         Err(Error::new(Kind::InUse, message).with_hint("let the other reflinkd process finish, then try again"))
     }
 
-    /// Limit what only the subvolume at `at` refers to. A snapshot is born with the limit of its source, whatever
-    /// limit it was to inherit (btrfs_qgroup_inherit), so this also lifts one.
-    fn limit_own_group(&self, at: &Path, limit: Option<u64>) -> Result<()> {
-        let Some(fd) = tree::open_subvolume(at)? else { return Ok(()) };
-        let call = || format!("BTRFS_IOC_GET_SUBVOL_INFO {}", at.display());
-        let id = subvol::get_subvol_info(&fd).context(call)?.id;
-        match qgroup::limit(&self.fd, id, LimitOn::Exclusive, limit) {
-            // The snapshot's own commit came before the limit.
-            Ok(()) if limit.is_some() => self.sync(),
-            // Quotas were switched off meanwhile.
-            Err(Errno::ENOENT | Errno::ENOTCONN) if limit.is_none() => Ok(()),
-            other => other.context(|| format!("limit {}", at.display())),
-        }
-    }
-
     /// Prepare group and limit for a new tree; `None` if the quota mode changed meanwhile.
     fn birth(&self, tree: &Tree, limit: Option<u64>) -> Result<Option<Birth>> {
-        let plain = Birth { inherit: None, group: None, made: false, full: false };
+        let plain = Birth { group: None, made: false, limit_own: false };
         match (self.mode()?, tree.group()) {
             (QuotaMode::Simple, Some(id)) => self.simple_birth(self.qgroup(id), limit),
-            (QuotaMode::Full, _) => {
-                let inherit = limit.map(|_| Inherit { group: None, max_exclusive: limit });
-                Ok(Some(Birth { inherit, full: true, ..plain }))
-            }
+            (QuotaMode::Full, _) => Ok(Some(Birth { limit_own: true, ..plain })),
             _ if limit.is_none() => Ok(Some(plain)),
             (QuotaMode::Simple, None) => {
                 Err(Error::new(Kind::Invalid, "a limit needs a group that the tree is charged to"))
@@ -151,8 +134,7 @@ impl Btrfs {
             Err(Errno::ENOTCONN) => return Ok(None),
             Err(e) => return Err(e).context(|| self.call("BTRFS_IOC_QGROUP_CREATE")),
         };
-        let inherit = Some(Inherit { group: Some(group), max_exclusive: None });
-        let birth = Birth { inherit, group: Some(group), made, full: false };
+        let birth = Birth { group: Some(group), made, limit_own: false };
         let limited = limit.map_or(Ok(()), |_| qgroup::limit(&self.fd, group, LimitOn::Referenced, limit));
         match limited {
             Ok(()) => Ok(Some(birth)),
@@ -162,6 +144,19 @@ impl Btrfs {
                 Err(e).context(|| self.call("BTRFS_IOC_QGROUP_LIMIT"))
             }
         }
+    }
+
+    /// Full quotas: limit a new subvolume. It was born with the limit of what it was cloned from, whatever the
+    /// ioctl was told; and since its group didn't exist before, the limit needs a commit of its own.
+    fn limit_own(&self, at: &Path, limit: Option<u64>) -> Result<()> {
+        let call = || format!("limit {}", at.display());
+        let Some(fd) = tree::open_subvolume(at)? else { return Ok(()) };
+        let id = subvol::get_subvol_info(&fd).context(call)?.id;
+        if limit.is_none() && !search::is_limited(&self.fd, id).context(call)? {
+            return Ok(());
+        }
+        qgroup::limit(&self.fd, id, LimitOn::Exclusive, limit).context(call)?;
+        self.commit()
     }
 
     /// Whether the group a tree was to be born into is gone.

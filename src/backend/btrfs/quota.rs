@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use super::{Btrfs, tree};
 use crate::backend::{Guarantee, QuotaMode, Quotas, Tree};
 use crate::sys::btrfs::qgroup::{self, LimitOn, QuotaCtl};
-use crate::sys::btrfs::subvol;
+use crate::sys::btrfs::{space, subvol};
 use crate::{Context, Error, Kind, Result};
 
 impl Btrfs {
@@ -25,6 +25,12 @@ impl Btrfs {
     fn is_inconsistent(&self) -> Option<bool> {
         let text = std::fs::read_to_string(self.sysfs().join("qgroups/inconsistent")).ok()?;
         Some(text.trim() != "0")
+    }
+
+    /// Make what was done to groups durable. Not as thorough as syncfs: dirty data stays where it is.
+    pub(super) fn commit(&self) -> Result<()> {
+        let transid = space::start_sync(&self.fd).context(|| self.call("BTRFS_IOC_START_SYNC"))?;
+        space::wait_sync(&self.fd, transid).context(|| self.call("BTRFS_IOC_WAIT_SYNC"))
     }
 
     pub(super) fn no_limits(&self, mode: QuotaMode) -> Error {
@@ -112,10 +118,11 @@ impl Quotas for Btrfs {
             // Quotas were off when it was made, or have been since.
             Err(Errno::ENOENT) => {
                 let message = format!("{} has no quota group on this filesystem", root.display());
-                Err(Error::new(Kind::Unsupported, message))
+                return Err(Error::new(Kind::Unsupported, message));
             }
-            other => other.context(|| format!("limit {}", root.display())),
+            other => other.context(|| format!("limit {}", root.display()))?,
         }
+        self.commit()
     }
 
     fn guarantee(&self) -> Guarantee {

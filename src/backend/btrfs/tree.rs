@@ -54,8 +54,8 @@ impl Btrfs {
     pub(super) fn create_tree(&self, tree: &Tree, limit: Option<u64>) -> Result<()> {
         let root = tree.root();
         let place = open_place(tree.place())?;
-        self.born(tree, &root, limit, |inherit| {
-            subvol::subvol_create(&place, name_of(&root), &Create { read_only: false, inherit })
+        self.born(tree, &root, limit, |group| {
+            subvol::subvol_create(&place, name_of(&root), &Create { read_only: false, group })
                 .context(|| format!("create subvolume {}", root.display()))
         })?;
         let finish = || {
@@ -81,8 +81,8 @@ impl Btrfs {
         self.refuse_nested(&source, &from.root())?;
         let place = open_place(to.place())?;
         let read_only = access == Access::ReadOnly;
-        self.born(to, at, limit, |inherit| {
-            subvol::snap_create(&source, &place, name_of(at), &Create { read_only, inherit }).or_else(|errno| {
+        self.born(to, at, limit, |group| {
+            subvol::snap_create(&source, &place, name_of(at), &Create { read_only, group }).or_else(|errno| {
                 if errno == Errno::ETXTBSY {
                     return Err(super::destroy::active_swapfile(&source, &from.root(), Kind::Unsupported));
                 }

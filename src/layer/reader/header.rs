@@ -133,6 +133,7 @@ fn trim_nul_and_space(field: &[u8]) -> &[u8] {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

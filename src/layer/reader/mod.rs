@@ -270,4 +270,5 @@ fn device(major: i64, minor: i64) -> Result<(u32, u32)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

@@ -181,6 +181,7 @@ fn base64_decoded(key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -191,7 +192,7 @@ mod tests {
 
     #[test]
     fn records_override_and_take_back() {
-        let records = read(b"9 path=a\n9 path=b\n11 size=123\n9 uid=70\n7 uid=\n12 comment=x\n").unwrap();
+        let records = read(b"9 path=a\n9 path=b\n12 size=123\n9 uid=70\n7 uid=\n13 comment=x\n").unwrap();
         assert_eq!(records.path.as_deref(), Some(&b"b"[..]));
         assert_eq!(records.size, Some(123));
         assert_eq!(records.uid, None);
@@ -199,10 +200,10 @@ mod tests {
 
     #[test]
     fn values_may_hold_anything() {
-        let records = read(b"27 SCHILY.xattr.user.k=\0\n=\xff\n23 SCHILY.xattr.user.e=\n").unwrap();
+        let records = read(b"28 SCHILY.xattr.user.k=\0\n=\xff\n24 SCHILY.xattr.user.e=\n").unwrap();
         assert_eq!(records.xattrs[&b"user.k"[..]], b"\0\n=\xff");
         assert_eq!(records.xattrs[&b"user.e"[..]], b"");
-        let records = read(b"34 LIBARCHIVE.xattr.user.a%3Db=aGk=\n").unwrap();
+        let records = read(b"36 LIBARCHIVE.xattr.user.a%3Db=aGk=\n").unwrap();
         assert_eq!(records.xattrs[&b"user.a=b"[..]], b"hi");
     }
 
@@ -225,15 +226,15 @@ mod tests {
         for payload in [
             &b"9 path=a"[..], // no newline
             b"8 path=a\n",    // too short
-            b"10 path=a\n",   // past the end
+            b"11 path=a\n",   // past the end
             b"999999999999 path=a\n",
             b"-9 path=a\n",
             b"path=a\n",
             b"6 =ab\n",    // no key
-            b"8 pathab\n", // no equals sign
+            b"9 pathab\n", // no equals sign
             b"3 \n",
             b"0 path=a\n",
-            b"11 path=a\0b\n", // NUL in a name
+            b"12 path=a\0b\n", // NUL in a name
             b"18446744073709551616 a=\n",
         ] {
             assert!(read(payload).is_err(), "{}", payload.escape_ascii());
@@ -246,7 +247,7 @@ mod tests {
         global.extend_global(b"52 comment=0123456789012345678901234567890123456789\n").unwrap();
         global.extend_global(b"9 uid=70\n").unwrap();
         assert_eq!(global.uid, Some(70));
-        for payload in [&b"9 path=a\n"[..], b"9 size=1\n", b"13 linkpath=a\n", b"21 GNU.sparse.size=1\n"] {
+        for payload in [&b"9 path=a\n"[..], b"9 size=1\n", b"14 linkpath=a\n", b"21 GNU.sparse.size=1\n"] {
             assert!(global.extend_global(payload).is_err(), "{}", payload.escape_ascii());
         }
     }

@@ -94,15 +94,7 @@ fn image(loader: &mut Loader<'_>, entry: &Entry) -> Result<SourceImage> {
         let layer = layer(loader, name, *diff_id).and_then(|layer| layer.ok_or_else(|| missing(noun)));
         layers.push(layer.context(|| format!("layer {} of {total} ({})", i + 1, quoted(name)))?);
     }
-    Ok(SourceImage {
-        names: entry.names()?,
-        ref_name: None,
-        manifest: None,
-        config_bytes,
-        id: ImageId(digest),
-        config,
-        layers,
-    })
+    Ok(SourceImage { names: entry.names()?, manifest: None, config_bytes, id: ImageId(digest), config, layers })
 }
 
 fn layer(loader: &Loader<'_>, name: &str, diff_id: DiffId) -> Result<Option<SourceLayer>> {

@@ -65,11 +65,10 @@ pub(super) fn images(loader: &mut Loader<'_>) -> Result<Option<Found>> {
     let mut walk = Walk { loader, host: Platform::host(), artifacts: Vec::new() };
     let mut images = Vec::new();
     for entry in walk.choose_top(&index)? {
-        let (names, ref_name) = names(&entry.annotations)?;
+        let names: Vec<_> = name(&entry.annotations)?.into_iter().collect();
         let label = names.first().map_or_else(|| format!("image {}", entry.digest), |name| format!("image {name}"));
         if let Some(mut image) = walk.visit(entry, 0).context(|| label)? {
             image.names = names;
-            image.ref_name = ref_name;
             merge(&mut images, image);
         }
     }
@@ -77,19 +76,24 @@ pub(super) fn images(loader: &mut Loader<'_>) -> Result<Option<Found>> {
 }
 
 /// What an entry of the top index is called.
-fn names(annotations: &BTreeMap<String, String>) -> Result<(Vec<Reference>, Option<String>)> {
+///
+/// A bare `org.opencontainers.image.ref.name` is a name for some tools (`skopeo copy ... oci:DIR:nginx`) and a tag for
+/// others (umoci's `latest`): it names the image unless it looks like a tag.
+fn name(annotations: &BTreeMap<String, String>) -> Result<Option<Reference>> {
     if let Some(name) = annotations.get(IMAGE_NAME) {
-        let name = name.parse().map_err(|e: Error| Error::new(Kind::BadInput, e.to_string()))?;
-        return Ok((vec![name], None));
+        return name.parse().map(Some).map_err(|e: Error| Error::new(Kind::BadInput, e.to_string()));
     }
-    match annotations.get(REF_NAME) {
-        Some(name) if name.contains(['/', ':']) => match name.parse() {
-            Ok(name) => Ok((vec![name], None)),
-            // The spec allows more characters in it than names have; then it names nothing.
-            Err(_) => Ok((Vec::new(), None)),
-        },
-        name => Ok((Vec::new(), name.filter(|name| !name.is_empty()).cloned())),
-    }
+    Ok(match annotations.get(REF_NAME) {
+        // The spec allows more characters in it than names have; then it names nothing.
+        Some(name) if !looks_like_a_tag(name) => name.parse().ok(),
+        _ => None,
+    })
+}
+
+fn looks_like_a_tag(name: &str) -> bool {
+    let version = name.strip_prefix('v').unwrap_or(name);
+    let is_version = version.starts_with(|c: char| c.is_ascii_digit());
+    !name.contains(['/', ':']) && (is_version || ["latest", "stable", "edge", "main", "master"].contains(&name))
 }
 
 struct Walk<'l, 'a> {
@@ -217,7 +221,6 @@ impl Walk<'_, '_> {
         }
         Ok(Some(SourceImage {
             names: Vec::new(),
-            ref_name: None,
             manifest: Some((entry.digest, bytes)),
             config_bytes,
             id: ImageId(digest),

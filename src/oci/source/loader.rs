@@ -160,7 +160,6 @@ pub(super) fn merge(images: &mut Vec<SourceImage>, image: SourceImage) {
     match images.iter_mut().find(|known| known.id == image.id && digest(known) == digest(&image)) {
         None => images.push(image),
         Some(known) => {
-            known.ref_name = known.ref_name.take().or(image.ref_name);
             for name in image.names {
                 if !known.names.contains(&name) {
                     known.names.push(name);

@@ -31,7 +31,7 @@ pub mod search;
 pub mod space;
 pub mod subvol;
 
-pub use subvol::{Create, Inherit};
+pub use subvol::Create;
 
 /// Inode number of a subvolume's root directory: `BTRFS_FIRST_FREE_OBJECTID`.
 pub const SUBVOLUME_INODE: u64 = raw::FIRST_FREE;

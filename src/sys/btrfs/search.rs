@@ -292,6 +292,13 @@ pub fn qgroups(any: &BtrfsFd, ids: RangeInclusive<u64>) -> nix::Result<Vec<Qgrou
     Ok(groups)
 }
 
+/// Whether quota group `id` has any limit (`struct btrfs_qgroup_limit_item`), as of the last commit.
+pub fn is_limited(any: &BtrfsFd, id: u64) -> nix::Result<bool> {
+    let key = Key::new(0, raw::QGROUP_LIMIT, id);
+    let mut search = Search::new(any, raw::QUOTA_TREE, key, key);
+    Ok(search.next_item()?.map(|item| item.le64(0)).transpose()?.is_some_and(|flags| flags != 0))
+}
+
 /// For each group with its id in `ids`: the groups it is a member of, and its members.
 pub fn qgroup_relations(any: &BtrfsFd, ids: RangeInclusive<u64>) -> nix::Result<Vec<(u64, u64)>> {
     let (from, to) =
@@ -406,6 +413,7 @@ mod tests {
         assert_eq!(size_of::<k::btrfs_inode_ref>(), 10);
         assert_eq!(offset_of!(k::btrfs_dir_item, location), 0);
         assert_eq!(offset_of!(k::btrfs_qgroup_status_item, flags), 16);
+        assert_eq!(offset_of!(k::btrfs_qgroup_limit_item, flags), 0);
         assert_eq!(offset_of!(k::btrfs_qgroup_info_item, rfer), 8);
         assert_eq!(offset_of!(k::btrfs_qgroup_info_item, excl), 24);
         assert_eq!(offset_of!(k::btrfs_inode_item, transid), 8);

@@ -15,32 +15,13 @@ use super::{BtrfsFd, raw};
 pub struct Create {
     /// `BTRFS_SUBVOL_RDONLY`; for snapshots only.
     pub read_only: bool,
-    /// `BTRFS_SUBVOL_QGROUP_INHERIT`.
-    pub inherit: Option<Inherit>,
-}
-
-/// The groups and the limit that a subvolume is born with (`struct btrfs_qgroup_inherit`).
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Inherit {
-    /// A group of a higher level to be a member of.
+    /// A quota group of level 1 or higher to be born into (`struct btrfs_qgroup_inherit`).
     pub group: Option<u64>,
-    /// `max_excl` of the subvolume's own level-0 group, in bytes.
-    pub max_exclusive: Option<u64>,
 }
 
-impl Inherit {
-    fn raw(&self) -> raw::QgroupInherit {
-        let mut inherit = raw::QgroupInherit::default();
-        if let Some(group) = self.group {
-            inherit.num_qgroups = 1;
-            inherit.qgroups = [group];
-        }
-        if let Some(bytes) = self.max_exclusive {
-            inherit.flags = raw::INHERIT_SET_LIMITS;
-            inherit.lim.flags = raw::LIMIT_MAX_EXCL;
-            inherit.lim.max_excl = bytes;
-        }
-        inherit
+impl Create {
+    fn inherit(&self) -> Option<raw::QgroupInherit> {
+        self.group.map(|group| raw::QgroupInherit { num_qgroups: 1, qgroups: [group], ..Default::default() })
     }
 }
 
@@ -60,8 +41,8 @@ fn vol_args(name: &OsStr) -> nix::Result<raw::VolArgsV2> {
 /// Point `args` at `inherit`, which must outlive the call.
 fn set_inherit(args: &mut raw::VolArgsV2, inherit: &mut raw::QgroupInherit) {
     args.flags |= raw::SUBVOL_QGROUP_INHERIT;
-    // The kernel insists on the exact length for the number of groups.
-    args.size = 72 + 8 * inherit.num_qgroups;
+    // The kernel insists on the exact length.
+    args.size = size_of::<raw::QgroupInherit>() as u64;
     args.qgroup_inherit = std::ptr::from_mut(inherit) as u64;
 }
 
@@ -73,7 +54,7 @@ fn set_inherit(args: &mut raw::VolArgsV2, inherit: &mut raw::QgroupInherit) {
 /// ignore it silently); EINVAL for a name with a slash.
 pub fn subvol_create(parent: &BtrfsFd, name: &OsStr, how: &Create) -> nix::Result<()> {
     let mut args = vol_args(name)?;
-    let mut inherit = how.inherit.map(|i| i.raw());
+    let mut inherit = how.inherit();
     if let Some(inherit) = &mut inherit {
         set_inherit(&mut args, inherit);
     }
@@ -96,7 +77,7 @@ pub fn snap_create(source: &BtrfsFd, parent: &BtrfsFd, name: &OsStr, how: &Creat
     if how.read_only {
         args.flags |= raw::SUBVOL_RDONLY;
     }
-    let mut inherit = how.inherit.map(|i| i.raw());
+    let mut inherit = how.inherit();
     if let Some(inherit) = &mut inherit {
         set_inherit(&mut args, inherit);
     }
@@ -220,15 +201,5 @@ mod tests {
         assert_eq!(vol_args(OsStr::new(&long)).err(), Some(Errno::ENAMETOOLONG));
         let args = vol_args(OsStr::new(&long[..4039])).ok().map(|a| a.name);
         assert_eq!(args.map(|n| n[4039]), Some(0));
-    }
-
-    #[test]
-    fn the_length_of_an_inherit_follows_its_groups() {
-        for (group, size) in [(None, 72), (Some(1 << 48), 80)] {
-            let mut args = vol_args(OsStr::new("x")).expect("a good name");
-            let mut inherit = Inherit { group, max_exclusive: Some(7) }.raw();
-            set_inherit(&mut args, &mut inherit);
-            assert_eq!((args.size, inherit.lim.max_excl, inherit.flags), (size, 7, raw::INHERIT_SET_LIMITS));
-        }
     }
 }

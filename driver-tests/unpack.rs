@@ -1,0 +1,25 @@
+//! Layers onto real directories: against a reference model, hostile archives, foreign writers, and sizes
+//! that hurt. Needs root, and for the model a loop device with Btrfs; fails without them.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "unpack/escape.rs"]
+mod escape;
+#[path = "unpack/fixture.rs"]
+mod fixture;
+#[path = "unpack/foreign.rs"]
+mod foreign;
+#[path = "unpack/generate.rs"]
+mod generate;
+#[path = "unpack/model.rs"]
+mod model;
+#[path = "unpack/property.rs"]
+mod property;
+#[path = "unpack/rules.rs"]
+mod rules;
+#[path = "unpack/scale.rs"]
+mod scale;
+#[path = "unpack/tree.rs"]
+mod tree;
+#[path = "unpack/writer.rs"]
+mod writer;

@@ -1,0 +1,114 @@
+//! What dead processes left: finding it, and telling it from what the living work on.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::files::{self, Lock};
+use super::record::Record;
+use super::{Held, State, Store, remove_place, scan};
+use crate::{Kind, Result};
+
+/// A place that no row names, nobody works on, and that holds no tree with a record. Nobody can take it while this lives.
+#[derive(Debug)]
+#[must_use]
+pub struct Stray {
+    place: PathBuf,
+    _lock: File,
+}
+
+impl Stray {
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+}
+
+impl Store {
+    /// Wait until nobody works on a place (its maker has published or abandoned it, or died).
+    pub fn wait_for(&self, uuid: Uuid) -> Result<()> {
+        match files::lock_directory(&self.place(uuid), Lock::Shared) {
+            Err(e) if e.kind() != Kind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// What dead makers and removers left: ours to finish or undo while we hold it.
+    pub fn debris(&self) -> Result<Vec<Held>> {
+        let mut debris = Vec::new();
+        let unsettled = self.index().unsettled()?;
+        for (seen, _) in unsettled {
+            let place = self.place(seen.uuid);
+            let lock = match files::lock_directory(&place, Lock::TryExclusive) {
+                Ok(Some(lock)) => lock,
+                Ok(None) => continue,
+                Err(e) if e.kind() == Kind::NotFound => {
+                    self.forget_row_if_unsettled(seen.uuid)?;
+                    continue;
+                }
+                Err(e) => {
+                    tracing::warn!("cannot look at what a process left at {}: {e}", seen.uuid);
+                    continue;
+                }
+            };
+            // It may have become ready, or gone, before we got the lock.
+            if let Some((record, state)) = self.index().get(seen.uuid)?
+                && state != State::Ready
+            {
+                debris.push(Held { record, state, place, lock });
+            }
+        }
+        Ok(debris)
+    }
+
+    /// Places that no row names and nobody works on: made by someone who died before reserving a name.
+    ///
+    /// One with a record and a tree isn't among them: both are whole, whatever became of the row. Nor is one whose
+    /// record can't be read: that is damage, and perhaps somebody's data.
+    pub fn strays(&self) -> Result<Vec<Stray>> {
+        let mut strays = Vec::new();
+        for (uuid, place) in scan::places(self.root())? {
+            if self.index().get(uuid)?.is_some() {
+                continue;
+            }
+            let lock = match files::lock_directory(&place, Lock::TryExclusive) {
+                Ok(Some(lock)) => lock,
+                Ok(None) => continue,
+                Err(e) if e.kind() == Kind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            if self.index().get(uuid)?.is_some() {
+                continue;
+            }
+            match Record::read(&lock, &place) {
+                Ok(Some(_)) if place.join("fs").exists() => {}
+                Ok(_) => strays.push(Stray { place, _lock: lock }),
+                Err(e) => tracing::warn!("{e}; left alone, as it may hold somebody's data"),
+            }
+        }
+        Ok(strays)
+    }
+
+    /// All places, whatever the index says of them: to destroy the store.
+    pub fn all_places(&self) -> Result<Vec<PathBuf>> {
+        Ok(scan::places(self.root())?.into_iter().map(|(_, place)| place).collect())
+    }
+
+    /// Remove a stray place whose tree has been destroyed.
+    pub fn remove_stray(&self, stray: Stray) -> Result<()> {
+        remove_place(&stray.place)
+    }
+
+    /// Remove any place whose tree has been destroyed: only by who has the store for itself.
+    pub fn remove_any(&self, place: &Path) -> Result<()> {
+        remove_place(place)
+    }
+
+    fn forget_row_if_unsettled(&self, uuid: Uuid) -> Result<()> {
+        self.removing(|change| match change.get(uuid)? {
+            Some((_, state)) if state != State::Ready => change.delete(uuid),
+            _ => Ok(()),
+        })
+    }
+}
