@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant};
 
 use reflinkd::Kind;
@@ -17,32 +17,77 @@ use reflinkd::engine::pool::{Creation, Pool, SMALLEST};
 use reflinkd::sys::loopdev;
 use support::{GIB, LoopFs, MIB, Process, QuotaSetup, Scratch, arg, require_root, run, scratch};
 
+/// A private mount namespace has a copy of every mount, and keeps other tests' pools from going away. So a test that
+/// makes one runs alone.
+static TURN: RwLock<()> = RwLock::new(());
+
+/// Only held.
+enum Turn {
+    Shared {
+        _guard: RwLockReadGuard<'static, ()>,
+    },
+    Alone {
+        _guard: RwLockWriteGuard<'static, ()>,
+    },
+    /// Another fixture of the same test holds it.
+    Another,
+}
+
+impl Turn {
+    fn shared() -> Self {
+        Self::Shared { _guard: TURN.read().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn alone() -> Self {
+        Self::Alone { _guard: TURN.write().unwrap_or_else(PoisonError::into_inner) }
+    }
+}
+
 /// A pool of a test's own; unmounted, detached and deleted when dropped.
 struct Fixture {
     pool: Pool,
-    // Dropped last, and with it the files.
+    // Dropped after the mounts, and with it the files.
     scratch: Option<Scratch>,
+    _turn: Turn,
 }
 
 impl Fixture {
     /// Nothing is made yet.
     fn new() -> Self {
+        Self::with(Turn::shared())
+    }
+
+    /// In a test that makes a mount namespace.
+    fn alone() -> Self {
+        Self::with(Turn::alone())
+    }
+
+    /// One more in the same test.
+    fn another(&self) -> Self {
+        Self::with(Turn::Another)
+    }
+
+    fn with(turn: Turn) -> Self {
         require_root();
         let scratch = scratch("pool");
-        Self { pool: Pool::at(&scratch.path().join("root")), scratch: Some(scratch) }
+        Self { pool: Pool::at(&scratch.path().join("root")), scratch: Some(scratch), _turn: turn }
     }
 
     /// In a directory that somebody else cleans up.
     fn within(directory: &Path) -> Self {
         require_root();
-        Self { pool: Pool::at(&directory.join("root")), scratch: None }
+        Self { pool: Pool::at(&directory.join("root")), scratch: None, _turn: Turn::shared() }
     }
 
     fn attached(size: u64) -> Self {
-        let fixture = Self::new();
-        assert_eq!(fixture.pool.create(size).expect("create"), Creation::Created);
-        fixture.pool.attach().expect("attach");
-        fixture
+        Self::new().made(size)
+    }
+
+    /// Created and attached.
+    fn made(self, size: u64) -> Self {
+        assert_eq!(self.pool.create(size).expect("create"), Creation::Created);
+        self.pool.attach().expect("attach");
+        self
     }
 
     fn directory(&self) -> &Path {
@@ -133,7 +178,8 @@ fn a_new_pool_is_a_clean_btrfs_of_any_size() {
 
 #[test]
 fn two_pools_are_mounted_at_the_same_time() {
-    let (one, two) = (Fixture::attached(SMALLEST), Fixture::attached(SMALLEST));
+    let one = Fixture::attached(SMALLEST);
+    let two = one.another().made(SMALLEST);
     fs::write(one.root().join("name"), "one").expect("write");
     fs::write(two.root().join("name"), "two").expect("write");
     assert_eq!(fs::read(one.root().join("name")).expect("read"), b"one");
@@ -175,7 +221,7 @@ fn racer() {
 
 #[test]
 fn eight_processes_get_one_loop_device() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::alone();
     assert_eq!(fixture.pool.create(GIB).expect("create"), Creation::Created);
     let me = std::env::current_exe().expect("this program");
     for round in 0..5 {
@@ -349,7 +395,7 @@ fn several_or_partial_loop_devices_are_refused() {
     // One whole device that somebody set up by hand is used, and cleared with the pool.
     let one = by_hand(&[]);
     fixture.pool.attach().expect("attach");
-    assert_eq!(fixture.devices(), [one.clone()]);
+    assert_eq!(fixture.devices(), [one.as_str()]);
     fixture.pool.detach().expect("detach");
     assert_eq!(fixture.devices(), [""; 0]);
 
@@ -362,7 +408,8 @@ fn several_or_partial_loop_devices_are_refused() {
 
 #[test]
 fn a_copy_of_a_mounted_pool_is_refused() {
-    let (fixture, copy) = (Fixture::attached(SMALLEST), Fixture::new());
+    let fixture = Fixture::attached(SMALLEST);
+    let copy = fixture.another();
     run("cp", &["--sparse=always", arg(fixture.pool.file()), arg(copy.pool.file())]);
     let error = copy.pool.attach().expect_err("its filesystem is mounted");
     assert_eq!(error.kind(), Kind::Exists, "{error}");
@@ -394,7 +441,7 @@ fn what_uses_the_pool_is_named() {
 
 #[test]
 fn mounted_elsewhere_is_not_destroyed() {
-    let fixture = Fixture::attached(SMALLEST);
+    let fixture = Fixture::alone().made(SMALLEST);
     fs::write(fixture.root().join("data"), "kept").expect("write");
     let ready = fixture.directory().join("ready");
     let script = format!("touch {} && exec sleep 600", ready.display());

@@ -234,7 +234,7 @@ impl Pool {
 
     fn mount(&self, device: &LoopDevice, fsid: Uuid) -> Result<()> {
         // EBUSY: the last mount in another namespace ended with its last process and is being torn down.
-        detach::patiently(|| match mount::mount_btrfs(device.path(), &self.root, MOUNT_OPTIONS) {
+        detach::patiently(detach::PATIENCE, || match mount::mount_btrfs(device.path(), &self.root, MOUNT_OPTIONS) {
             Err(error) if error.kind() == Kind::InUse => Ok(None),
             mounted => mounted.map(Some),
         })?

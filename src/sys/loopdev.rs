@@ -21,7 +21,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{Context, Error, Kind, Result};
 
@@ -34,6 +34,9 @@ const BLOCK_SIZE: u32 = 4096;
 
 /// How often another process may take the number that `LOOP_CTL_GET_FREE` gave us.
 const RACES: u32 = 256;
+
+/// How long a device may take to lose its file.
+const RUNDOWN: Duration = Duration::from_secs(1);
 
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
@@ -137,7 +140,8 @@ impl LoopDevice {
     }
 }
 
-/// Every loop device that has `file`.
+/// Every loop device that has `file`. They are opened to read only: somebody else's may be a read-only one, and
+/// closing a writable descriptor makes udev look at a device again.
 ///
 /// # Errors
 /// `Unsupported` if a device is in use whose node isn't in /dev, as in a container with a /dev of its own: it
@@ -146,7 +150,7 @@ pub fn of_file(file: &File) -> Result<Vec<LoopDevice>> {
     let wanted = identity(file)?;
     let mut found = Vec::new();
     for name in configured()? {
-        if let Some(device) = open(Path::new("/dev").join(&name))?
+        if let Some(device) = open(&name)?
             && device.status.backing == wanted
         {
             found.push(device);
@@ -161,12 +165,12 @@ pub fn of_file(file: &File) -> Result<Vec<LoopDevice>> {
 /// # Errors
 /// `Unsupported` without loop devices (no /dev/loop-control, no node for the free one, an older kernel).
 pub fn configure(file: &File, label: &Path) -> Result<LoopDevice> {
-    let control = open_node(Path::new(CONTROL), true)?;
+    let control = open_node(Path::new(CONTROL))?;
     for race in 0..RACES {
         // SAFETY: takes no argument; `control` is the loop control device.
         let number = unsafe { ioctl::ctl_get_free(control.as_raw_fd()) }.context(|| "LOOP_CTL_GET_FREE")?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
-        let device = open_node(&path, true)?;
+        let device = open_node(&path)?;
         match attach(&device, file, label, LO_FLAGS_DIRECT_IO) {
             Ok(()) => {
                 let status = status(&device)?.ok_or_else(|| vanished(&path))?;
@@ -237,10 +241,9 @@ fn configured() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(SYSFS).context(list)? {
         let entry = entry.context(list)?;
-        // `loop/` is there while the device has a file.
         if let Ok(name) = entry.file_name().into_string()
             && name.starts_with("loop")
-            && entry.path().join("loop/backing_file").exists()
+            && has_file(&name)
         {
             names.push(name);
         }
@@ -248,24 +251,47 @@ fn configured() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// `None` if it has no file (any more).
-fn open(path: PathBuf) -> Result<Option<LoopDevice>> {
-    let file = open_node(&path, false)
-        .context(|| format!("cannot tell which file the loop device {} has", path.display()))?;
+/// sysfs has the directory `loop` of a device while the device has a file.
+fn has_file(name: &str) -> bool {
+    Path::new(SYSFS).join(name).join("loop/backing_file").exists()
+}
+
+/// `None` if it has no file any more. One that is just losing it can't be opened (ENXIO, `Lo_rundown`): nothing
+/// uses it any more, but it's waited for, so that afterwards the file is really free.
+fn open(name: &str) -> Result<Option<LoopDevice>> {
+    let path = Path::new("/dev").join(name);
+    let end = Instant::now() + RUNDOWN;
+    let file = loop {
+        match OpenOptions::new().read(true).open(&path) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+                if !has_file(name) || Instant::now() >= end {
+                    return Ok(None);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            opened => {
+                break opened
+                    .map_err(|error| no_node(&path, &error))
+                    .context(|| format!("cannot tell which file the loop device {} has", path.display()))?;
+            }
+        }
+    };
     Ok(status(&file)?.map(|status| LoopDevice { file, path, status }))
 }
 
-/// A device of somebody else is opened to read only: it may be a read-only one, and closing a writable
-/// descriptor makes udev look at the device again.
-fn open_node(path: &Path, write: bool) -> Result<File> {
-    OpenOptions::new().read(true).write(write).open(path).map_err(|error| match error.kind() {
+fn open_node(path: &Path) -> Result<File> {
+    OpenOptions::new().read(true).write(true).open(path).map_err(|error| no_node(path, &error))
+}
+
+fn no_node(path: &Path, error: &io::Error) -> Error {
+    match error.kind() {
         io::ErrorKind::NotFound => Error::new(Kind::Unsupported, format!("there is no {}", path.display()))
             .with_hint(
                 "a container sees the host's loop devices only with the host's /dev; a kernel has them with \
                  `modprobe loop`",
             ),
-        _ => Error::system(format!("open {}", path.display()), &error),
-    })
+        _ => Error::system(format!("open {}", path.display()), error),
+    }
 }
 
 fn status(device: &File) -> Result<Option<Status>> {

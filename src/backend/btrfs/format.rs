@@ -84,7 +84,7 @@ const UUID_KEY_SUBVOL: u8 = 251;
 /// `Invalid` for a size it can't have; `NoSpace`; `System` (EFBIG) where the filesystem below can't hold a
 /// file of that length.
 ///
-/// ```
+/// ```no_run
 /// # fn main() -> reflinkd::Result<()> {
 /// use reflinkd::backend::btrfs::format;
 /// let file = tempfile::tempfile().expect("a scratch file");

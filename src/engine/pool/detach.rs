@@ -9,11 +9,15 @@ use super::lock::{self, Lock};
 use super::{Pool, holders, remove_if_there};
 use crate::backend::btrfs::format;
 use crate::sys::{loopdev, mount};
-use crate::{Context, Error, Kind, Result};
+use crate::{Context, Kind, Result};
 
 /// How long to wait for others to notice what we did: a mount that is being torn down, a loop device that
 /// udev looks at.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a mount may be busy for no reason worth an error: a process just forked that hasn't yet closed what
+/// it inherited, somebody's look through /proc.
+const BRIEFLY: Duration = Duration::from_millis(500);
 
 impl Pool {
     /// Unmount the pool in this namespace and wait until no loop device has it. Succeeds if there is nothing to do.
@@ -75,48 +79,37 @@ impl Pool {
             && fsid.is_some()
             && mounted.btrfs == fsid
         {
-            mount::unmount(&self.root).map_err(|error| match error.kind() {
-                Kind::InUse => holders::busy(&self.root, mounted.id),
-                _ => error,
+            let unmounted = patiently(BRIEFLY, || match mount::unmount(&self.root) {
+                Err(error) if error.kind() == Kind::InUse => Ok(None),
+                unmounted => unmounted.map(Some),
             })?;
+            unmounted.ok_or_else(|| holders::busy(&self.root, mounted.id))?;
         }
         file.map_or(Ok(()), |file| self.wait_for_loop(&file))
     }
 
+    /// Others may have the device for a while longer, and not only udev: whoever makes a mount namespace of its
+    /// own (unshare, a service that starts) has a copy of every mount until it's done or unmounts them.
     fn wait_for_loop(&self, file: &File) -> Result<()> {
-        let mut last = None;
-        let gone = patiently(|| {
+        let gone = patiently(PATIENCE, || {
             let devices = loopdev::of_file(file)?;
-            for device in &devices {
-                if let Some((process, target)) = holders::mounted_for(device) {
-                    return Err(Error::new(
-                        Kind::InUse,
-                        format!("it is still mounted at {} for {process}", target.display()),
-                    )
-                    .with_hint("end that process, or unmount it there (nsenter --mount --target PID)"));
-                }
-                if !device.status().autoclear {
-                    // Set up by hand, and never cleared otherwise.
-                    device.clear()?;
-                }
+            for device in devices.iter().filter(|device| !device.status().autoclear) {
+                // Set up by hand, and never cleared otherwise.
+                device.clear()?;
             }
-            last = devices.last().map(|device| device.path().to_path_buf());
-            Ok(last.is_none().then_some(()))
+            // Not held open while waiting: it clears itself on last close.
+            Ok(devices.is_empty().then_some(()))
         })?;
-        match (gone, last) {
-            (None, Some(device)) => {
-                Err(Error::new(Kind::InUse, format!("something still uses {}", device.display())).with_hint(
-                    "another mount of it (findmnt -S, in every mount namespace) or a program that has it open",
-                ))
-            }
-            _ => Ok(()),
+        if gone.is_some() {
+            return Ok(());
         }
+        loopdev::of_file(file)?.first().map_or(Ok(()), |device| Err(holders::held(device)))
     }
 }
 
-/// Try until it gives something, for at most [`PATIENCE`]; `None` if it never does.
-pub(super) fn patiently<T>(mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
-    let end = Instant::now() + PATIENCE;
+/// Try until it gives something, for at most that long; `None` if it never does.
+pub(super) fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let end = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(result) = attempt()? {

@@ -39,14 +39,22 @@ pub(super) fn busy(root: &Path, mount: u64) -> Error {
         .with_hint("end those processes and undo those mounts first")
 }
 
-/// A process that sees `device` mounted, in whatever namespace, and where. The caller holds the device open: its
-/// name can't come to mean another one. (The number of a Btrfs can, as soon as its last mount is gone.)
-pub(super) fn mounted_for(device: &LoopDevice) -> Option<(Process, PathBuf)> {
-    processes().find_map(|process| {
+/// The error for a `device` that keeps its file: whose mount does that, in whatever namespace. The caller holds the
+/// device open: its name can't come to mean another one. (The number of a Btrfs can, once its last mount is gone.)
+pub(super) fn held(device: &LoopDevice) -> Error {
+    let user = processes().find_map(|process| {
         let table = mount::table(&process.pid).ok()?;
         let entry = table.into_iter().find(|entry| entry.source == device.path())?;
         Some((process, entry.target))
-    })
+    });
+    match user {
+        Some((process, target)) => {
+            Error::new(Kind::InUse, format!("it is still mounted at {} for {process}", target.display()))
+                .with_hint("end that process, or unmount it there (nsenter --mount --target PID)")
+        }
+        None => Error::new(Kind::InUse, format!("something has {} open", device.path().display()))
+            .with_hint(format!("fuser --verbose {}", device.path().display())),
+    }
 }
 
 fn processes() -> impl Iterator<Item = Process> {
