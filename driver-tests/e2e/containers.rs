@@ -114,17 +114,17 @@ fn reset_makes_it_anew_at_the_same_path() {
 #[test]
 fn rename_and_update_are_kept() {
     let world = World::simple().with_base();
-    world.ok(&["create", "--image", "base", "a"]);
-    world.ok(&["create", "--image", "base", "b"]);
-    let tree = world.tree("a");
-    world.ok(&["rename", "a", "c"]);
-    assert_eq!(world.tree("c"), tree);
-    assert!(world.fails(&["mount", "a"]).contains("there is no container a"));
-    let error = world.fails(&["rename", "c", "b"]);
-    assert!(error.contains("cannot rename container c to b: the name b is taken by container"), "{error}");
-    world.ok(&["update", "--size-limit", "10MB", "c"]);
+    world.ok(&["create", "--image", "base", "one"]);
+    world.ok(&["create", "--image", "base", "two"]);
+    let tree = world.tree("one");
+    world.ok(&["rename", "one", "three"]);
+    assert_eq!(world.tree("three"), tree);
+    assert!(world.fails(&["mount", "one"]).contains("there is no container one"));
+    let error = world.fails(&["rename", "three", "two"]);
+    assert!(error.contains("cannot rename container three to two: the name two is taken by container"), "{error}");
+    world.ok(&["update", "--size-limit", "10MB", "three"]);
     world.fs.remount("rw");
-    assert_eq!(bytes(&world.row(&["ps"], "c"), "size_limit"), 10 * MB);
+    assert_eq!(bytes(&world.row(&["ps"], "three"), "size_limit"), 10 * MB);
     let over = fs::write(tree.join("y"), crate::support::random_bytes(20 * MB))
         .and_then(|()| File::open(tree.join("y"))?.sync_all());
     assert_eq!(over.expect_err("over the limit").raw_os_error(), Some(libc::EDQUOT));
@@ -153,10 +153,10 @@ fn what_a_process_uses_is_not_removed() {
         );
     }
     {
-        // Mounted in a namespace that we don't see.
+        // Mounted in a namespace that we don't see (but which follows our unmounts: other tests have mounts, too).
         let script = format!("mount --bind {0}/etc /mnt && echo ready && exec sleep 300", tree.display());
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).stdout(Stdio::piped());
+        command.args(["--mount", "--propagation", "slave", "sh", "-c", &script]).stdout(Stdio::piped());
         let mut process = Process::spawn(&mut command);
         let mut ready = [0; 6];
         let stdout = process.child().stdout.as_mut().expect("piped");

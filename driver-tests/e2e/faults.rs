@@ -27,8 +27,8 @@ fn signal_a_load(world: &World, path: &str, signal: Signal) -> std::process::Exi
         .spawn()
         .expect("spawn");
     let begun = Instant::now();
-    // The base layer, the second layer's draft and its work tree: three places.
-    while world.places() < 3 && begun.elapsed() < Duration::from_secs(30) {
+    // The base layer, the second layer's draft and its work tree: three places, and two trees.
+    while (world.places() < 3 || world.trees() < 2) && begun.elapsed() < Duration::from_secs(30) {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert!(load.try_wait().expect("wait").is_none(), "the load was over before it could be stopped");
@@ -89,7 +89,7 @@ fn a_killed_load_is_cleared_up_by_the_next_command_that_writes() {
 #[test]
 fn a_load_that_runs_out_of_room_leaves_nothing() {
     for mode in [QuotaSetup::Simple, QuotaSetup::None] {
-        let world = World::of_size(300 * MIB, mode).with_base();
+        let world = World::of_size(300 * MIB, mode).with_room_for_metadata().with_base();
         let (places, subvolumes) = (world.places(), world.subvolumes());
         let image = TestImage::new("big")
             .files(Packing::Plain, &[("fits", &random_bytes(20 * MB))])
@@ -108,7 +108,7 @@ fn a_load_that_runs_out_of_room_leaves_nothing() {
 #[test]
 fn removing_works_with_no_byte_free() {
     for mode in [QuotaSetup::Simple, QuotaSetup::Full, QuotaSetup::None] {
-        let world = World::of_size(400 * MIB, mode).with_base();
+        let world = World::of_size(400 * MIB, mode).with_room_for_metadata().with_base();
         world.load(&TestImage::new("spare").files(Packing::Plain, &[("x", &random_bytes(10 * MB))]));
         for name in ["a", "b", "full"] {
             world.ok(&["create", "--image", "base", name]);
@@ -141,22 +141,67 @@ fn removing_works_with_no_byte_free() {
     }
 }
 
+/// Leave a container as a reset leaves it that is killed before the two trees change places.
+fn cut_a_reset_short(world: &World, name: &str) -> std::path::PathBuf {
+    let tree = world.tree(name);
+    let (place, spare) = (tree.parent().expect("a place"), tree.with_file_name("fs.new"));
+    let mut record = vec![0; 4096];
+    let length = rustix::fs::getxattr(place, "trusted.reflinkd", &mut record[..]).expect("getxattr");
+    let mut record: serde_json::Value = serde_json::from_slice(&record[..length]).expect("JSON");
+    record["replacing"] = true.into();
+    let flags = rustix::fs::XattrFlags::REPLACE;
+    rustix::fs::setxattr(place, "trusted.reflinkd", record.to_string().as_bytes(), flags).expect("setxattr");
+    run("btrfs", &["subvolume", "snapshot", tree.to_str().expect("UTF-8"), spare.to_str().expect("UTF-8")]);
+    world.fs.remount("rw");
+    spare
+}
+
 #[test]
 fn a_reset_cut_short_is_settled() {
     let world = World::simple().with_base();
-    world.ok(&["create", "--image", "base", "c"]);
+    world.ok(&["create", "--image", "base", "--size-limit", "10MB", "c"]);
     let tree = world.tree("c");
     fs::write(tree.join("mine"), "x").expect("write");
-    // As a kill between the two steps leaves it: a second tree beside the first.
-    let spare = tree.with_file_name("fs.new");
-    run("btrfs", &["subvolume", "snapshot", tree.to_str().expect("UTF-8"), spare.to_str().expect("UTF-8")]);
-    world.fs.remount("rw");
+    let spare = cut_a_reset_short(&world, "c");
     assert_eq!(world.rows(&["ps"]).len(), 1, "it is there all the time");
     world.ok(&["gc"]);
     assert!(!spare.exists());
     assert_eq!(fs::read_to_string(tree.join("mine")).expect("read"), "x");
     world.ok(&["reset", "c"]);
     assert!(!tree.join("mine").exists());
+}
+
+#[test]
+fn after_a_power_cut_a_reset_container_is_charged_to_its_new_group() {
+    let world = World::simple().with_base();
+    world.ok(&["create", "--image", "base", "--size-limit", "50MB", "c"]);
+    let place = world.tree("c").parent().expect("a place").to_path_buf();
+    let mut record = vec![0; 4096];
+    let length = rustix::fs::getxattr(&place, "trusted.reflinkd", &mut record[..]).expect("getxattr");
+    let mut before: serde_json::Value = serde_json::from_slice(&record[..length]).expect("JSON");
+    world.ok(&["reset", "c"]);
+    crate::support::write_random(&place.join("fs/x"), 3 * MB);
+    // The tree that stayed is the new one, the old one is gone, and the record is of before: nothing was settled.
+    before["replacing"] = true.into();
+    let flags = rustix::fs::XattrFlags::REPLACE;
+    rustix::fs::setxattr(&place, "trusted.reflinkd", before.to_string().as_bytes(), flags).expect("setxattr");
+    world.fs.remount("rw");
+    world.ok(&["update", "--size-limit", "5MB", "c"]);
+    let size = bytes(&world.row(&["ps", "-s"], "c"), "size");
+    assert!((3 * MB..4 * MB).contains(&size), "{size}");
+    let over = fs::write(place.join("fs/y"), random_bytes(10 * MB))
+        .and_then(|()| fs::File::open(place.join("fs/y"))?.sync_all());
+    assert_eq!(over.expect_err("over the limit").raw_os_error(), Some(libc::EDQUOT));
+}
+
+#[test]
+fn a_container_whose_reset_was_cut_short_can_be_removed() {
+    let world = World::simple().with_base();
+    world.ok(&["create", "--image", "base", "c"]);
+    let spare = cut_a_reset_short(&world, "c");
+    world.ok(&["rm", "c"]);
+    assert!(!spare.exists());
+    assert_eq!((world.places(), world.subvolumes().len()), (2, 2));
 }
 
 #[test]

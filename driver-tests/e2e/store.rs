@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use reflinkd::store::SCHEMA;
+
+use crate::support::image::{Packing, TestImage};
 use crate::support::{LoopFs, MB, MIB, QuotaSetup, reflinkd, require_root, run, scratch};
 use crate::world::{World, bytes};
 
@@ -18,6 +21,50 @@ fn the_first_command_makes_the_store_on_btrfs() {
         (info["quotas"].as_str(), info["backend"].as_str(), info["pool"].is_null()),
         (Some("simple"), Some("btrfs"), true)
     );
+}
+
+#[test]
+fn of_first_commands_at_once_one_makes_the_store() {
+    for plain_directory in [false, true] {
+        let world = World::simple();
+        if plain_directory {
+            fs::create_dir(world.root()).expect("mkdir");
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| world.ok(&["images"]));
+            }
+        });
+        assert!(run("btrfs", &["subvolume", "show", world.root().to_str().expect("UTF-8")]).contains("store"));
+        assert_eq!(world.ok(&["gc", "-n"]), "nothing to remove");
+    }
+}
+
+#[test]
+fn an_older_store_is_upgraded_by_the_first_command() {
+    let world = World::simple().with_base();
+    world.ok(&["create", "--image", "base", "--size-limit", "10MB", "--label", "k=v", "c"]);
+    let before = world.row(&["ps"], "c");
+    let path = world.root().join("store.json");
+    let text = fs::read_to_string(&path).expect("read");
+    fs::write(&path, text.replacen(&format!("\"schema\": {SCHEMA}"), "\"schema\": 1", 1)).expect("write");
+    world.fs.remount("rw");
+    assert_eq!(world.row(&["ps"], "c"), before);
+    assert_eq!(fs::read_to_string(&path).expect("read"), text);
+    assert!(world.root().join("backup-schema-1/records.json").exists());
+    world.ok(&["destroy", "--yes"]);
+    assert!(!world.root().exists());
+}
+
+#[test]
+fn what_a_killed_first_command_left_is_gone_on_with() {
+    let world = World::simple();
+    world.ok(&["images"]);
+    for file in ["store.json", "index.db", "index.db-journal", "index.current"] {
+        let _ = fs::remove_file(world.root().join(file));
+    }
+    world.load(&crate::world::base_image());
+    assert_eq!(world.rows(&["images"]).len(), 1);
 }
 
 #[test]
@@ -71,7 +118,9 @@ fn another_schema_is_refused() {
     let world = World::simple().with_base();
     let path = world.root().join("store.json");
     let text = fs::read_to_string(&path).expect("read");
-    let newer = text.replacen("\"schema\": 1", "\"schema\": 999", 1);
+    let mut store: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    store["schema"] = 999.into();
+    let newer = store.to_string();
     assert_ne!(text, newer);
     fs::write(&path, newer).expect("write");
     let error = world.fails(&["ps"]);
@@ -86,14 +135,16 @@ fn another_schema_is_refused() {
 fn a_read_only_root_can_be_read() {
     let world = World::simple().with_base();
     world.ok(&["create", "--image", "base", "c"]);
+    world.load(&TestImage::new("unused").files(Packing::Plain, &[("x", b"x")]));
     world.fs.remount("ro");
     assert_eq!(world.rows(&["ps"]).len(), 1);
-    assert_eq!(world.rows(&["images"]).len(), 1);
+    assert_eq!(world.rows(&["images"]).len(), 2);
+    assert_eq!(world.ok(&["gc", "--dry-run"]), "nothing to remove");
     assert_eq!(world.rows(&["info"])[0]["read_only"], true);
     for args in [
         &["create", "--image", "base", "d"][..],
         &["rm", "c"],
-        &["rmi", "base"],
+        &["rmi", "unused"],
         &["rename", "c", "d"],
         &["reset", "c"],
     ] {
@@ -181,7 +232,8 @@ fn a_full_host_refuses_creates() {
         assert!(refused.stderr.contains("hint: "), "{}", refused.stderr);
     }
     assert_eq!(with(&["ps"]).status, Some(0));
-    assert_eq!(reflinkd(&root, &["create", "--image", "base", "c"]).status, Some(0));
+    let created = reflinkd(&root, &["create", "--image", "base", "c"]);
+    assert_eq!(created.status, Some(0), "{}", created.stderr);
     assert_eq!(with(&["rm", "c"]).status, Some(0));
     assert_eq!(reflinkd(&root, &["destroy", "--yes"]).status, Some(0));
 }

@@ -222,7 +222,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// tree at `fs` is charged to (`None` where charges are not by group, or there is no tree).
     fn settle(&self, place: &Path) -> Result<Option<GroupId>>;
 
-    /// Remove the tree with all subvolumes made inside it. Succeeds if there is none. Returns at once; the space
+    /// Remove the tree with all subvolumes made inside it, and one that a crash left at [`Tree::spare`]. Succeeds if there
+    /// is none. Returns at once; the space
     /// comes back when the filesystem has cleaned up. Works on a full filesystem.
     fn destroy(&self, tree: &Tree) -> Result<()>;
 

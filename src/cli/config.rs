@@ -37,8 +37,8 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Er
 }
 
 /// What the user and the administrator chose. `root` and `config` come from flags or environment.
-pub(super) fn settings(root: Option<PathBuf>, config: Option<PathBuf>) -> Result<Settings> {
-    let file = match &config {
+pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<Settings> {
+    let file = match config {
         Some(path) => read(path)?,
         None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
         None => File::default(),

@@ -100,7 +100,7 @@ impl Cli {
             Command::Man(args) => return args.run(out),
             _ => {}
         }
-        let mut settings = config::settings(self.root, self.config)?;
+        let mut settings = config::settings(self.root, self.config.as_deref())?;
         match self.command {
             Command::Init(args) => return args.run(settings, out),
             Command::Load(ref args) => args.limits.apply(&mut settings),

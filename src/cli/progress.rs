@@ -49,9 +49,9 @@ impl Layers {
     fn say(&self, layer: &str, what: &str) {
         match &self.bars {
             Some(bars) => {
-                let _ = bars.println(format!("{}: {what}", layer));
+                let _ = bars.println(format!("{layer}: {what}"));
             }
-            None => eprintln!("{}: {what}", layer),
+            None => eprintln!("{layer}: {what}"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::image::short;
 use super::{Engine, names, tree_at};
 use crate::backend::{Access, Guarantee, QuotaMode, Tree};
 use crate::store::{Container, Content, New, NewGroup, Owner, Record, TreeKind};
@@ -44,6 +45,8 @@ impl Engine {
         }
         self.tidy()?;
         self.guard_host()?;
+        // Until the container is begun: then whoever removes images sees that this one is used.
+        let images = self.store.keep_images()?;
         let image = self.find_image(&wanted.image)?;
         let warnings = self.check_limit(wanted.size_limit)?;
         let container = Container {
@@ -54,7 +57,8 @@ impl Engine {
             size_limit: wanted.size_limit,
             labels: wanted.labels,
         };
-        let draft = self.begin_container(wanted.name, image.top, container)?;
+        let draft = self.begin_container(wanted.name.as_deref(), image.top, container)?;
+        drop(images);
         let tree = tree_at(draft.place().to_path_buf(), draft.record());
         let made = match self.parent_tree(draft.record()) {
             Ok(Some(parent)) => self.backend.clone_tree(&parent, &tree, Access::Writable, wanted.size_limit),
@@ -64,8 +68,7 @@ impl Engine {
         match made {
             Ok(()) => Ok(Created { record: self.store.publish(draft)?, warnings }),
             Err(e) => {
-                self.backend.destroy(&tree)?;
-                self.store.abandon(draft)?;
+                self.discard(draft);
                 Err(e)
             }
         }
@@ -74,13 +77,13 @@ impl Engine {
     /// Reserve a place under the wanted name, or under one that is made up.
     fn begin_container(
         &self,
-        name: Option<String>,
+        name: Option<&str>,
         parent: Option<uuid::Uuid>,
         mut container: Container,
     ) -> Result<crate::store::Draft> {
         let mut attempt = 0;
         loop {
-            container.name = name.clone().unwrap_or_else(|| names::made_up(&container.id, attempt));
+            container.name = name.map_or_else(|| names::made_up(&container.id, attempt), str::to_string);
             let begun = self.store.begin(New {
                 owner: Owner::cli(),
                 parent,
@@ -100,7 +103,7 @@ impl Engine {
 
     fn name_taken(&self, name: &str) -> Error {
         let holder = match self.store.by_name(&Owner::cli(), name) {
-            Ok(Some(record)) => record.container().map(|c| format!(" by container {}", &c.id[..12])),
+            Ok(Some(record)) => record.container().map(|c| format!(" by container {}", short(&c.id))),
             _ => None,
         };
         Error::new(Kind::Exists, format!("the name {name} is taken{}", holder.unwrap_or_default()))
@@ -168,6 +171,7 @@ impl Engine {
     pub fn rename_container(&self, name: &str, new_name: &str) -> Result<Record> {
         (|| {
             names::check(new_name)?;
+            self.tidy()?;
             let record = self.find_container(name)?;
             self.store
                 .update(record.uuid, |record| {
@@ -184,13 +188,15 @@ impl Engine {
     /// Set or lift the size limit of a container, running or not.
     pub fn limit_container(&self, name: &str, limit: Option<u64>) -> Result<Vec<String>> {
         (|| -> Result<_> {
+            self.tidy()?;
             let record = self.find_container(name)?;
             let warnings = self.check_limit(limit)?;
             self.store.update(record.uuid, |record| {
-                match self.backend.quotas() {
-                    Some(quotas) => quotas.set_limit(&self.tree(record), limit)?,
-                    // Only lifting a limit gets here: with quotas off nothing holds it anyway.
-                    None => {}
+                let set = self.backend.quotas().map_or(Ok(()), |quotas| quotas.set_limit(&self.tree(record), limit));
+                match set {
+                    // Quotas are off, or were since it was made: nothing holds what is to be lifted.
+                    Err(e) if limit.is_none() && e.kind() == Kind::Unsupported => {}
+                    other => other?,
                 }
                 if let Content::Container(container) = &mut record.content {
                     container.size_limit = limit;
@@ -217,16 +223,15 @@ impl Engine {
                 self.check_unused(&self.tree(&record))?;
             }
             let parent = self.parent_tree(&record)?;
-            let held = self.store.begin_replacement(record.uuid, true)?;
+            let held = self.store.begin_replacement(record.uuid)?;
             let fresh = tree_at(held.place().to_path_buf(), held.record());
             let replaced = match &parent {
                 Some(parent) => self.backend.replace(parent, &fresh, limit),
                 None => Err(Error::new(Kind::Unsupported, "its image has no layers")),
             };
             // Whatever happened, the tree that is there now counts, with the group it is charged to.
-            let group = self.backend.settle(held.place())?;
-            self.store.settle(held, group.map(|g| g.0))?;
-            replaced
+            let settled = self.settle(held);
+            replaced.and(settled)
         })()
         .context(|| format!("cannot reset container {name}"))
     }
@@ -237,6 +242,7 @@ impl Engine {
     /// `InUse` naming a process that uses it, unless `force`.
     pub fn remove_container(&self, name: &str, force: bool) -> Result<Record> {
         (|| -> Result<_> {
+            self.tidy()?;
             let record = self.find_container(name)?;
             let tree = self.tree(&record);
             if !force {
@@ -252,7 +258,9 @@ impl Engine {
     pub(super) fn remove_tree(&self, record: &Record) -> Result<()> {
         let held = self.store.begin_removal(record.uuid)?;
         if let Err(e) = self.backend.destroy(&self.tree(record)) {
-            self.store.keep(held)?;
+            if let Err(kept) = self.store.keep(held) {
+                tracing::warn!("cannot show {} again: {kept}", record.uuid);
+            }
             return Err(e);
         }
         self.store.finish_removal(held)

@@ -1,16 +1,20 @@
 //! Taking a whole store away: trees, groups, pool, loop device, mount.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Engine;
 use crate::backend::Tree;
 use crate::backend::btrfs::root as subvolume;
-use crate::store::TreeKind;
-use crate::{Context, Result};
+use crate::store::{self, Lock, TreeKind};
+use crate::{Context, Error, Kind, Result};
 
 const PATIENCE: Duration = Duration::from_secs(120);
+/// What a command that isn't a load takes.
+const MOMENT: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(20);
 
 impl Engine {
     /// Remove everything the store made, and nothing else. If something of somebody else's stands in ROOT, ROOT stays.
@@ -22,7 +26,9 @@ impl Engine {
         self.destroy_all(force).context(|| format!("cannot destroy the store at {}", root.display()))
     }
 
-    fn destroy_all(self, force: bool) -> Result<()> {
+    fn destroy_all(mut self, force: bool) -> Result<()> {
+        // Of a pool others are kept out by its filesystem, which can't be unmounted while they use it.
+        let alone = if self.pool.is_none() { self.alone()? } else { None };
         if !force {
             for container in self.store.list(TreeKind::Container)? {
                 let name = container.container().map_or_else(String::new, |c| c.name.clone());
@@ -34,23 +40,42 @@ impl Engine {
             // The pool's filesystem goes whole; closing the index first lets it be unmounted.
             drop(self.store);
             drop(self.backend);
+            drop(self.lock);
             return pool.destroy();
         }
         for place in self.store.all_places()? {
             self.backend.destroy(&Tree::new(&place, None))?;
-            self.store.remove_stray(&place)?;
+            self.store.remove_any(&place)?;
         }
         self.backend.reclaim(&BTreeSet::new(), PATIENCE)?;
         drop(self.store);
         remove_own_files(&root)?;
-        remove_if_empty(&root)
+        remove_if_empty(&root)?;
+        drop(alone);
+        Ok(())
+    }
+
+    /// Wait a moment for others to be done with the store, and keep them out of it.
+    fn alone(&mut self) -> Result<Option<File>> {
+        drop(self.lock.take());
+        let start = Instant::now();
+        loop {
+            if let Some(lock) = store::lock_root(self.root(), Lock::TryExclusive)? {
+                return Ok(Some(lock));
+            }
+            if start.elapsed() > MOMENT {
+                return Err(Error::new(Kind::InUse, "another reflinkd is working in it"));
+            }
+            std::thread::sleep(POLL);
+        }
     }
 }
 
 /// What `Identity::create` and the index made; `store.json` last, so that a destroy cut short can be repeated.
 fn remove_own_files(root: &Path) -> Result<()> {
-    for directory in ["images", "blobs"] {
-        ignore_missing(std::fs::remove_dir_all(root.join(directory))).context(|| format!("remove {directory}"))?;
+    let backups = (1..store::SCHEMA).map(|schema| format!("backup-schema-{schema}"));
+    for directory in ["images", "blobs"].map(String::from).into_iter().chain(backups) {
+        ignore_missing(std::fs::remove_dir_all(root.join(&directory))).context(|| format!("remove {directory}"))?;
     }
     let files = ["index.db", "index.db-journal", "index.current", "index.lock", "index.turn", "places.lock"];
     for file in files {

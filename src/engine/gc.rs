@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::Engine;
+use crate::Result;
 use crate::backend::{Reclaimed, Tree};
-use crate::{Context, Result};
 
 /// How long to wait for the filesystem to clean up what was removed.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -43,12 +43,15 @@ impl Engine {
             reason: "whoever was making, replacing or removing it died",
             size: None,
         }));
-        for place in self.store.strays()? {
+        for stray in self.store.strays()? {
+            let place = stray.place().to_path_buf();
             if !dry_run {
-                self.backend
-                    .destroy(&Tree::new(&place, None))
-                    .and_then(|()| self.store.remove_stray(&place))
-                    .context(|| format!("cannot remove {}", place.display()))?;
+                let removed =
+                    self.backend.destroy(&Tree::new(&place, None)).and_then(|()| self.store.remove_stray(stray));
+                if let Err(e) = removed {
+                    tracing::warn!("cannot remove {}: {e}", place.display());
+                    continue;
+                }
             }
             garbage.push(Garbage {
                 kind: "place",

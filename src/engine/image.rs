@@ -47,6 +47,10 @@ impl Layers {
         let mut chain = Vec::new();
         let mut next = top;
         while let Some(record) = next.and_then(|uuid| self.0.get(&uuid)) {
+            // Damaged records may form a ring.
+            if chain.len() == self.0.len() {
+                break;
+            }
             next = record.parent;
             chain.push(record.clone());
         }
@@ -156,7 +160,7 @@ impl Engine {
             let reference = checked_tag(new_name)?;
             let guard = self.store.lock_images()?;
             let mut image = self.find_image(name)?;
-            image.names.insert(reference.canonical(), jiff::Timestamp::now());
+            image.names.insert(reference.canonical(), guard.time()?);
             guard.put(&image)
         })()
         .context(|| format!("cannot tag image {name} as {new_name}"))
@@ -185,7 +189,7 @@ impl Engine {
                 }
             }
             let mut removed: Vec<_> = image.names.keys().cloned().map(Removed::Untagged).collect();
-            let users = self.containers_of(&image)?;
+            let users = self.begun_from(&image)?;
             if users.is_empty() {
                 guard.delete(&image)?;
                 removed.push(Removed::Deleted(image.id.clone()));
@@ -211,14 +215,21 @@ impl Engine {
         Ok(based.map(|container| container.name.clone()).collect())
     }
 
+    /// The same, with those that are being made.
+    fn begun_from(&self, image: &Image) -> Result<Vec<String>> {
+        let containers = self.store.list_begun(TreeKind::Container)?;
+        let based = containers.iter().filter_map(Record::container).filter(|c| c.image_id == image.id);
+        Ok(based.map(|container| container.name.clone()).collect())
+    }
+
     /// Write down an image whose layers are all here.
-    pub(super) fn put_image(&self, new: NewImage<'_>) -> Result<Image> {
+    pub(super) fn put_image(&self, new: &NewImage<'_>) -> Result<Image> {
         let guard = self.store.lock_images()?;
         guard.put_blob(&new.id.hex(), new.config)?;
         if let Some((digest, bytes)) = &new.manifest {
             guard.put_blob(&digest.hex(), bytes)?;
         }
-        let now = jiff::Timestamp::now();
+        let (now, named) = (jiff::Timestamp::now(), guard.time()?);
         let known = guard.list()?.into_iter().find(|image| image.id == new.id.to_string());
         let mut image = known.unwrap_or_else(|| Image {
             uuid: Uuid::new_v4(),
@@ -232,7 +243,7 @@ impl Engine {
         if let Some((digest, _)) = &new.manifest {
             image.manifest = Some(digest.to_string());
         }
-        image.names.extend(new.names.iter().map(|name| (name.canonical(), now)));
+        image.names.extend(new.names.iter().map(|name| (name.canonical(), named)));
         guard.put(&image)?;
         Ok(image)
     }

@@ -65,15 +65,16 @@ impl Engine {
         Ok(unused)
     }
 
+    /// After a load, whatever became of it: what it found broken off, and what its own failure left.
+    pub(super) fn collect_after_load(&self) {
+        if let Err(e) = self.collect_layers() {
+            tracing::warn!("cannot remove layers that nothing is based on: {e}");
+        }
+    }
+
     /// Remove them, unless somebody is loading: a load counts on the layers it has found, and collects when it is done.
     pub(super) fn collect_layers(&self) -> Result<Vec<Record>> {
-        let alone = match self.store.lock_loads(Lock::TryExclusive) {
-            Ok(Some(lock)) => Some(lock),
-            Ok(None) => return Ok(Vec::new()),
-            // The lock file can't be made on a full disk if nobody ever loaded; then nobody does now.
-            Err(e) if e.kind() == Kind::NoSpace => None,
-            Err(e) => return Err(e),
-        };
+        let Some(alone) = self.store.lock_loads(Lock::TryExclusive)? else { return Ok(Vec::new()) };
         let mut removed = Vec::new();
         for layer in self.unused_layers()? {
             match self.remove_tree(&layer) {

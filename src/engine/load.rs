@@ -2,8 +2,9 @@
 //!
 //! For each layer that isn't here yet: reserve its chain ID, unpack into a work tree cloned from its parent while
 //! three threads read, decompress and digest, verify, then commit the work tree as a read-only snapshot. An image is
-//! written down only when all its layers are durable. If a load fails, layers that nothing is based on are collected;
-//! if it is killed, the next verb that writes does it.
+//! written down only when all its layers are durable. When a load ends, layers that nothing is based on are collected.
+//! If it is killed, the next verb that writes clears up the layer it was at; those it had made wait for the next
+//! attempt, and go with the end of the next load, an `rmi` or a `gc`.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ use crate::layer;
 use crate::oci::{ChainId, DiffId, Expected, LayerStream, Reference, Source, SourceImage, Verified, chain_ids};
 use crate::store::{Content, Draft, Image, Layer, Lock, New, NewGroup, Owner, Record, State, TreeKind};
 use crate::{Context, Error, Kind, Result};
+
+/// How often to try to clear up what a dead process left of a layer. Others may be at it.
+const ATTEMPTS: u32 = 16;
 
 /// Told how a load goes on. Layers are named by the first digits of their diff ID.
 pub trait Progress: Sync {
@@ -62,29 +66,20 @@ impl Engine {
         let loaded: Result<Vec<_>> =
             source.images().iter().map(|image| self.load_image(source, image, progress)).collect();
         drop(loading);
-        if loaded.is_err() {
-            self.collect_layers()?;
-        }
+        self.collect_after_load();
         loaded
     }
 
     fn load_image(&self, source: &Source, image: &SourceImage, progress: &dyn Progress) -> Result<Image> {
-        let parent = std::thread::scope(|scope| {
-            let mut clearing = Vec::new();
-            let top = self.load_layers(source, image, progress, &mut |work| {
-                // The kernel takes its time over a tree whose files are in memory: the next layer needn't wait for it.
-                clearing.push(scope.spawn(|| self.clear_work(work)));
-            })?;
-            for cleared in clearing {
-                cleared.join().map_err(|_| Error::new(Kind::System, "the thread that clears up died"))??;
-            }
-            Ok(top)
+        // The kernel takes its time over a tree whose files are in memory: the next layer needn't wait for it.
+        let top = std::thread::scope(|scope| {
+            self.load_layers(source, image, progress, &mut |work| drop(scope.spawn(|| self.discard(work))))
         })?;
-        self.put_image(NewImage {
+        self.put_image(&NewImage {
             id: image.id.0,
             config: &image.config_bytes,
             manifest: image.manifest.as_ref().map(|(digest, bytes)| (*digest, bytes.as_slice())),
-            top: parent,
+            top,
             names: &image.names,
         })
         .context(|| format!("cannot load image {}", describe(image)))
@@ -131,6 +126,8 @@ impl Engine {
     ) -> Result<Record> {
         let owner = Owner::cli();
         let key = chain_id.to_string();
+        let mut half_made = None;
+        let mut seen = 0;
         loop {
             match self.store.by_key(&owner, TreeKind::Layer, &key)? {
                 Some((record, State::Ready)) => {
@@ -138,6 +135,12 @@ impl Engine {
                     return Ok(record);
                 }
                 Some((record, _)) => {
+                    seen = if half_made == Some(record.uuid) { seen + 1 } else { 0 };
+                    half_made = Some(record.uuid);
+                    if seen == ATTEMPTS {
+                        return Err(Error::new(Kind::InUse, "what a dead process left of it can't be cleared up")
+                            .with_hint("reflinkd gc says why"));
+                    }
                     self.store.wait_for(record.uuid)?;
                     self.tidy()?;
                     self.check_cancelled()?;
@@ -178,8 +181,7 @@ impl Engine {
                 self.store.publish(draft)
             }
             Err(e) => {
-                self.backend.destroy(&tree_at(draft.place().to_path_buf(), draft.record()))?;
-                self.store.abandon(draft)?;
+                self.discard(draft);
                 Err(e)
             }
         }
@@ -226,15 +228,10 @@ impl Engine {
         match unpacked {
             Ok(verified) => Ok((verified, work)),
             Err(e) => {
-                self.clear_work(work)?;
+                self.discard(work);
                 Err(e)
             }
         }
-    }
-
-    fn clear_work(&self, work: Draft) -> Result<()> {
-        self.backend.destroy(&tree_at(work.place().to_path_buf(), work.record()))?;
-        self.store.abandon(work)
     }
 
     fn stream_into(&self, root: &std::path::Path, incoming: Incoming<'_>) -> Result<(layer::Summary, Verified)> {
@@ -276,7 +273,7 @@ impl Engine {
         let imported = self.import_layer(raw, total, progress).and_then(|(record, diff_id)| {
             let config = config(&diff_id)?;
             let names: Vec<_> = name.cloned().into_iter().collect();
-            self.put_image(NewImage {
+            self.put_image(&NewImage {
                 id: crate::oci::Digest::of(&config),
                 config: &config,
                 manifest: None,
@@ -285,9 +282,7 @@ impl Engine {
             })
         });
         drop(loading);
-        if imported.is_err() {
-            self.collect_layers()?;
-        }
+        self.collect_after_load();
         imported.context(|| "cannot import".to_string())
     }
 
@@ -313,15 +308,13 @@ impl Engine {
         })?;
         let expected = Expected { blob: None, diff_id: None, max_bytes: self.settings.layer_limits.max_bytes };
         let incoming = Incoming { raw, expected, total, label: "import".into(), progress };
-        let tree = tree_at(draft.place().to_path_buf(), draft.record());
         let diff_id = match self.unpack(&mut draft, incoming) {
             Ok((verified, work)) => {
-                self.clear_work(work)?;
+                self.discard(work);
                 verified.diff_id
             }
             Err(e) => {
-                self.backend.destroy(&tree)?;
-                self.store.abandon(draft)?;
+                self.discard(draft);
                 return Err(e);
             }
         };
@@ -329,8 +322,7 @@ impl Engine {
             Ok(record) => Ok((record, diff_id)),
             // The same tar is here already: ours is not needed.
             Err(draft) => {
-                self.backend.destroy(&tree)?;
-                self.store.abandon(draft)?;
+                self.discard(draft);
                 let key = diff_id.to_string();
                 let there = self.store.by_key(&Owner::cli(), TreeKind::Layer, &key)?;
                 let (record, _) = there.ok_or_else(|| Error::new(Kind::InUse, "the same layer is being removed"))?;

@@ -4,12 +4,13 @@
 //! leaves half done by dying is named by the store and cleared by the next verb that writes (`tidy`);
 //! verbs that only read never remove anything.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::{Backend, GroupId, Tree};
-use crate::store::{Held, Record, State, Store};
+use crate::store::{Draft, Held, Record, State, Store};
 use crate::{Error, Kind, Result};
 
 pub mod bundle;
@@ -37,6 +38,8 @@ pub struct Engine {
     store: Store,
     backend: Box<dyn Backend>,
     pool: Option<pool::Pool>,
+    /// The store, held so that nobody upgrades or destroys it meanwhile.
+    lock: Option<File>,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -85,11 +88,26 @@ impl Engine {
 
     fn tidy_one(&self, held: Held) -> Result<()> {
         if held.state() == State::Replacing {
-            let group = self.backend.settle(held.place())?;
-            return self.store.settle(held, group.map(|g| g.0)).map(|_| ());
+            return self.settle(held);
         }
         self.backend.destroy(&tree_at(held.place().to_path_buf(), held.record()))?;
         self.store.finish_removal(held)
+    }
+
+    /// Whichever tree stayed when one was replaced: write down which group it is charged to.
+    fn settle(&self, held: Held) -> Result<()> {
+        let group = self.backend.settle(held.place())?;
+        self.store.settle(held, group.map(|g| g.0)).map(|_| ())
+    }
+
+    /// Undo a draft whose tree is not to be. What can't be undone now is debris and left to [`Engine::tidy`]: the user
+    /// has to hear of the failure that led here, not of this one.
+    fn discard(&self, draft: Draft) {
+        let uuid = draft.record().uuid;
+        let tree = tree_at(draft.place().to_path_buf(), draft.record());
+        if let Err(e) = self.backend.destroy(&tree).and_then(|()| self.store.abandon(draft)) {
+            tracing::warn!("cannot clear up {uuid}: {e}");
+        }
     }
 
     /// Refuse to write where the loop pool's host is about to fill up: the pool would go read-only.

@@ -10,6 +10,7 @@
 //! after a reboot       reflinkd ps                         attaches ROOT.pool again
 //! ```
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,7 +19,7 @@ use super::pool::Pool;
 use super::{Engine, Settings};
 use crate::backend::btrfs::{Btrfs, root as subvolume};
 use crate::backend::{Backend, QuotaMode};
-use crate::store::{Identity, Store};
+use crate::store::{self, Identity, Lock, Store};
 use crate::{Context, Error, Kind, Result};
 
 /// What `init` did.
@@ -33,30 +34,22 @@ pub enum Initialised {
 }
 
 impl Engine {
-    /// Open the store, attaching its pool, or making it in place where ROOT lies on Btrfs.
+    /// Open the store, attaching its pool, or making it in place where ROOT lies on Btrfs. One of an older schema is
+    /// upgraded first.
     pub fn open(settings: Settings) -> Result<Self> {
         let root = settings.root.clone();
         (|| {
             require_root()?;
             let pool = attached_pool(&root)?;
-            match Identity::read(&root)? {
-                Some(identity) => Self::with(settings, identity, pool),
-                None if pool.is_none() && is_btrfs(&root)? => {
-                    let identity = make_in_place(&root)?;
-                    Self::with(settings, identity, None)
+            loop {
+                if let Some(entered) = enter(&root)? {
+                    return Self::with(settings, entered, pool);
                 }
-                None if pool.is_some() => {
-                    let identity = Identity::create(&root, "btrfs")?;
-                    Self::with(settings, identity, pool)
+                match pool {
+                    Some(_) => fill_pool(&root)?,
+                    None if is_btrfs(&root)? => make_in_place(&root)?,
+                    None => return Err(cannot_hold(&root)?),
                 }
-                None => Err(Error::new(
-                    Kind::Unsupported,
-                    format!("it lies on {}, which can't hold snapshots", filesystem_name(&root)?),
-                )
-                .with_hint(format!(
-                    "reflinkd --root {} init makes a Btrfs pool in a file beside it; or choose a directory on Btrfs with --root",
-                    root.display()
-                ))),
             }
         })()
         .context(|| format!("cannot open the store at {}", root.display()))
@@ -68,69 +61,80 @@ impl Engine {
         (|| {
             require_root()?;
             let pool = attached_pool(&root)?;
-            if let Some(identity) = Identity::read(&root)? {
-                return Ok((Self::with(settings, identity, pool)?, Initialised::Unchanged));
+            if let Some(entered) = enter(&root)? {
+                return Ok((Self::with(settings, entered, pool)?, Initialised::Unchanged));
             }
             if pool.is_none() && is_btrfs(&root)? {
-                let identity = make_in_place(&root)?;
-                return Ok((Self::with(settings, identity, None)?, Initialised::InPlace));
+                make_in_place(&root)?;
+                return Ok((Self::open(settings)?, Initialised::InPlace));
             }
-            let made = pool.is_none();
-            let pool = match pool {
-                Some(pool) => pool,
-                None => {
-                    let pool = Pool::at(&root);
-                    pool.create(settings.pool_size)?;
-                    pool
-                }
-            };
-            let filled = pool.attach().and_then(|()| {
-                let identity = Identity::create(&root, "btrfs")?;
-                let backend = Btrfs::open(&root, identity.group_prefix)?;
-                if backend.quota_mode()? == QuotaMode::None {
-                    enable_simple_quotas(&backend)?;
-                }
-                Ok(identity)
-            });
-            match filled {
-                Ok(identity) => Ok((Self::with(settings, identity, Some(pool))?, Initialised::Pool)),
-                Err(e) => {
-                    if made {
-                        pool.destroy()?;
+            if pool.is_none() {
+                let pool = Pool::at(&root);
+                pool.create(settings.pool_size)?;
+                if let Err(e) = pool.attach().and_then(|()| fill_pool(&root)) {
+                    if let Err(undone) = pool.destroy() {
+                        tracing::warn!("cannot remove the new pool: {undone}");
                     }
-                    Err(e)
+                    return Err(e);
                 }
             }
+            Ok((Self::open(settings)?, Initialised::Pool))
         })()
         .context(|| format!("cannot make a store at {}", root.display()))
     }
 
-    fn with(settings: Settings, identity: Identity, pool: Option<Pool>) -> Result<Self> {
+    fn with(settings: Settings, entered: Entered, pool: Option<Pool>) -> Result<Self> {
         let root = settings.root.clone();
-        let backend: Box<dyn Backend> = Box::new(Btrfs::open(&root, identity.group_prefix)?);
-        Self::assemble(settings, identity, backend, pool)
+        let backend: Box<dyn Backend> = Box::new(Btrfs::open(&root, entered.identity.group_prefix)?);
+        Self::assemble(settings, entered, backend, pool)
     }
 
     /// An engine on a given backend: for tests with the in-memory double.
     pub fn on_backend(settings: Settings, backend: Box<dyn Backend>) -> Result<Self> {
-        let identity = match Identity::read(&settings.root)? {
-            Some(identity) => identity,
-            None => Identity::create(&settings.root, "memory")?,
-        };
-        Self::assemble(settings, identity, backend, None)
+        loop {
+            match enter(&settings.root)? {
+                Some(entered) => return Self::assemble(settings, entered, backend, None),
+                None => drop(Identity::create(&settings.root, "memory")?),
+            }
+        }
     }
 
-    fn assemble(
-        settings: Settings,
-        identity: Identity,
-        backend: Box<dyn Backend>,
-        pool: Option<Pool>,
-    ) -> Result<Self> {
+    fn assemble(settings: Settings, entered: Entered, backend: Box<dyn Backend>, pool: Option<Pool>) -> Result<Self> {
         let instance = backend.instance()?;
         let highest_group = || Ok(backend.highest_group()?.map(|group| group.0));
-        let store = Store::open(&settings.root, identity, &instance, &highest_group)?;
-        Ok(Self { settings, store, backend, pool, cancelled: Arc::new(AtomicBool::new(false)) })
+        let store = Store::open(&settings.root, entered.identity, &instance, &highest_group)?;
+        Ok(Self { settings, store, backend, pool, lock: entered.lock, cancelled: Arc::new(AtomicBool::new(false)) })
     }
+}
+
+/// A store that nobody upgrades or destroys while this lives.
+struct Entered {
+    lock: Option<File>,
+    identity: Identity,
+}
+
+/// Enter the store at `root`, upgrading one of an older schema. `None` if there is none.
+fn enter(root: &Path) -> Result<Option<Entered>> {
+    loop {
+        if let Some(from) = store::upgrade(root)? {
+            tracing::info!(from, "upgraded the store; what was changed is kept in backup-schema-{from}");
+        }
+        match store::lock_root(root, Lock::Shared) {
+            Ok(lock) => return Ok(Identity::read(root)?.map(|identity| Entered { lock, identity })),
+            Err(e) if e.kind() == Kind::NotFound && !root.exists() => return Ok(None),
+            // Destroyed and made anew while we waited.
+            Err(e) if e.kind() == Kind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn cannot_hold(root: &Path) -> Result<Error> {
+    let why = format!("it lies on {}, which can't hold snapshots", filesystem_name(root)?);
+    Ok(Error::new(Kind::Unsupported, why).with_hint(format!(
+        "reflinkd --root {} init makes a Btrfs pool in a file beside it; or choose a directory on Btrfs with --root",
+        root.display()
+    )))
 }
 
 fn require_root() -> Result<()> {
@@ -150,27 +154,42 @@ fn attached_pool(root: &Path) -> Result<Option<Pool>> {
     Ok(Some(pool))
 }
 
-/// Kernels before 6.7 have no simple quotas: there, sizes are counted from extents and limits refused.
-fn enable_simple_quotas(backend: &Btrfs) -> Result<()> {
-    match backend.set_quota_mode(QuotaMode::Simple) {
-        Err(e) if e.kind() == Kind::Unsupported => Ok(()),
-        other => other,
+/// Make the store in a pool that has none. Quotas first: whoever finds the store finds them switched on.
+fn fill_pool(root: &Path) -> Result<()> {
+    // No group of the store that is to be made is asked for here.
+    let backend = Btrfs::open(root, 0)?;
+    backend.make_room_for_metadata()?;
+    if backend.quota_mode()? == QuotaMode::None {
+        match backend.set_quota_mode(QuotaMode::Simple) {
+            // Kernels before 6.7 have none: there, sizes are counted from extents and limits refused.
+            Err(e) if e.kind() == Kind::Unsupported => {}
+            other => other?,
+        }
     }
+    Identity::create(root, "btrfs").map(|_| ())
 }
 
-/// Make ROOT a subvolume of its own, so that snapshots of the host's filesystem don't pin what it holds.
-fn make_in_place(root: &Path) -> Result<Identity> {
+/// Make ROOT a subvolume of its own, so that snapshots of the host's filesystem don't pin what it holds. Of several
+/// processes that do so at once, one makes it: they lock the directory around it.
+fn make_in_place(root: &Path) -> Result<()> {
+    let _alone = match root.parent() {
+        Some(parent) => {
+            std::fs::create_dir_all(parent).context(|| format!("mkdir {}", parent.display()))?;
+            store::lock_root(parent, Lock::Exclusive)?
+        }
+        None => None,
+    };
     if root.exists() {
-        let mut entries = std::fs::read_dir(root).context(|| format!("read {}", root.display()))?;
-        if entries.next().is_some() {
+        if Identity::read(root)?.is_some() {
+            return Ok(());
+        }
+        if !Identity::is_unfinished(root)? {
             return Err(Error::new(Kind::Exists, "it is not empty and not a store")
                 .with_hint("choose an empty or new directory with --root"));
         }
-    } else if let Some(parent) = root.parent() {
-        std::fs::create_dir_all(parent).context(|| format!("mkdir {}", parent.display()))?;
     }
     subvolume::make(root)?;
-    Identity::create(root, "btrfs")
+    Identity::create(root, "btrfs").map(|_| ())
 }
 
 fn is_btrfs(root: &Path) -> Result<bool> {

@@ -1,7 +1,7 @@
 //! Quotas of the filesystem that the store lies on: shown, and switched only when asked.
 
 use super::Engine;
-use crate::backend::{Guarantee, QuotaMode};
+use crate::backend::{Guarantee, QuotaMode, Quotas};
 use crate::{Context, Result};
 
 /// What `quota status` shows.
@@ -18,7 +18,7 @@ impl Engine {
     pub fn quota_status(&self) -> Result<QuotaStatus> {
         Ok(QuotaStatus {
             mode: self.backend.quota_mode()?,
-            guarantee: self.backend.quotas().map(|quotas| quotas.guarantee()),
+            guarantee: self.backend.quotas().map(Quotas::guarantee),
             owned: self.pool.is_some(),
         })
     }

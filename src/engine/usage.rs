@@ -10,6 +10,9 @@ use crate::backend::{GroupId, SizeMethod, Space, Tree, Want};
 use crate::store::{Record, TreeKind};
 use crate::{Error, Kind, Result};
 
+/// How often to measure anew because a container was removed meanwhile.
+const ATTEMPTS: u32 = 8;
+
 /// A container's sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
@@ -51,30 +54,42 @@ pub struct ImageUsage {
 }
 
 impl Engine {
-    /// Sizes of containers, in their order. `want.sync` commits the filesystem first, so that the numbers are exact.
-    pub fn sizes(&self, containers: &[Record], want: Want) -> Result<Vec<Sizes>> {
+    /// Sizes of containers, in their order, without those that were removed since they were listed. `want.sync` commits
+    /// the filesystem first, so that the numbers are exact.
+    pub fn sizes(&self, mut containers: Vec<Record>, want: Want) -> Result<Vec<(Record, Sizes)>> {
+        for _ in 1..ATTEMPTS {
+            match self.measure(containers.clone(), want) {
+                Err(e) if e.kind() == Kind::NotFound => {
+                    let there = containers.iter().map(|record| self.store.get(record.uuid));
+                    containers = there.filter_map(Result::transpose).collect::<Result<_>>()?;
+                }
+                measured => return measured,
+            }
+        }
+        self.measure(containers, want)
+    }
+
+    fn measure(&self, containers: Vec<Record>, want: Want) -> Result<Vec<(Record, Sizes)>> {
         let layers = self.all_layers()?;
         let trees: Vec<Tree> = containers.iter().map(|record| self.tree(record)).collect();
         let measured = self.backend.measure(&trees.iter().collect::<Vec<_>>(), want)?;
         if measured.sizes.len() != containers.len() {
             return Err(Error::new(Kind::System, "the filesystem measured another number of trees than asked"));
         }
-        Ok(containers
-            .iter()
-            .zip(measured.sizes)
-            .map(|(container, tree)| Sizes {
-                size: tree.charged,
-                apparent_size: tree.apparent,
-                virtual_size: layers.size(container.parent) + tree.charged,
-                method: measured.method,
-            })
-            .collect())
+        let sizes = measured.sizes.into_iter().zip(&containers).map(|(tree, container)| Sizes {
+            size: tree.charged,
+            apparent_size: tree.apparent,
+            virtual_size: layers.size(container.parent) + tree.charged,
+            method: measured.method,
+        });
+        let sizes: Vec<_> = sizes.collect();
+        Ok(containers.into_iter().zip(sizes).collect())
     }
 
     /// What the whole store holds.
     pub fn usage(&self, sync: bool) -> Result<Usage> {
-        let containers = self.containers()?;
-        let sizes = self.sizes(&containers, Want { sync, apparent: false })?;
+        let sized = self.sizes(self.containers()?, Want { sync, apparent: false })?;
+        let (containers, sizes): (Vec<_>, Vec<_>) = sized.into_iter().unzip();
         let images = self.images()?;
         let layers = self.store.list(TreeKind::Layer)?;
         let size_of = |record: &Record| record.layer().map_or(0, |layer| layer.size);

@@ -4,16 +4,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{Context, Result};
+use crate::{Context, Error, Kind, Result};
 
 /// Put a file with what `fill` writes in the place of `path`. After a power cut it is the old one or the new one.
 /// One caller at a time: what it writes aside has one name, so that a crash leaves at most one.
 pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let aside = path.with_extension("new");
+    let aside = aside(path);
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
         fill(&mut file)?;
@@ -25,6 +25,11 @@ pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Resu
     }
     written.context(|| format!("write {}", path.display()))?;
     sync_directory(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Where [`replace`] writes what is to stand at `path`.
+pub(super) fn aside(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 /// Make names in a directory durable.
@@ -39,6 +44,19 @@ pub enum Lock {
     Shared,
     /// Exclusive, or `None` at once.
     TryExclusive,
+}
+
+/// Lock a directory until the handle is dropped. Whoever waits for a lock may get that of a directory which has been
+/// removed meanwhile, and perhaps made anew: that is `NotFound`. `None` only for [`Lock::TryExclusive`].
+pub(super) fn lock_directory(path: &Path, how: Lock) -> Result<Option<File>> {
+    let open = || File::open(path).context(|| format!("open {}", path.display()));
+    let Some(locked) = lock(open()?, path, how)? else { return Ok(None) };
+    let stat = |file: &File| rustix::fs::fstat(file).context(|| format!("stat {}", path.display()));
+    let (ours, there) = (stat(&locked)?, stat(&open()?)?);
+    if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino) {
+        return Err(Error::new(Kind::NotFound, format!("{} was replaced", path.display())));
+    }
+    Ok(Some(locked))
 }
 
 /// Lock a file or directory until the handle is dropped. `None` only for [`Lock::TryExclusive`].
@@ -58,19 +76,16 @@ pub(super) fn lock<F: AsFd>(file: F, path: &Path, how: Lock) -> Result<Option<F>
     }
 }
 
-/// Open the lock file at `path`, made if missing. Its content is nobody's.
-pub(super) fn open_lock(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .context(|| format!("open {}", path.display()))
+/// Open the lock file at `path` and lock it. It is made if missing, else only read, which works on a full or read-only
+/// filesystem too. Lock files are never removed while others may wait for them.
+pub(super) fn lock_file(path: &Path, how: Lock) -> Result<Option<File>> {
+    let opened = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => make_lock_file(path),
+        opened => opened,
+    };
+    lock(opened.context(|| format!("open {}", path.display()))?, path, how)
 }
 
-/// Open the lock file at `path` and lock it.
-pub(super) fn lock_file(path: &Path, how: Lock) -> Result<Option<File>> {
-    lock(open_lock(path)?, path, how)
+pub(super) fn make_lock_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }

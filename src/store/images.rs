@@ -47,13 +47,13 @@ impl Store {
 
     /// Change images; one process at a time.
     pub fn lock_images(&self) -> Result<ImagesGuard<'_>> {
-        let lock = match files::lock_file(&self.images_directory().join("lock"), Lock::Exclusive) {
-            Ok(lock) => lock,
-            // The lock file can't be made on a full disk if nobody ever changed an image; then nobody does now.
-            Err(e) if e.kind() == Kind::NoSpace => None,
-            Err(e) => return Err(e),
-        };
+        let lock = files::lock_file(&self.images_directory().join("lock"), Lock::Exclusive)?;
         Ok(ImagesGuard { store: self, _lock: lock })
+    }
+
+    /// Keep images from changing until the handle is dropped.
+    pub fn keep_images(&self) -> Result<Option<File>> {
+        files::lock_file(&self.images_directory().join("lock"), Lock::Shared)
     }
 
     /// Keep collectors of layers away while images are loaded.
@@ -119,6 +119,13 @@ impl ImagesGuard<'_> {
         files::replace(&path, |file| file.write_all(bytes))
     }
 
+    /// The time to give names at: now, but after all that were given before, whatever the clock did.
+    pub fn time(&self) -> Result<jiff::Timestamp> {
+        let given = self.list_raw()?.iter().flat_map(|image| image.names.values().copied().collect::<Vec<_>>()).max();
+        let next = given.and_then(|last| last.checked_add(jiff::SignedDuration::from_nanos(1)).ok());
+        Ok(next.map_or_else(jiff::Timestamp::now, |next| next.max(jiff::Timestamp::now())))
+    }
+
     /// Write an image. Its names are taken from the images that had them.
     pub fn put(&self, image: &Image) -> Result<()> {
         self.write(image)?;
@@ -143,7 +150,8 @@ impl ImagesGuard<'_> {
         }
     }
 
-    fn write(&self, image: &Image) -> Result<()> {
+    /// The file alone.
+    pub(super) fn write(&self, image: &Image) -> Result<()> {
         let json = serde_json::to_vec(image)
             .map_err(|e| Error::new(Kind::Invalid, format!("cannot write image {}: {e}", image.id)))?;
         files::replace(&self.path(image), |file| file.write_all(&json))
@@ -175,9 +183,21 @@ fn read_images(directory: &Path) -> Result<Vec<Image>> {
     Ok(images)
 }
 
+/// Whether there is any image in the store at `root`, readable or not.
+pub(super) fn any(root: &Path) -> Result<bool> {
+    let directory = root.join("images");
+    let entries = std::fs::read_dir(&directory).context(|| format!("read {}", directory.display()))?;
+    Ok(entries.flatten().any(|entry| entry.path().extension().is_some_and(|extension| extension == "json")))
+}
+
 fn read_files(directory: &Path) -> Result<Vec<Image>> {
     let mut images = Vec::new();
-    for entry in std::fs::read_dir(directory).context(|| format!("read {}", directory.display()))? {
+    let entries = match std::fs::read_dir(directory) {
+        // A store that is half destroyed.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(images),
+        entries => entries.context(|| format!("read {}", directory.display()))?,
+    };
+    for entry in entries {
         let path = entry.context(|| format!("read {}", directory.display()))?.path();
         if path.extension().is_none_or(|extension| extension != "json") {
             continue;
@@ -188,10 +208,10 @@ fn read_files(directory: &Path) -> Result<Vec<Image>> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e).context(|| format!("read {}", path.display())),
         };
-        images.push(
-            serde_json::from_slice(&text)
-                .map_err(|e| Error::new(Kind::Damaged, format!("{} is damaged: {e}", path.display())))?,
-        );
+        images.push(serde_json::from_slice(&text).map_err(|e| {
+            Error::new(Kind::Damaged, format!("{} is damaged: {e}", path.display()))
+                .with_hint("remove the file, then load the image again")
+        })?);
     }
     Ok(images)
 }

@@ -2,8 +2,8 @@
 //!
 //! The records beside the trees are the truth; the index can be thrown away at any time and is made again
 //! from them, and is after each reboot. So nothing here needs to survive a power cut: no fsync. Many processes use it
-//! at once: each change is one `BEGIN IMMEDIATE` transaction, each in its [turn](super::turn). No WAL: its shared memory is a mapped file, and on a full
-//! Btrfs writing to a mapped page is a SIGBUS (docs/decisions/005).
+//! at once: each change is one `BEGIN IMMEDIATE` transaction, in its [turn](super::turn). No WAL: its shared memory is a
+//! mapped file, and on a full Btrfs writing to a mapped page is a SIGBUS (docs/decisions/005).
 //!
 //! On a full or read-only filesystem the index can't be written. Removals go on all the same, with an index
 //! in memory made from the records ([`Index::in_memory`]).
@@ -15,7 +15,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, Trans
 use uuid::Uuid;
 
 use super::files::Lock;
-use super::record::{Owner, Record};
+use super::record::{Content, Owner, Record};
 use super::turn::Turns;
 use crate::{Error, Kind, Result};
 
@@ -77,6 +77,8 @@ impl State {
 pub(super) struct Index {
     db: Connection,
     turns: Turns,
+    /// In memory: nobody else sees it, so it can't keep names unique.
+    private: bool,
 }
 
 /// Whether the index on disk can be used, or why not.
@@ -101,7 +103,7 @@ impl Index {
         });
         drop(turn);
         match opened {
-            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db, turns })),
+            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db, turns, private: false })),
             Ok(_) => Ok(Opened::Unusable),
             Err(e) => match e.sqlite_error_code() {
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Ok(Opened::Unusable),
@@ -116,7 +118,13 @@ impl Index {
         for suffix in ["", "-journal"] {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
-            let _ = std::fs::remove_file(name);
+            match std::fs::remove_file(&name) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::debug!("cannot remove {}: {e}", Path::new(&name).display());
+                    return Ok(None);
+                }
+                _ => {}
+            }
         }
         let turns = Self::turns(path);
         let turn = turns.take(Lock::Exclusive)?;
@@ -126,7 +134,7 @@ impl Index {
         });
         drop(turn);
         match made {
-            Ok(db) => Ok(Some(Self { db, turns })),
+            Ok(db) => Ok(Some(Self { db, turns, private: false })),
             Err(e) if e.sqlite_error_code().is_some_and(is_unwritable) => Ok(None),
             Err(e) => Err(failed(&e)),
         }
@@ -136,11 +144,15 @@ impl Index {
     pub(super) fn in_memory() -> Result<Self> {
         let db = Connection::open_in_memory().map_err(|e| failed(&e))?;
         db.execute_batch(TABLES).map_err(|e| failed(&e))?;
-        Ok(Self { db, turns: Turns::none() })
+        Ok(Self { db, turns: Turns::none(), private: true })
     }
 
     fn turns(index: &Path) -> Turns {
         Turns::at(&index.with_extension("turn"))
+    }
+
+    pub(super) fn is_private(&self) -> bool {
+        self.private
     }
 
     fn settings(db: Connection) -> rusqlite::Result<Connection> {
@@ -198,11 +210,17 @@ impl Index {
         self.one("owner = ?1 AND name = ?2", params![owner.as_str(), name])
     }
 
-    /// Ready ones whose key begins with `prefix` (hexadecimal digits only), at most two.
+    /// Those that a user may see and whose key begins with `prefix` (hexadecimal digits only), at most two.
     pub(super) fn by_key_prefix(&self, owner: &Owner, kind: &str, prefix: &str) -> Result<Vec<Record>> {
-        let condition = "owner = ?1 AND kind = ?2 AND key GLOB ?3 AND state = 'ready'";
+        let condition = "owner = ?1 AND kind = ?2 AND key GLOB ?3 AND state IN ('ready', 'replacing') LIMIT 2";
         let found = self.many(condition, params![owner.as_str(), kind, format!("{prefix}*")])?;
-        Ok(found.into_iter().map(|(record, _)| record).take(2).collect())
+        Ok(found.into_iter().map(|(record, _)| record).collect())
+    }
+
+    /// All of a kind that are there or being made.
+    pub(super) fn list_begun(&self, kind: &str) -> Result<Vec<Record>> {
+        let found = self.many("kind = ?1 AND state <> 'removing'", params![kind])?;
+        Ok(found.into_iter().map(|(record, _)| record).collect())
     }
 
     pub(super) fn fact<T: rusqlite::types::FromSql>(&self, name: &str) -> Result<Option<T>> {
@@ -235,6 +253,27 @@ impl Change<'_> {
     /// # Errors
     /// `Exists` if its key or name is another's.
     pub(super) fn put(&self, record: &Record, state: State) -> Result<()> {
+        self.put_as(record, state, record.key(), record.name())
+    }
+
+    /// Add the row of a record found on disk. If damage gave two trees one name, the one that comes later stays
+    /// reachable all the same: a container by another name, a layer by those that are based on it.
+    pub(super) fn adopt(&self, mut record: Record, state: State) -> Result<()> {
+        match self.put(&record, state) {
+            Err(e) if e.kind() == Kind::Exists => {}
+            other => return other,
+        }
+        if let Content::Container(container) = &mut record.content {
+            container.name = format!("{}-{}", container.name, record.uuid.simple());
+        }
+        tracing::warn!(uuid = %record.uuid, name = record.name(), "another tree has its name");
+        match self.put(&record, state) {
+            Err(e) if e.kind() == Kind::Exists => self.put_as(&record, state, None, None),
+            other => other,
+        }
+    }
+
+    fn put_as(&self, record: &Record, state: State, key: Option<&str>, name: Option<&str>) -> Result<()> {
         let json = serde_json::to_string(record)
             .map_err(|e| Error::new(Kind::Invalid, format!("cannot write record of {}: {e}", record.uuid)))?;
         self.transaction
@@ -248,8 +287,8 @@ impl Change<'_> {
                     record.uuid.to_string(),
                     record.owner.as_str(),
                     kind_of(record),
-                    record.key(),
-                    record.name(),
+                    key,
+                    name,
                     record.parent.map(|p| p.to_string()),
                     state.as_str(),
                     json,
@@ -259,19 +298,26 @@ impl Change<'_> {
             .map_err(|e| failed(&e))
     }
 
-    /// [`Change::put`] of a record that the row has already: a change of its state touches a third of the pages.
+    /// Nothing happens without a row.
+    pub(super) fn set_state(&self, uuid: Uuid, state: State) -> Result<()> {
+        self.execute("UPDATE snapshots SET state = ?2 WHERE uuid = ?1", params![uuid.to_string(), state.as_str()])
+    }
+
+    /// [`Change::put`] of a record that its row has already: a state alone touches half the pages.
     pub(super) fn put_state(&self, record: &Record, state: State) -> Result<()> {
         let values = params![record.uuid.to_string(), state.as_str()];
-        let changed = self.execute("UPDATE snapshots SET state = ?2 WHERE uuid = ?1", values)?;
-        if changed == 0 { self.put(record, state) } else { Ok(()) }
+        match self.change_rows("UPDATE snapshots SET state = ?2 WHERE uuid = ?1", values)? {
+            0 => self.put(record, state),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn delete(&self, uuid: Uuid) -> Result<()> {
-        self.execute("DELETE FROM snapshots WHERE uuid = ?1", params![uuid.to_string()]).map(|_| ())
+        self.execute("DELETE FROM snapshots WHERE uuid = ?1", params![uuid.to_string()])
     }
 
     pub(super) fn clear(&self) -> Result<()> {
-        self.execute("DELETE FROM snapshots", params![]).map(|_| ())
+        self.execute("DELETE FROM snapshots", params![])
     }
 
     pub(super) fn get(&self, uuid: Uuid) -> Result<Option<(Record, State)>> {
@@ -288,7 +334,7 @@ impl Change<'_> {
     }
 
     pub(super) fn set_fact(&self, name: &str, value: &dyn rusqlite::ToSql) -> Result<()> {
-        self.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?1, ?2)", params![name, value]).map(|_| ())
+        self.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?1, ?2)", params![name, value])
     }
 
     pub(super) fn fact<T: rusqlite::types::FromSql>(&self, name: &str) -> Result<Option<T>> {
@@ -299,7 +345,12 @@ impl Change<'_> {
             .map_err(|e| failed(&e))
     }
 
-    fn execute(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<usize> {
+    fn execute(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<()> {
+        self.change_rows(sql, values).map(|_| ())
+    }
+
+    /// How many rows a statement changed.
+    fn change_rows(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<usize> {
         self.transaction
             .prepare_cached(sql)
             .and_then(|mut statement| statement.execute(values))
@@ -333,7 +384,6 @@ fn from_row(row: &Row<'_>) -> Result<(Record, State)> {
 }
 
 pub(super) fn kind_of(record: &Record) -> &'static str {
-    use super::record::Content;
     match record.content {
         Content::Layer(_) => "layer",
         Content::Work => "work",
@@ -347,13 +397,22 @@ fn is_unwritable(code: ErrorCode) -> bool {
 
 /// The error of a statement. A full or read-only filesystem is [`Kind::NoSpace`] or [`Kind::Denied`].
 fn failed(error: &rusqlite::Error) -> Error {
+    if error.sqlite_error().is_some_and(|e| e.extended_code == rusqlite::ffi::SQLITE_READONLY_DBMOVED) {
+        return Error::new(Kind::InUse, "another reflinkd has made the index anew since we opened it")
+            .with_hint("try again");
+    }
     let kind = match error.sqlite_error_code() {
         Some(ErrorCode::ConstraintViolation) => Kind::Exists,
         Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => Kind::NoSpace,
-        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => Kind::Denied,
+        Some(ErrorCode::ReadOnly) => return Error::new(Kind::Denied, "write the index: Read-only file system"),
+        Some(ErrorCode::CannotOpen) => Kind::Denied,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Kind::Damaged,
         Some(ErrorCode::DatabaseBusy) => Kind::InUse,
         _ => Kind::System,
     };
-    Error::new(kind, format!("index: {error}"))
+    let error = Error::new(kind, format!("index: {error}"));
+    match kind {
+        Kind::Damaged => error.with_hint("remove index.db in the store: it is made anew from the records"),
+        _ => error,
+    }
 }

@@ -4,15 +4,16 @@
 //! ROOT/store.json            schema number, identity, prefix of the charge groups; written last by `init`
 //! ROOT/snapshots/<uuid>/     a place: the record in its attribute `trusted.reflinkd`, the tree at `fs`
 //! ROOT/images/<uuid>.json    one image: ID, top layer, names
-//! ROOT/images/lock           held exclusively while images change
+//! ROOT/images/lock           held exclusively while images change, shared while a container of one is begun
 //! ROOT/images/load.lock      held shared by each running load, so that nobody collects its layers
 //! ROOT/blobs/sha256/<hex>    manifests and configurations, by digest
 //! ROOT/index.db              SQLite; see `index`
 //! ROOT/index.current         there while the index is as good as the records; removing it (which works on
 //!                            a full disk) makes the next one who opens rebuild the index
 //! ROOT/index.lock            held while the index is rebuilt
-//! ROOT/places.lock           has a byte for each place, locked by whoever works on it; see `places`
 //! ROOT/index.turn            held while the index is used; see `turn`
+//! ROOT/places.lock           has a byte for each place, locked by whoever works on it; see `places`
+//! ROOT/backup-schema-<n>/    what an upgrade changed, as it was; see `upgrade`
 //! ```
 //!
 //! # Making and removing a tree
@@ -29,21 +30,32 @@
 //!
 //! A maker that dies in between leaves a row that is not "ready" and a lock that nobody holds:
 //! [`Store::debris`] finds those in O(unsettled). After a reboot, or when the index is lost, it is made anew
-//! from the records: a record with a tree is ready, one without was never acknowledged or is half removed.
+//! from the records: a record with a tree is ready, one without was never acknowledged or is half removed, and one
+//! that says so is being replaced.
+//!
+//! Nothing with both a record and a tree is ever taken for debris by its looks alone. If damage gave two trees one
+//! name, both stay ([`index::Change::adopt`]).
 //!
 //! # Locking
 //!
+//! Whoever works in a store holds the flock on ROOT shared; upgrading and destroying it hold it exclusively.
 //! A place belongs to whoever holds its byte of `places.lock`. Locks are taken in this order and never the other way:
-//! `load.lock`, a layer's place, `images/lock`, the index's transaction. Nobody waits for a place inside a transaction.
+//! ROOT, `load.lock`, a layer's place, `images/lock`, the place of a container that nobody knows yet, the index's
+//! transaction. Nobody waits for a place inside a transaction.
+
+// A draft, or a tree that is held, is consumed by the step that ends it: its lock goes then, and it can't be used again.
+#![allow(clippy::needless_pass_by_value)]
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::{Context, Error, Kind, Result};
 
+mod debris;
 mod files;
 mod identity;
 mod images;
@@ -51,16 +63,34 @@ mod index;
 mod places;
 mod record;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod turn;
+mod upgrade;
 
+pub use debris::Stray;
 pub use files::Lock;
 pub use identity::{Identity, SCHEMA};
 pub use images::{Image, ImagesGuard};
 pub use index::State;
 pub use record::{Container, Content, Layer, Owner, Record};
+pub use upgrade::upgrade;
 
 use index::{Change, Index};
 use places::PlaceLock;
+
+/// How long to wait for another process to be done with a whole tree: it looks at it, or writes its record.
+const PATIENCE: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(5);
+
+/// Lock a whole store: shared to work in it, exclusively to upgrade or destroy it. `None` only for
+/// [`Lock::TryExclusive`].
+///
+/// # Errors
+/// `NotFound` if there is no such directory, or it was removed while we waited.
+pub fn lock_root(root: &Path, how: Lock) -> Result<Option<File>> {
+    files::lock_directory(root, how)
+}
 
 /// The records of one ROOT.
 #[derive(Debug)]
@@ -94,10 +124,10 @@ pub enum NewGroup {
 pub struct Draft {
     record: Record,
     place: PathBuf,
+    /// The place, open before there is a tree in it.
+    directory: File,
     /// Whether its row has an older record.
     changed: bool,
-    /// The place itself.
-    directory: File,
     _lock: PlaceLock,
 }
 
@@ -177,6 +207,27 @@ impl Store {
         self.root.join("snapshots").join(uuid.to_string())
     }
 
+    /// Whether this process had to go on without the index on disk.
+    fn unshared(&self, index: &Index) -> Result<()> {
+        if !index.is_private() {
+            return Ok(());
+        }
+        let stat = rustix::fs::statvfs(&self.root).context(|| format!("statvfs {}", self.root.display()))?;
+        let (kind, why) = if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+            (Kind::Denied, "Read-only file system")
+        } else {
+            (Kind::NoSpace, "No space left on device")
+        };
+        Err(Error::new(kind, format!("write {}: {why}", self.root.join("index.db").display())))
+    }
+
+    /// A change that gives names or numbers: only where everyone sees it.
+    fn reserving<T>(&self, steps: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
+        let mut index = self.index();
+        self.unshared(&index)?;
+        index.change(steps)
+    }
+
     fn index(&self) -> MutexGuard<'_, Index> {
         // A panic elsewhere can't leave the index half changed: its transactions roll back.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
@@ -190,8 +241,9 @@ impl Store {
     pub fn begin(&self, new: New) -> Result<Draft> {
         let uuid = Uuid::new_v4();
         let place = self.place(uuid);
-        // Before there is a place: one that nobody holds is a stray.
-        let lock = self.lock_new(uuid)?;
+        // Locked before it is there: a place that nobody works on is a stray.
+        let lock = places::lock(&self.root, uuid, Lock::TryExclusive)?
+            .ok_or_else(|| Error::new(Kind::InUse, format!("{uuid} is locked before it is made")))?;
         std::fs::create_dir(&place).context(|| format!("mkdir {}", place.display()))?;
         let mut record = Record {
             uuid,
@@ -199,11 +251,11 @@ impl Store {
             parent: new.parent,
             group: None,
             created: jiff::Timestamp::now(),
+            replacing: false,
             content: new.content,
         };
-        let begun = (|| {
-            let directory = File::open(&place).context(|| format!("open {}", place.display()))?;
-            self.index().change(|change| {
+        let begun = open_place(&place).and_then(|directory| {
+            self.reserving(|change| {
                 if let Some(parent) = record.parent
                     && !change.get(parent)?.is_some_and(|(_, state)| state == State::Ready)
                 {
@@ -214,16 +266,18 @@ impl Store {
                     NewGroup::Same(group) => group,
                     NewGroup::Fresh => Some(take_group(change)?),
                 };
-                change.put(&record, State::Making)
+                change.put(&record, State::Making)?;
+                // Before the row is committed: whoever makes the index anew must find the one or the other.
+                record.write(&directory, &place)
             })?;
-            record.write(&directory, &place)?;
             Ok(directory)
-        })();
+        });
         match begun {
-            Ok(directory) => Ok(Draft { record, place, changed: false, directory, _lock: lock }),
+            Ok(directory) => Ok(Draft { record, place, directory, changed: false, _lock: lock }),
             Err(e) => {
-                let _ = self.index().change(|change| change.delete(uuid));
+                // The row goes last: it is what a place is found by if we die here.
                 let _ = remove_place(&place);
+                let _ = self.index().change(|change| change.delete(uuid));
                 Err(e)
             }
         }
@@ -263,16 +317,16 @@ impl Store {
     /// Take a whole tree away from everyone else, to remove it.
     ///
     /// # Errors
-    /// `NotFound` if it is gone; `InUse` if another tree was cloned from it, or another process is at it.
+    /// `NotFound` if it is gone; `InUse` if another tree was cloned from it.
     pub fn begin_removal(&self, uuid: Uuid) -> Result<Held> {
         let held = self.hold(uuid)?;
         let begun = self.removing(|change| {
             if change.has_children(uuid)? {
                 return Err(Error::new(Kind::InUse, "other trees are based on it"));
             }
-            change.put_state(&held.record, State::Removing)
+            change.set_state(uuid, State::Removing)
         });
-        begun.map(|()| Held { state: State::Removing, ..held })
+        begun.map(|()| held)
     }
 
     /// The tree is destroyed: forget it. Works on a full filesystem.
@@ -280,21 +334,23 @@ impl Store {
         self.forget(held.record.uuid, &held.place)
     }
 
-    /// The tree could not be removed: show it to everyone again.
+    /// The tree could not be removed: show it to everyone again, as it was.
     pub fn keep(&self, held: Held) -> Result<()> {
-        self.removing(|change| change.put_state(&held.record, State::Ready))
+        self.removing(|change| change.set_state(held.record.uuid, held.state))
     }
 
-    /// Take a whole tree away from everyone else, to replace it by a fresh one that is charged to a new group.
-    pub fn begin_replacement(&self, uuid: Uuid, fresh_group: bool) -> Result<Held> {
+    /// Take a whole tree away from everyone else, to replace it by a fresh one that is charged to a new group: that of
+    /// the record given back. The record beside the tree says from now on that the group has to be asked for; it is
+    /// made durable by the making of the fresh tree.
+    pub fn begin_replacement(&self, uuid: Uuid) -> Result<Held> {
         let mut held = self.hold(uuid)?;
-        self.index().change(|change| {
-            change.put(&held.record, State::Replacing)?;
-            if fresh_group {
-                held.record.group = Some(take_group(change)?);
-            }
-            Ok(())
-        })?;
+        let marked = Record { replacing: true, ..held.record.clone() };
+        let directory = open_place(&held.place)?;
+        held.record.group = Some(self.reserving(|change| {
+            change.set_state(uuid, State::Replacing)?;
+            marked.write(&directory, &held.place)?;
+            take_group(change)
+        })?);
         held.state = State::Replacing;
         Ok(held)
     }
@@ -303,6 +359,7 @@ impl Store {
     pub fn settle(&self, held: Held, group: Option<u32>) -> Result<Record> {
         let mut record = held.record.clone();
         record.group = group;
+        record.replacing = false;
         self.write(&held, record)
     }
 
@@ -312,14 +369,20 @@ impl Store {
     /// `Exists` if the new name is taken.
     pub fn update(&self, uuid: Uuid, change: impl FnOnce(&mut Record) -> Result<()>) -> Result<Record> {
         let held = self.hold(uuid)?;
+        if held.state != State::Ready {
+            return Err(Error::new(
+                Kind::InUse,
+                "a process died while replacing it, and what it left can't be cleared",
+            ));
+        }
         let mut record = held.record.clone();
         change(&mut record)?;
         self.write(&held, record)
     }
 
     fn write(&self, held: &Held, record: Record) -> Result<Record> {
-        let directory = File::open(&held.place).context(|| format!("open {}", held.place.display()))?;
-        self.index().change(|change| {
+        let directory = open_place(&held.place)?;
+        self.reserving(|change| {
             change.put(&record, State::Ready)?;
             record.write(&directory, &held.place)?;
             directory.sync_all().context(|| format!("fsync {}", held.place.display()))
@@ -353,69 +416,29 @@ impl Store {
         self.index().list(Some(kind.as_str()))
     }
 
+    /// All trees of a kind that are there or being made, oldest first.
+    pub fn list_begun(&self, kind: TreeKind) -> Result<Vec<Record>> {
+        self.index().list_begun(kind.as_str())
+    }
+
     /// All group numbers that records name, of trees in any state.
     pub fn groups(&self) -> Result<Vec<u32>> {
         self.index().groups()
     }
 
-    /// Wait until nobody works on a place (its maker has published or abandoned it, or died).
-    pub fn wait_for(&self, uuid: Uuid) -> Result<()> {
-        places::lock(&self.root, uuid, Lock::Shared).map(|_| ())
-    }
-
-    /// What dead makers and removers left: ours to finish or undo while we hold it.
-    pub fn debris(&self) -> Result<Vec<Held>> {
-        let mut debris = Vec::new();
-        let unsettled = self.index().unsettled()?;
-        for uuid in places::unlocked(&self.root, unsettled)? {
-            let Some(lock) = self.try_lock(uuid)? else { continue };
-            // It may have become ready, or gone, before we got the lock.
-            let Some((record, state)) = self.index().get(uuid)? else { continue };
-            let place = self.place(uuid);
-            match state {
-                State::Ready => {}
-                _ if exists(&place)? => debris.push(Held { record, state, place, _lock: lock }),
-                _ => self.forget_row_if_unsettled(uuid)?,
-            }
-        }
-        Ok(debris)
-    }
-
-    /// Places that no row names and nobody works on: made by someone who died before reserving a name.
-    pub fn strays(&self) -> Result<Vec<PathBuf>> {
-        let mut strays = Vec::new();
-        for (uuid, place) in scan::places(&self.root)? {
-            if self.index().get(uuid)?.is_none()
-                && let Some(_lock) = self.try_lock(uuid)?
-                && self.index().get(uuid)?.is_none()
-            {
-                strays.push(place);
-            }
-        }
-        Ok(strays)
-    }
-
-    /// All places, whatever the index says of them: to destroy the store.
-    pub fn all_places(&self) -> Result<Vec<PathBuf>> {
-        Ok(scan::places(&self.root)?.into_iter().map(|(_, place)| place).collect())
-    }
-
-    /// Remove a stray place whose tree has been destroyed.
-    pub fn remove_stray(&self, place: &Path) -> Result<()> {
-        remove_place(place)
-    }
-
-    fn forget_row_if_unsettled(&self, uuid: Uuid) -> Result<()> {
-        self.removing(|change| match change.get(uuid)? {
-            Some((_, state)) if state != State::Ready => change.delete(uuid),
-            _ => Ok(()),
-        })
-    }
-
+    /// Lock a tree that is there. Others lock it for a moment to look at it or to write its record: that is waited for.
     fn hold(&self, uuid: Uuid) -> Result<Held> {
         let place = self.place(uuid);
-        let Some(lock) = self.try_lock(uuid)? else {
-            return Err(Error::new(Kind::InUse, "another reflinkd is working on it"));
+        let start = std::time::Instant::now();
+        let lock = loop {
+            if let Some(lock) = places::lock(&self.root, uuid, Lock::TryExclusive)? {
+                break lock;
+            }
+            let whole = self.index().get(uuid)?.is_some_and(|(_, state)| state == State::Ready);
+            if !whole || start.elapsed() > PATIENCE {
+                return Err(Error::new(Kind::InUse, "another reflinkd is working on it"));
+            }
+            std::thread::sleep(POLL);
         };
         if !exists(&place)? {
             self.forget_missing(uuid)?;
@@ -446,17 +469,14 @@ impl Store {
                 *index = scan::give_up_index(&self.root)?;
                 index.change(&steps)
             }
-            other => other,
+            changed => {
+                if index.is_private() {
+                    // Somebody may have made the index anew while the tree was still there.
+                    scan::distrust_index(&self.root);
+                }
+                changed
+            }
         }
-    }
-
-    fn try_lock(&self, uuid: Uuid) -> Result<Option<PlaceLock>> {
-        places::lock(&self.root, uuid, Lock::TryExclusive)
-    }
-
-    /// Lock a place that nobody else has heard of.
-    fn lock_new(&self, uuid: Uuid) -> Result<PlaceLock> {
-        self.try_lock(uuid)?.ok_or_else(|| Error::new(Kind::InUse, format!("{uuid} is locked before it is made")))
     }
 }
 
@@ -497,6 +517,10 @@ fn remove_place(place: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("rmdir {}", place.display())),
         _ => Ok(()),
     }
+}
+
+fn open_place(place: &Path) -> Result<File> {
+    File::open(place).context(|| format!("open {}", place.display()))
 }
 
 /// Whether there is a place. Opening it to see would wait for whoever makes a snapshot in it.

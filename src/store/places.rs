@@ -30,7 +30,7 @@ pub(super) struct PlaceLock {
 pub(super) fn lock(root: &Path, uuid: Uuid, how: Lock) -> Result<Option<PlaceLock>> {
     let path = root.join(FILE);
     // A description of its own for each lock: by one, a lock would not keep out another of the same process.
-    let file = files::open_lock(&path)?;
+    let file = files::make_lock_file(&path).context(|| format!("open {}", path.display()))?;
     let range = range(uuid, if how == Lock::Shared { libc::F_RDLCK } else { libc::F_WRLCK });
     loop {
         let call = match how {
@@ -52,7 +52,7 @@ pub(super) fn unlocked(root: &Path, uuids: Vec<Uuid>) -> Result<Vec<Uuid>> {
         return Ok(uuids);
     }
     let path = root.join(FILE);
-    let file = files::open_lock(&path)?;
+    let file = files::make_lock_file(&path).context(|| format!("open {}", path.display()))?;
     let mut unlocked = Vec::new();
     for uuid in uuids {
         // Answers with a lock that would be in the way, or with the type F_UNLCK.

@@ -1,6 +1,6 @@
 //! What the store knows of one tree: the record beside it.
 //!
-//! A record is written once, before its tree exists, into an extended attribute of the place around the
+//! A record is written before its tree exists, into an extended attribute of the place around the
 //! tree (`trusted.reflinkd`, JSON). Being metadata made before the snapshot, it is made durable by the
 //! snapshot's own commit. A record too long for an attribute stands in the file `record.json` in the place,
 //! fsync'd, and the attribute says so.
@@ -52,6 +52,10 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<u32>,
     pub created: jiff::Timestamp,
+    /// Its tree is being exchanged for a fresh one: which of the two is at `fs`, and which group it is charged to, only
+    /// the filesystem knows. Since schema 2.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replacing: bool,
     pub content: Content,
 }
 
@@ -149,26 +153,46 @@ impl Record {
 
     /// Read the record beside a tree; `None` if there is none yet.
     pub(super) fn read(place: &File, path: &Path) -> Result<Option<Self>> {
-        let mut value = vec![0; LONGEST_ATTRIBUTE];
-        let json = match fgetxattr(place.as_fd(), ATTRIBUTE, &mut value[..]) {
-            Ok(length) if value[..length] == *SPILLED => {
-                let spill = path.join(SPILL_FILE);
-                std::fs::read(&spill).context(|| format!("read {}", spill.display()))?
-            }
-            Ok(length) => value[..length].to_vec(),
-            Err(rustix::io::Errno::NODATA) => return Ok(None),
-            Err(e) => return Err(e).context(|| format!("fgetxattr {} {ATTRIBUTE}", path.display())),
-        };
+        let Some(json) = Self::read_bytes(place, path)? else { return Ok(None) };
         serde_json::from_slice(&json)
             .map(Some)
             .map_err(|e| Error::new(Kind::Damaged, format!("record of {} is damaged: {e}", path.display())))
     }
+
+    /// The record as it is written; `None` if there is none yet.
+    ///
+    /// # Errors
+    /// `Damaged` if it should stand in a file that isn't there, or is no record of ours.
+    pub(super) fn read_bytes(place: &File, path: &Path) -> Result<Option<Vec<u8>>> {
+        let mut value = vec![0; LONGEST_ATTRIBUTE];
+        let damaged =
+            |why: &str| Error::new(Kind::Damaged, format!("record of {} is damaged: {why}", path.display()));
+        match fgetxattr(place.as_fd(), ATTRIBUTE, &mut value[..]) {
+            Ok(length) if value[..length] == *SPILLED => {
+                let spill = path.join(SPILL_FILE);
+                match std::fs::read(&spill) {
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(damaged("record.json is missing")),
+                    read => read.map(Some).context(|| format!("read {}", spill.display())),
+                }
+            }
+            Ok(length) => Ok(Some(value[..length].to_vec())),
+            Err(rustix::io::Errno::NODATA) => Ok(None),
+            Err(rustix::io::Errno::RANGE) => Err(damaged("it is too long")),
+            Err(e) => Err(e).context(|| format!("fgetxattr {} {ATTRIBUTE}", path.display())),
+        }
+    }
 }
 
-/// Remove the spill file of a record, if it has one.
+/// Remove the spill file of a record, if it has one, and what a crash while it was written left.
 pub(super) fn remove_spill(place: &Path) -> Result<()> {
-    match std::fs::remove_file(place.join(SPILL_FILE)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("unlink {SPILL_FILE}")),
-        _ => Ok(()),
+    let spill = place.join(SPILL_FILE);
+    for path in [super::files::aside(&spill), spill] {
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(|| format!("unlink {}", path.display()));
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }

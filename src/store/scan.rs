@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::files::{self, Lock};
 use super::index::{Index, Opened, State};
 use super::record::{Content, Record};
-use crate::{Context, Error, Kind, Result};
+use crate::{Context, Kind, Result};
 
 /// The index of `root`, rebuilt first if it is missing, damaged, behind, or of another boot or mount.
 pub(super) fn open_index(
@@ -33,15 +33,25 @@ pub(super) fn open_index(
 
 /// Go on without the index on disk: whoever opens the store next rebuilds it.
 pub(super) fn give_up_index(root: &Path) -> Result<Index> {
-    let _ = std::fs::remove_file(marker(root));
+    distrust_index(root);
     in_memory(root)
 }
 
-/// All places below `root`, with the tree they are named after.
+/// Whoever opens the store next makes the index anew.
+pub(super) fn distrust_index(root: &Path) {
+    // What can't be unlinked is on a read-only filesystem, where nothing changes that the index could miss.
+    let _ = std::fs::remove_file(marker(root));
+}
+
+/// All places below `root`, with the tree they are named after. None in a store that is half destroyed.
 pub(super) fn places(root: &Path) -> Result<Vec<(Uuid, PathBuf)>> {
     let directory = root.join("snapshots");
     let mut places = Vec::new();
-    for entry in std::fs::read_dir(&directory).context(|| format!("read {}", directory.display()))? {
+    let entries = match std::fs::read_dir(&directory) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(places),
+        entries => entries.context(|| format!("read {}", directory.display()))?,
+    };
+    for entry in entries {
         let entry = entry.context(|| format!("read {}", directory.display()))?;
         if let Some(uuid) = entry.file_name().to_str().and_then(|name| Uuid::try_parse(name).ok()) {
             places.push((uuid, entry.path()));
@@ -59,15 +69,19 @@ fn usable(root: &Path, instance: &str) -> Result<Option<Index>> {
         return Ok(None);
     }
     match Index::open(&root.join("index.db"))? {
-        Opened::Usable(index) => Ok(made_under(&index, instance).then_some(index)),
+        Opened::Usable(index) => Ok(made_under(&index, instance)?.then_some(index)),
         Opened::Unusable => Ok(None),
         Opened::Unwritable => in_memory(root).map(Some),
     }
 }
 
-/// Whether an index was made on this mount of this boot. One that can't be asked was not.
-fn made_under(index: &Index, instance: &str) -> bool {
-    index.fact::<String>("instance").is_ok_and(|found| found.as_deref() == Some(instance))
+/// Whether an index was made on this mount of this boot. One that is damaged was not.
+fn made_under(index: &Index, instance: &str) -> Result<bool> {
+    match index.fact::<String>("instance") {
+        Ok(found) => Ok(found.as_deref() == Some(instance)),
+        Err(e) if e.kind() == Kind::Damaged => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 fn in_memory(root: &Path) -> Result<Index> {
@@ -80,13 +94,20 @@ fn rebuild(root: &Path, instance: &str, highest_group: &dyn Fn() -> Result<Optio
     let path = root.join("index.db");
     let index = match Index::open(&path)? {
         // Other processes may have it open: a new file would part us from them.
-        Opened::Usable(index) if made_under(&index, instance) => Some(index),
+        Opened::Usable(index) if made_under(&index, instance)? => Some(index),
         // From before a reboot or remount. Nobody has it open, and without fsync it may be torn in ways that don't show.
         Opened::Usable(_) | Opened::Unusable => Index::create(&path)?,
         Opened::Unwritable => None,
     };
     let Some(mut index) = index else { return in_memory(root) };
-    match fill(root, &mut index, Some(instance), highest_group()?) {
+    let mut filled = fill(root, &mut index, Some(instance), highest_group()?);
+    if filled.as_ref().is_err_and(|e| e.kind() == Kind::Damaged) {
+        // Damaged since this boot: whoever has it open can do nothing with it either.
+        let Some(anew) = Index::create(&path)? else { return in_memory(root) };
+        index = anew;
+        filled = fill(root, &mut index, Some(instance), highest_group()?);
+    }
+    match filled {
         Ok(()) => {}
         Err(e) if matches!(e.kind(), Kind::NoSpace | Kind::Denied) => return in_memory(root),
         Err(e) => return Err(e),
@@ -98,19 +119,14 @@ fn rebuild(root: &Path, instance: &str, highest_group: &dyn Fn() -> Result<Optio
 
 fn fill(root: &Path, index: &mut Index, instance: Option<&str>, highest_group: Option<u32>) -> Result<()> {
     index.change(|change| {
-        // Read after the transaction began: who wrote a row before it had its record on disk by then or holds its lock.
+        // Read after the transaction began: who committed a row before had its record on disk by then.
         let found = read_places(root)?;
         change.clear()?;
         let mut next_group = change.fact::<u32>("next_group")?.unwrap_or(1);
         next_group = next_group.max(highest_group.map_or(1, |g| g.saturating_add(1)));
-        for (record, state) in &found {
+        for (record, state) in found {
             next_group = next_group.max(record.group.map_or(1, |g| g.saturating_add(1)));
-            match change.put(record, *state) {
-                Err(e) if e.kind() == Kind::Exists => {
-                    tracing::warn!(uuid = %record.uuid, "left out of the index: its name is another's");
-                }
-                other => other?,
-            }
+            change.adopt(record, state)?;
         }
         change.set_fact("next_group", &next_group)?;
         instance.map_or(Ok(()), |instance| change.set_fact("instance", &instance))
@@ -135,16 +151,15 @@ fn read_places(root: &Path) -> Result<Vec<(Record, State)>> {
             Err(e) => return Err(e),
         };
         if record.uuid != uuid {
-            return Err(Error::new(
-                Kind::Damaged,
-                format!("{} holds the record of {}", place.display(), record.uuid),
-            ));
+            tracing::warn!("{} is damaged: it holds the record of {}", place.display(), record.uuid);
+            continue;
         }
         // A tree appears by one atomic and durable step, so a record with a tree is whole, whoever works on it now.
         let state = match record.content {
             Content::Work => State::Making,
             _ if !place.join("fs").exists() => State::Making,
-            _ if place.join("fs.new").exists() => State::Replacing,
+            // The record says so before there is a second tree; the tree alone would be named by nobody.
+            _ if record.replacing || place.join("fs.new").exists() => State::Replacing,
             _ => State::Ready,
         };
         found.push((record, state));

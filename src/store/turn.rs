@@ -27,7 +27,7 @@ impl Turns {
     /// The queue at `path`, made if it is missing.
     pub(super) fn at(path: &Path) -> Self {
         // Reading is enough to lock it, and works on a filesystem that takes no writes.
-        let file = File::open(path).ok().or_else(|| files::open_lock(path).ok());
+        let file = File::open(path).ok().or_else(|| files::make_lock_file(path).ok());
         Self { file, path: path.to_path_buf() }
     }
 

@@ -54,9 +54,9 @@ impl Inspect {
 }
 
 fn container(engine: &Engine, record: &Record) -> Result<Value> {
-    let sizes = engine.sizes(std::slice::from_ref(record), Want { sync: true, apparent: true })?;
-    let Some((container, sizes)) = record.container().zip(sizes.first()) else {
-        return Err(Error::new(Kind::Damaged, format!("{} is not a container", record.uuid)));
+    let sized = engine.sizes(vec![record.clone()], Want { sync: true, apparent: true })?;
+    let Some((container, (_, sizes))) = record.container().zip(sized.first()) else {
+        return Err(Error::new(Kind::NotFound, format!("container {} was removed", record.uuid)));
     };
     let nested: Vec<_> = engine.nested(record)?.into_iter().map(|nested| nested.path).collect();
     Ok(json!({

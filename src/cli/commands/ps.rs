@@ -67,9 +67,9 @@ struct SizeColumns {
 
 impl Ps {
     pub fn run(self, engine: &Engine, out: &mut Output) -> Result<()> {
-        let filters = self.filters.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>>>()?;
+        let filters = self.filters.iter().map(|text| Filter::parse(text, engine)).collect::<Result<Vec<_>>>()?;
         let mut containers = engine.containers()?;
-        containers.retain(|record| filters.iter().all(|filter| filter.matches(engine, record)));
+        containers.retain(|record| filters.iter().all(|filter| filter.matches(record)));
         containers.reverse(); // the newest first, as Docker has it
         if self.quiet {
             return containers
@@ -77,14 +77,13 @@ impl Ps {
                 .filter_map(Record::container)
                 .try_for_each(|container| out.line(format::id(&container.id, self.no_trunc)));
         }
-        let sizes = if self.size {
+        let rows: Vec<Row> = if self.size {
             let want = Want { sync: !self.no_sync, apparent: self.format == Format::Json };
-            engine.sizes(&containers, want)?.into_iter().map(Some).collect()
+            let sized = engine.sizes(containers, want)?;
+            sized.iter().filter_map(|(record, sizes)| row(record, Some(*sizes), self.no_sync)).collect()
         } else {
-            vec![None; containers.len()]
+            containers.iter().filter_map(|record| row(record, None, self.no_sync)).collect()
         };
-        let rows: Vec<Row> =
-            containers.iter().zip(sizes).filter_map(|(record, sizes)| row(record, sizes, self.no_sync)).collect();
         let mut header = vec!["CONTAINER ID", "IMAGE", "CREATED", "NAME"];
         if self.size {
             header.extend(["SIZE", "VIRTUAL"]);
@@ -138,12 +137,13 @@ fn short_image(image: &str, whole: bool) -> String {
 enum Filter {
     Name(String),
     Id(String),
-    Image(String),
+    /// The ID of its configuration; none if there is no such image, so that nothing matches.
+    Image(Option<String>),
     Label(String, Option<String>),
 }
 
 impl Filter {
-    fn parse(text: &str) -> Result<Self> {
+    fn parse(text: &str, engine: &Engine) -> Result<Self> {
         let invalid = || {
             Error::new(Kind::Invalid, format!("invalid filter {text:?}"))
                 .with_hint("filters are name=, id=, image= and label=")
@@ -152,7 +152,11 @@ impl Filter {
         Ok(match key {
             "name" => Self::Name(value.to_string()),
             "id" => Self::Id(value.to_string()),
-            "image" | "ancestor" => Self::Image(value.to_string()),
+            "image" | "ancestor" => match engine.find_image(value) {
+                Ok(image) => Self::Image(Some(image.id)),
+                Err(e) if e.kind() == Kind::NotFound => Self::Image(None),
+                Err(e) => return Err(e),
+            },
             "label" => match value.split_once('=') {
                 Some((key, value)) => Self::Label(key.to_string(), Some(value.to_string())),
                 None => Self::Label(value.to_string(), None),
@@ -161,12 +165,12 @@ impl Filter {
         })
     }
 
-    fn matches(&self, engine: &Engine, record: &Record) -> bool {
+    fn matches(&self, record: &Record) -> bool {
         let Some(container) = record.container() else { return false };
         match self {
             Self::Name(text) => container.name.contains(text.as_str()),
             Self::Id(prefix) => container.id.starts_with(prefix.as_str()),
-            Self::Image(name) => engine.find_image(name).is_ok_and(|image| image.id == container.image_id),
+            Self::Image(id) => id.as_ref() == Some(&container.image_id),
             Self::Label(key, None) => container.labels.contains_key(key),
             Self::Label(key, Some(value)) => container.labels.get(key) == Some(value),
         }

@@ -50,7 +50,7 @@ impl Engine {
                 let volumes = make_volumes(&root, &directory, &config.volumes)?;
                 let spec = spec::build(&spec::Parts {
                     root: &root,
-                    hostname: &container.id[..12],
+                    hostname: super::image::short(&container.id),
                     annotations: spec::annotations(container, &config),
                     config: &config,
                     user: &user,

@@ -1,0 +1,162 @@
+//! Bringing a store of an older schema up to this one, in place.
+//!
+//! | Schema | What it brought |
+//! |---|---|
+//! | 1 | the first |
+//! | 2 | a record says itself that its tree is being replaced, by `replacing`. In schema 1 only a second tree at `fs.new` said so, which was gone before the record had the group of the tree that stayed |
+//!
+//! ```text
+//! ROOT/backup-schema-1/store.json      what is changed, as it was: kept until the store is destroyed
+//! ROOT/backup-schema-1/images/         the files of all images
+//! ROOT/backup-schema-1/records.json    the records of all trees by UUID, as text
+//! ```
+//!
+//! Nobody else works in the store meanwhile: ROOT is locked exclusively. First the copy is made, then each step is
+//! applied, and `store.json` is written last, so that an upgrade cut short anywhere is begun anew by the next command.
+//! So a step must come to the same when it is applied to what it has changed already, and an existing copy
+//! is never written again.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::files::{self, Lock};
+use super::identity::{self, Identity, SCHEMA};
+use super::record::Record;
+use super::scan;
+use crate::{Context, Error, Kind, Result};
+
+/// A change of the format.
+struct Step {
+    from: u32,
+    apply: fn(&Path) -> Result<()>,
+}
+
+/// In order and without gaps: the last one leads to [`SCHEMA`].
+const STEPS: [Step; 1] = [Step { from: 1, apply: mark_replaced }];
+
+/// Bring the store at `root` up to [`SCHEMA`] if it has an older one; that older one. `None` if nothing was to be done:
+/// also without a store, or with one of a newer schema, which [`Identity::read`] refuses.
+///
+/// # Errors
+/// `Unsupported` for a schema older than all that can be upgraded. After any other failure, the next attempt goes on.
+pub fn upgrade(root: &Path) -> Result<Option<u32>> {
+    if identity::schema(root)?.is_none_or(|(schema, _)| schema >= SCHEMA) {
+        return Ok(None);
+    }
+    let _alone = super::lock_root(root, Lock::Exclusive)?;
+    // Another process may have done it while we waited.
+    match identity::schema(root)? {
+        Some((from, text)) if from < SCHEMA => apply(root, from, &text)
+            .map(|()| Some(from))
+            .context(|| format!("cannot upgrade the store from schema {from} to {SCHEMA}")),
+        _ => Ok(None),
+    }
+}
+
+fn apply(root: &Path, from: u32, text: &[u8]) -> Result<()> {
+    let first = STEPS.iter().position(|step| step.from == from).ok_or_else(|| {
+        Error::new(Kind::Unsupported, "it is older than all that can be upgraded")
+            .with_hint("use the reflinkd that made it")
+    })?;
+    back_up(root, from, text)?;
+    for step in &STEPS[first..] {
+        (step.apply)(root)?;
+    }
+    finish(root, text)
+}
+
+/// `store.json`, its number changed and the rest as it was. All steps are durable before.
+fn finish(root: &Path, text: &[u8]) -> Result<()> {
+    rustix::fs::syncfs(&open(root)?).context(|| format!("syncfs {}", root.display()))?;
+    let identity: Identity = serde_json::from_slice(text)
+        .map_err(|e| Error::new(Kind::Damaged, format!("{} is damaged: {e}", identity::path(root).display())))?;
+    Identity { schema: SCHEMA, ..identity }.write(root)
+}
+
+/// Where the copy of a store of schema `from` is kept.
+pub(super) fn backup(root: &Path, from: u32) -> PathBuf {
+    root.join(format!("backup-schema-{from}"))
+}
+
+/// Copy what steps may change. Made aside and renamed when it is whole and durable; one that is there is of an attempt
+/// cut short after that, and holds what was before it.
+fn back_up(root: &Path, from: u32, text: &[u8]) -> Result<()> {
+    let backup = backup(root, from);
+    if backup.exists() {
+        return Ok(());
+    }
+    let aside = backup.with_extension("new");
+    match std::fs::remove_dir_all(&aside) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).context(|| format!("remove {}", aside.display()));
+        }
+        _ => {}
+    }
+    let images = aside.join("images");
+    std::fs::create_dir_all(&images).context(|| format!("mkdir {}", images.display()))?;
+    write(&aside.join("store.json"), text)?;
+    let directory = root.join("images");
+    for entry in std::fs::read_dir(&directory).context(|| format!("read {}", directory.display()))? {
+        let path = entry.context(|| format!("read {}", directory.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let bytes = std::fs::read(&path).context(|| format!("read {}", path.display()))?;
+            write(&images.join(path.file_name().unwrap_or_default()), &bytes)?;
+        }
+    }
+    let mut records = BTreeMap::new();
+    for (uuid, place) in scan::places(root)? {
+        match Record::read_bytes(&open(&place)?, &place) {
+            Ok(Some(bytes)) => drop(records.insert(uuid, String::from_utf8_lossy(&bytes).into_owned())),
+            Ok(None) => {}
+            Err(e) if e.kind() == Kind::Damaged => tracing::warn!("{e}"),
+            Err(e) => return Err(e),
+        }
+    }
+    let records = serde_json::to_vec_pretty(&records)
+        .map_err(|e| Error::new(Kind::Invalid, format!("cannot write the copy of the records: {e}")))?;
+    write(&aside.join("records.json"), &records)?;
+    files::sync_directory(&images)?;
+    files::sync_directory(&aside)?;
+    std::fs::rename(&aside, &backup).context(|| format!("rename {} to {}", aside.display(), backup.display()))?;
+    files::sync_directory(root)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    File::create(path)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .context(|| format!("write {}", path.display()))
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).context(|| format!("open {}", path.display()))
+}
+
+/// 1 to 2. What can't be read stays as it is: it means nothing to either.
+fn mark_replaced(root: &Path) -> Result<()> {
+    for (_, place) in scan::places(root)? {
+        if !place.join("fs.new").exists() || !place.join("fs").exists() {
+            continue;
+        }
+        let directory = open(&place)?;
+        match Record::read(&directory, &place) {
+            Ok(Some(record)) => Record { replacing: true, ..record }.write(&directory, &place)?,
+            Ok(None) => {}
+            Err(e) if e.kind() == Kind::Damaged => tracing::warn!("{e}"),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_steps_lead_here_without_gaps() {
+        let from: Vec<u32> = STEPS.iter().map(|step| step.from).collect();
+        assert_eq!(from, (SCHEMA - STEPS.len() as u32..SCHEMA).collect::<Vec<_>>());
+    }
+}
