@@ -119,8 +119,9 @@ impl Identity {
             let name = entry.file_name();
             let ours = match name.to_str() {
                 Some("snapshots") => read(&entry.path())?.next().is_none(),
-                Some("images" | "blobs" | "index.lock" | "store.new") => true,
-                _ => false,
+                Some("images" | "blobs" | "store.new") => true,
+                Some(name) => LOCK_FILES.contains(&name),
+                None => false,
             };
             if !ours {
                 return Ok(false);
