@@ -196,7 +196,7 @@ impl Bench {
         for _ in 0..REPEATS {
             ps.push(timed(|| self.command(&["ps", "-s"]))?);
             let want = Want { sync: true, apparent: false };
-            sizes.push(timed(|| Ok(self.engine.sizes(&self.engine.containers()?, want)?))?);
+            sizes.push(timed(|| Ok(self.engine.sizes(self.engine.containers()?, want)?))?);
         }
         Ok(vec![
             Row::new("1,000 creates, 32 threads", threads).limit(limit).most_ratio(1.3),
