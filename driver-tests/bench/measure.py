@@ -24,23 +24,38 @@ SNAP_DESTROY = 0x5000940F    # _IOW(0x94, 15, struct btrfs_ioctl_vol_args), 4096
 QUOTA_CTL = 0xC0109428       # _IOWR(0x94, 40, struct btrfs_ioctl_quota_ctl_args), 16 bytes
 ENABLE_SIMPLE = 4            # BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA, Linux 6.7
 
+LONGEST = 1200               # seconds that any one command may take
+
 
 class Failed(Exception):
     """A command that was measured and didn't succeed, with the end of what it said."""
 
 
 class Ran:
-    """One whole process: `ms` of wall time, `peak` resident bytes, and what it printed."""
+    """One whole process: `ms` of wall time, what it printed, and with `memory` its `peak`
+    resident bytes."""
 
-    def __init__(self, command, env=None):
+    def __init__(self, command, memory=False):
+        if memory:
+            with tempfile.NamedTemporaryFile("r", encoding="utf-8") as report:
+                # A child's own rusage starts at this interpreter's size: a small parent measures.
+                self._run(["/usr/bin/time", "--format=%M", "--output", report.name, *command])
+                self.peak = int(report.read()) * 1024
+        else:
+            self._run(command)
+
+    def _run(self, command):
         # Files, not pipes: nothing of this process's own reading is in the time.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             start = time.monotonic()
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env)
-            _, status, usage = os.wait4(process.pid, 0)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+            try:
+                process.wait(LONGEST)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise Failed(f"`{' '.join(command)}` didn't end within {LONGEST} s") from None
             self.ms = (time.monotonic() - start) * 1000
-            process.returncode = os.waitstatus_to_exitcode(status)
-            self.peak = usage.ru_maxrss * 1024
             self.text, errors = (self._all(file) for file in (out, err))
         if process.returncode:
             last = " / ".join((errors or self.text).strip().splitlines()[-3:])

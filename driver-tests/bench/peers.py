@@ -9,6 +9,7 @@ A peer is a context manager that has its daemon running inside the block and end
 by its own process id. Methods return the whole command's run (measure.Ran).
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -16,6 +17,10 @@ import tempfile
 import time
 
 from measure import Failed, Ran
+
+
+# A daemon that doesn't answer within this time has failed to start.
+START_SECONDS = 60
 
 
 class Peer:
@@ -58,11 +63,12 @@ class Peer:
         log_path = os.path.join(self.directory, "log")
         with open(log_path, "wb") as log:
             self.daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        for _ in range(300):
-            if self.daemon.poll() is not None:
-                break
-            if subprocess.run(ready, capture_output=True, check=False).returncode == 0:
-                return
+        end = time.monotonic() + START_SECONDS
+        while self.daemon.poll() is None and time.monotonic() < end:
+            # A daemon that never finishes its start may take the connection and not answer.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if subprocess.run(ready, capture_output=True, check=False, timeout=5).returncode == 0:
+                    return
             time.sleep(0.1)
         with open(log_path, encoding="utf-8", errors="replace") as log:
             raise Failed(f"{command[0]} didn't start: {log.read()[-400:].strip()}")

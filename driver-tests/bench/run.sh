@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 need_root "the benchmark" bench
 find_cargo
 need_compiler
-need_packages btrfs-progs python3
+need_packages btrfs-progs python3 time
 
 # The peers' own services stay off: the benchmark starts them itself, on its own data roots.
 # policy-rc.d keeps the install from starting them, disabling keeps the next boot from it.

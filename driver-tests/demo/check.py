@@ -45,6 +45,11 @@ def load(path):
         return json.load(file)
 
 
+def total(usage):
+    """The size of the row `total` of `df --format json`."""
+    return next(row["size"] for row in usage if row["type"] == "total")
+
+
 def blob(layout, digest):
     return os.path.join(layout, "blobs", *digest.split(":"))
 
@@ -116,7 +121,7 @@ def check_table(containers, usage, base, growth, written):
         check(virtual > size, f"{name}: VIRTUAL {virtual} has no image beside SIZE {size}")
         images.add(virtual - size)
     check(len(images) == 1, f"VIRTUAL isn't the image plus SIZE: that makes images of {sorted(images)} bytes")
-    close("df's total grew by", usage["total"] - base, growth)
+    close("df's total grew by", total(usage) - base, growth)
     return images.pop()
 
 
@@ -155,14 +160,14 @@ def main(arguments):
     elif verb == "used":
         print(settled(*rest))
     elif verb == "total":
-        print(json.load(sys.stdin)["total"])
+        print(total(json.load(sys.stdin)))
     elif verb == "table":
         ps, df, base, growth, *written = rest
         pairs = {name: int(count) for name, count in (item.split("=") for item in written)}
         usage = load(df)
         image = check_table(load(ps), usage, int(base), int(growth), pairs)
         print(f"   checked: each SIZE is within 128 KiB of what was written; VIRTUAL is {megabytes(image)} more")
-        print(f"   checked: df grew by {megabytes(usage['total'] - int(base))}, the filesystem by {megabytes(int(growth))}")
+        print(f"   checked: df grew by {megabytes(total(usage) - int(base))}, the filesystem by {megabytes(int(growth))}")
     elif verb == "back":
         path, before, full = rest[0], int(rest[1]), int(rest[2])
         now = wait_for_space(path, before, full)

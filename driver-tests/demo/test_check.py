@@ -19,11 +19,11 @@ def table(extra=81_920, image=IMAGE):
 
 class Table(unittest.TestCase):
     def test_agreement(self):
-        self.assertEqual(check.check_table(table(), {"total": 350 * MB}, IMAGE, 151 * MB, WRITTEN), IMAGE)
+        self.assertEqual(check.check_table(table(), [{"type": "total", "size": 350 * MB}], IMAGE, 151 * MB, WRITTEN), IMAGE)
 
     def refuses(self, containers, part, total=350 * MB, growth=150 * MB):
         with self.assertRaisesRegex(check.Disagreement, part):
-            check.check_table(containers, {"total": total}, IMAGE, growth, WRITTEN)
+            check.check_table(containers, [{"type": "total", "size": total}], IMAGE, growth, WRITTEN)
 
     def test_size_below_what_was_written(self):
         self.refuses(table(extra=-1), "web1: SIZE is 9999999")

@@ -83,7 +83,7 @@ fn damaged_images_are_refused_and_leave_nothing() {
         }),
         ("digest with slashes", |image, files| {
             replace_manifest(files, image, |manifest| {
-                manifest["layers"][0]["digest"] = "sha256:../../../../etc/passwd".into()
+                manifest["layers"][0]["digest"] = "sha256:../../../../etc/passwd".into();
             });
         }),
         ("index that is no JSON", |_, files| {

@@ -153,10 +153,10 @@ fn what_a_process_uses_is_not_removed() {
         );
     }
     {
-        // Mounted in a namespace that we don't see.
+        // Mounted in a namespace that we don't see (but which follows our unmounts: other tests have mounts, too).
         let script = format!("mount --bind {0}/etc /mnt && echo ready && exec sleep 300", tree.display());
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).stdout(Stdio::piped());
+        command.args(["--mount", "--propagation", "slave", "sh", "-c", &script]).stdout(Stdio::piped());
         let mut process = Process::spawn(&mut command);
         let mut ready = [0; 6];
         let stdout = process.child().stdout.as_mut().expect("piped");

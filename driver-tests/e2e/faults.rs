@@ -27,8 +27,8 @@ fn signal_a_load(world: &World, path: &str, signal: Signal) -> std::process::Exi
         .spawn()
         .expect("spawn");
     let begun = Instant::now();
-    // The base layer, the second layer's draft and its work tree: three places.
-    while world.places() < 3 && begun.elapsed() < Duration::from_secs(30) {
+    // The base layer, the second layer's draft and its work tree: three places, and two trees.
+    while (world.places() < 3 || world.trees() < 2) && begun.elapsed() < Duration::from_secs(30) {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert!(load.try_wait().expect("wait").is_none(), "the load was over before it could be stopped");
@@ -89,7 +89,7 @@ fn a_killed_load_is_cleared_up_by_the_next_command_that_writes() {
 #[test]
 fn a_load_that_runs_out_of_room_leaves_nothing() {
     for mode in [QuotaSetup::Simple, QuotaSetup::None] {
-        let world = World::of_size(300 * MIB, mode).with_base();
+        let world = World::of_size(300 * MIB, mode).with_room_for_metadata().with_base();
         let (places, subvolumes) = (world.places(), world.subvolumes());
         let image = TestImage::new("big")
             .files(Packing::Plain, &[("fits", &random_bytes(20 * MB))])
@@ -108,7 +108,7 @@ fn a_load_that_runs_out_of_room_leaves_nothing() {
 #[test]
 fn removing_works_with_no_byte_free() {
     for mode in [QuotaSetup::Simple, QuotaSetup::Full, QuotaSetup::None] {
-        let world = World::of_size(400 * MIB, mode).with_base();
+        let world = World::of_size(400 * MIB, mode).with_room_for_metadata().with_base();
         world.load(&TestImage::new("spare").files(Packing::Plain, &[("x", &random_bytes(10 * MB))]));
         for name in ["a", "b", "full"] {
             world.ok(&["create", "--image", "base", name]);

@@ -118,7 +118,9 @@ fn another_schema_is_refused() {
     let world = World::simple().with_base();
     let path = world.root().join("store.json");
     let text = fs::read_to_string(&path).expect("read");
-    let newer = text.replacen(&format!("\"schema\": {SCHEMA}"), "\"schema\": 999", 1);
+    let mut store: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    store["schema"] = 999.into();
+    let newer = store.to_string();
     assert_ne!(text, newer);
     fs::write(&path, newer).expect("write");
     let error = world.fails(&["ps"]);
@@ -143,6 +145,7 @@ fn a_read_only_root_can_be_read() {
         &["create", "--image", "base", "d"][..],
         &["rm", "c"],
         &["rmi", "unused"],
+        &["tag", "base", "other"],
         &["rename", "c", "d"],
         &["reset", "c"],
     ] {
@@ -230,7 +233,8 @@ fn a_full_host_refuses_creates() {
         assert!(refused.stderr.contains("hint: "), "{}", refused.stderr);
     }
     assert_eq!(with(&["ps"]).status, Some(0));
-    assert_eq!(reflinkd(&root, &["create", "--image", "base", "c"]).status, Some(0));
+    let created = reflinkd(&root, &["create", "--image", "base", "c"]);
+    assert_eq!(created.status, Some(0), "{}", created.stderr);
     assert_eq!(with(&["rm", "c"]).status, Some(0));
     assert_eq!(reflinkd(&root, &["destroy", "--yes"]).status, Some(0));
 }

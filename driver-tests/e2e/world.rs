@@ -84,6 +84,13 @@ impl World {
         self.ok(&["load", "-q", "-i", path.to_str().expect("UTF-8")]);
     }
 
+    /// Give metadata a block group of the size that the kernel picks. mkfs with single metadata makes one of 8 MiB, of
+    /// which the kernel reserves most: once data has taken all else, not even an empty filesystem can make a directory.
+    pub(crate) fn with_room_for_metadata(self) -> Self {
+        crate::support::run("btrfs", &["balance", "start", "-m", self.fs.path().to_str().expect("UTF-8")]);
+        self
+    }
+
     /// A small image of two layers, loaded as `base`.
     pub(crate) fn with_base(self) -> Self {
         self.load(&base_image());
@@ -93,6 +100,12 @@ impl World {
     /// Places of trees on disk, whatever the index says.
     pub(crate) fn places(&self) -> usize {
         fs::read_dir(self.root.join("snapshots")).map_or(0, Iterator::count)
+    }
+
+    /// Those of them that have a tree.
+    pub(crate) fn trees(&self) -> usize {
+        let places = fs::read_dir(self.root.join("snapshots")).into_iter().flatten().flatten();
+        places.filter(|place| place.path().join("fs").exists()).count()
     }
 
     /// Subvolumes below the store, by Btrfs's own program.

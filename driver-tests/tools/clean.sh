@@ -17,11 +17,11 @@ if [ -f "$demo_marker" ]; then
         export REFLINKD_ROOT=$root
         if command -v runc >/dev/null; then runc delete --force reflinkd-demo >/dev/null 2>&1 || true; fi
         # The first command attaches the pool again after a reboot.
-        left=$("$binary" ps -q | wc -l)
+        containers=$("$binary" ps -q)
         if [ "$(filesystem_id "$root")" != "$id" ]; then
             note "the store at $root isn't the demo's any more: left alone"
-        elif [ "$left" != 0 ]; then
-            die "the demo's pool at $root holds $left containers of yours" \
+        elif [ -n "$containers" ]; then
+            die "the demo's pool at $root holds containers of yours: $(echo $containers)" \
                 "remove them, or all of it: REFLINKD_ROOT=$root $binary destroy --yes"
         else
             run "$binary" destroy --yes

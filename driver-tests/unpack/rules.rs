@@ -227,3 +227,19 @@ fn merged_directories_lose_attributes_that_the_new_entry_lacks() {
     let tree = read(root.path());
     assert_eq!(tree[&b"d"[..]].xattrs.keys().collect::<Vec<_>>(), [&b"user.new".to_vec()]);
 }
+
+#[test]
+fn a_parent_symlink_that_changes_is_followed_anew() {
+    let sym = |target: &str| Raw::new(b'2', "l").link(target);
+    let root = scratch();
+    apply(root.path(), &Tar::of(&[dir("one", 1), dir("two", 2), sym("/one")]));
+    apply(root.path(), &Tar::of(&[file("l/a"), sym("two"), file("l/b"), dir("l", 3), file("l/c")]));
+    assert_eq!(names(root.path()), ["l", "l/c", "one", "one/a", "two", "two/b"]);
+    let tree = read(root.path());
+    assert_eq!([tree[&b"one"[..]].mtime, tree[&b"two"[..]].mtime, tree[&b"l"[..]].mtime], [(1, 7), (2, 7), (3, 7)]);
+    // The same by a whiteout: hidden, the symlink leads nowhere, and a directory is implied in its place.
+    let root = scratch();
+    apply(root.path(), &Tar::of(&[dir("one", 1), sym("one")]));
+    apply(root.path(), &Tar::of(&[file("l/a"), file(".wh.l"), file("l/b")]));
+    assert_eq!(names(root.path()), ["l", "l/b", "one", "one/a"]);
+}

@@ -158,6 +158,7 @@ fn attached_pool(root: &Path) -> Result<Option<Pool>> {
 fn fill_pool(root: &Path) -> Result<()> {
     // No group of the store that is to be made is asked for here.
     let backend = Btrfs::open(root, 0)?;
+    backend.make_room_for_metadata()?;
     if backend.quota_mode()? == QuotaMode::None {
         match backend.set_quota_mode(QuotaMode::Simple) {
             // Kernels before 6.7 have none: there, sizes are counted from extents and limits refused.

@@ -1,38 +1,407 @@
-//! shim until merged
-use crate::Result;
+//! The embedded pool: a file that holds a Btrfs, for machines whose ROOT is on any other filesystem.
+//!
+//! Three names stand beside ROOT, which is only the mount point:
+//!
+//! ```text
+//! /var/lib/reflinkd            ROOT: an empty directory until the pool is attached
+//! /var/lib/reflinkd.pool       the filesystem: a sparse file, 0600, behind a loop device while attached
+//! /var/lib/reflinkd.lock       whoever attaches, grows, detaches holds an exclusive flock on it
+//! /var/lib/reflinkd.pool.new   a pool being made; one that is found under the lock is a crash's, and re-made
+//! ```
+//!
+//! # From nothing to nothing
+//!
+//! ```no_run
+//! # fn main() -> reflinkd::Result<()> {
+//! use reflinkd::engine::pool::Pool;
+//! let pool = Pool::at("/var/lib/reflinkd".as_ref());
+//! pool.create(20_000_000_000)?;      // a sparse file, a few hundred KB on the disk; again: Unchanged
+//! pool.attach()?;                    // a loop device, a mount; again: microseconds, no lock
+//! pool.guard(1_000_000_000)?;        // before anything that writes much: has the host 1 GB left?
+//! pool.grow(40_000_000_000)?;        // while it is in use
+//! pool.detach()?;                    // unmounted, and no loop device left
+//! pool.destroy()?;                   // no file left
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What must never happen
+//!
+//! - **Two loop devices for one file.** Two mounts of them are two filesystems that write over each other, and
+//!   nothing in the kernel objects. So a loop device is looked for, by the file's device and inode number, and
+//!   made only under the lock; a second mount namespace mounts the same device again.
+//! - **An unrelated file overwritten.** A pool is made under another name and takes its own only if that's free;
+//!   a file there that holds no Btrfs is refused by every verb, and so is a ROOT with something in it.
+//! - **A pool without room below it.** A write that the host can't store is lost after it was acknowledged to
+//!   the writer, and Btrfs turns read-only (see [`Pool::is_read_only`]); [`Pool::guard`] refuses early.
+//!
+//! The lock file's content is the uuid of the filesystem that was last attached. It lets [`Pool::attach`] see
+//! that what is mounted at ROOT is the pool without reading the pool: with direct I/O going on below, the
+//! page of the file that holds the uuid would come from the disk each time.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-#[derive(Debug)]
+
+use rustix::fs::{IFlags, RenameFlags};
+use uuid::Uuid;
+
+use crate::backend::btrfs::format;
+use crate::sys::btrfs::{BtrfsFd, space};
+use crate::sys::loopdev::{self, LoopDevice};
+use crate::sys::mount::{self, MountedAt};
+use crate::{Context, Error, Kind, Result};
+
+mod detach;
+mod holders;
+mod host;
+mod lock;
+
+pub use host::HostSpace;
+use lock::Lock;
+
+/// What the pool file holds at most if the user doesn't say: 20 GiB.
+pub const DEFAULT_SIZE: u64 = 20 << 30;
+
+/// The smallest pool: below it, Btrfs has no room for a metadata chunk beside the data of any image.
+pub const SMALLEST: u64 = 256 << 20;
+
+/// The top of the filesystem whatever its default subvolume is. Freed blocks go back to the host when the
+/// collector trims (FITRIM): `discard` would do it later and at every commit.
+const MOUNT_OPTIONS: &str = "subvolid=5,nodiscard";
+
+/// Whether a verb had anything to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Creation {
+    Created,
+    /// There was a pool; its size is what it was.
+    Unchanged,
+}
+
+/// The pool of one ROOT. Holds nothing open: any number of values, threads and processes may use one pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
+    root: PathBuf,
     file: PathBuf,
+    draft: PathBuf,
+    lock: PathBuf,
 }
-#[derive(Debug)]
-pub struct HostSpace {
-    pub occupied: u64,
-    pub free: u64,
-}
+
 impl Pool {
+    /// The pool whose mount point is `root`, an absolute path. Touches nothing.
+    #[must_use]
     pub fn at(root: &Path) -> Self {
-        Self { file: root.with_extension("pool") }
+        // Without a slash at its end, so that the suffixes end up beside the directory, not in it.
+        let root: PathBuf = root.components().collect();
+        let beside = |suffix: &str| {
+            let mut name = root.clone().into_os_string();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        Self { file: beside(".pool"), draft: beside(".pool.new"), lock: beside(".lock"), root }
     }
-    pub fn exists(&self) -> bool {
-        self.file.exists()
+
+    /// The mount point.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
     }
-    pub fn create(&self, _: u64) -> Result<()> {
-        Ok(())
-    }
-    pub fn attach(&self) -> Result<()> {
-        Ok(())
-    }
-    pub fn destroy(&self) -> Result<()> {
-        Ok(())
-    }
-    pub fn guard(&self, _: u64) -> Result<()> {
-        Ok(())
-    }
+
+    /// The file that holds the filesystem.
+    #[must_use]
     pub fn file(&self) -> &Path {
         &self.file
     }
-    pub fn host_space(&self) -> Result<HostSpace> {
-        Ok(HostSpace { occupied: 0, free: 0 })
+
+    /// Whether there is something where the pool file belongs. What it is, the other verbs find out, which
+    /// also fail where this can't be told.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.file.exists()
+    }
+
+    fn present(&self) -> Result<bool> {
+        self.file.try_exists().context(|| format!("stat {}", self.file.display()))
+    }
+
+    /// Whether the pool is mounted at ROOT in this process's mount namespace. Takes no lock.
+    pub fn is_attached(&self) -> Result<bool> {
+        Ok(self.mounted()?.is_some())
+    }
+
+    /// Make the pool file, `size` bytes long (rounded down to 4096) and empty. Durable when it returns.
+    ///
+    /// # Errors
+    /// `Invalid` for a size below [`SMALLEST`]; `Exists` for a file there that is no pool, and for a ROOT that
+    /// isn't empty; `NoSpace`; `System` where the host's filesystem has no files of that length.
+    pub fn create(&self, size: u64) -> Result<Creation> {
+        self.make(size).context(|| format!("cannot create the pool {}", self.file.display()))
+    }
+
+    fn make(&self, size: u64) -> Result<Creation> {
+        if size < SMALLEST {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("{} is too small: the smallest pool has {}", host::bytes(size), host::bytes(SMALLEST)),
+            ));
+        }
+        let directory = self.directory();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .context(|| format!("create {}", directory.display()))?;
+        let _lock = Lock::exclusive(&self.lock)?;
+        if self.present()? {
+            self.open()?;
+            return Ok(Creation::Unchanged);
+        }
+        self.refuse_occupied_root()?;
+        remove_if_there(&self.draft)?;
+        let made = self.draft(size).and_then(|()| self.publish());
+        if made.is_err() {
+            // Best effort: the next create removes it too.
+            let _ = fs::remove_file(&self.draft);
+        }
+        made.map(|()| Creation::Created)
+    }
+
+    fn draft(&self, size: u64) -> Result<()> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&self.draft)
+            .context(|| format!("create {}", self.draft.display()))?;
+        forgo_copy_on_write(&file);
+        format::format(&file, size - size % format::SECTOR)?;
+        file.sync_all().context(|| format!("fsync {}", self.draft.display()))
+    }
+
+    fn publish(&self) -> Result<()> {
+        let what = || format!("rename {} to {}", self.draft.display(), self.file.display());
+        let cwd = rustix::fs::CWD;
+        match rustix::fs::renameat_with(cwd, &self.draft, cwd, &self.file, RenameFlags::NOREPLACE) {
+            // Older ZFS and network filesystems don't know the flag. Nobody who takes the lock is in between.
+            Err(rustix::io::Errno::INVAL) => fs::rename(&self.draft, &self.file).context(what)?,
+            renamed => renamed.context(what)?,
+        }
+        let directory = self.directory();
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .context(|| format!("fsync {}", directory.display()))
+    }
+
+    /// Mount the pool at ROOT in this process's mount namespace. Costs microseconds if it is; otherwise uses the
+    /// loop device that has the pool, or makes one. ROOT is made if it's missing.
+    ///
+    /// # Errors
+    /// `NotFound` without a pool; `Exists` for a file that is none, and for a ROOT that isn't empty or has
+    /// something else mounted; `InUse` if the file has several loop devices or only a part of it has one;
+    /// `Unsupported` without Btrfs or loop devices in the kernel; `Denied` if not root.
+    pub fn attach(&self) -> Result<()> {
+        if self.is_attached()? {
+            return Ok(());
+        }
+        let attach = || {
+            if !self.present()? {
+                return Err(missing(&self.file));
+            }
+            self.attach_locked(&Lock::exclusive(&self.lock)?)
+        };
+        attach().context(|| format!("cannot attach the pool {}", self.file.display()))
+    }
+
+    fn attach_locked(&self, lock: &Lock) -> Result<()> {
+        let (file, fsid) = self.open()?;
+        if mount::mounted_at(&self.root)?.is_none_or(|mounted| mounted.btrfs != Some(fsid)) {
+            self.refuse_occupied_root()?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.root)
+                .context(|| format!("create {}", self.root.display()))?;
+            let device = match self.device(&file)? {
+                Some(device) => device,
+                None => loopdev::configure(&file, &self.file)?,
+            };
+            self.mount(&device, fsid)?;
+        }
+        lock.record(fsid)
+    }
+
+    fn mount(&self, device: &LoopDevice, fsid: Uuid) -> Result<()> {
+        // EBUSY: the last mount in another namespace ended with its last process and is being torn down.
+        detach::patiently(|| match mount::mount_btrfs(device.path(), &self.root, MOUNT_OPTIONS) {
+            Err(error) if error.kind() == Kind::InUse => Ok(None),
+            mounted => mounted.map(Some),
+        })?
+        .ok_or_else(|| Error::new(Kind::InUse, format!("{} stays busy", device.path().display())))?;
+        if mount::mounted_at(&self.root)?.is_some_and(|mounted| mounted.btrfs == Some(fsid)) {
+            return Ok(());
+        }
+        // Since Linux 6.7 a copy of a mounted filesystem gets a uuid for the time being. Then nobody could tell
+        // which of them is the pool.
+        mount::unmount(&self.root)?;
+        Err(mount::copy_of_a_mounted_one(Error::new(
+            Kind::Exists,
+            format!("another filesystem with its uuid, {fsid}, is mounted"),
+        )))
+    }
+
+    /// Make the pool `size` bytes long (rounded down to 4096) and let the filesystem have them, while it is in
+    /// use; attaches it first. With the size it has, finishes what a crash left undone.
+    ///
+    /// # Errors
+    /// `Invalid` for a smaller size than it has; as [`Self::attach`]; `InUse` during a balance.
+    pub fn grow(&self, size: u64) -> Result<()> {
+        let size = size - size % format::SECTOR;
+        let grow = || {
+            if !self.present()? {
+                return Err(missing(&self.file));
+            }
+            let lock = Lock::exclusive(&self.lock)?;
+            self.attach_locked(&lock)?;
+            let (file, _) = self.open()?;
+            let now = file.metadata().context(|| format!("stat {}", self.file.display()))?.len();
+            if size < now {
+                return Err(Error::new(Kind::Invalid, format!("it has {} and cannot shrink", host::bytes(now)))
+                    .with_hint("to use less of the disk, remove containers and images, and run: reflinkd gc"));
+            }
+            file.set_len(size).context(|| format!("set the length of {} to {size} bytes", self.file.display()))?;
+            let device = self.device(&file)?.ok_or_else(|| {
+                Error::new(
+                    Kind::Damaged,
+                    format!("{} is mounted, but no loop device has the file", self.root.display()),
+                )
+            })?;
+            device.set_capacity()?;
+            let root = File::open(&self.root).and_then(|root| BtrfsFd::prove(root.into()));
+            let root = root.context(|| format!("open {}", self.root.display()))?;
+            space::resize_max(&root).context(|| format!("BTRFS_IOC_RESIZE {}", self.root.display())).map_err(
+                |error| match error.kind() {
+                    Kind::InUse => error.with_hint("a balance or another resize is going on: btrfs balance status"),
+                    _ => error,
+                },
+            )
+        };
+        grow().context(|| format!("cannot grow the pool {} to {}", self.file.display(), host::bytes(size)))
+    }
+
+    /// The pool's mount at ROOT, by the uuid in the lock file.
+    fn mounted(&self) -> Result<Option<MountedAt>> {
+        let Some(fsid) = lock::recorded(&self.lock)? else { return Ok(None) };
+        Ok(mount::mounted_at(&self.root)?.filter(|mounted| mounted.btrfs == Some(fsid)))
+    }
+
+    /// The pool file, open for writing, and the uuid of the filesystem in it.
+    fn open(&self) -> Result<(File, Uuid)> {
+        let about = match fs::metadata(&self.file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing(&self.file)),
+            about => about.context(|| format!("stat {}", self.file.display()))?,
+        };
+        if !about.is_file() {
+            return Err(self.foreign("is not a regular file"));
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.file)
+            .context(|| format!("open {}", self.file.display()))?;
+        match format::identify(&file)? {
+            Some(fsid) => Ok((file, fsid)),
+            None => Err(self.foreign("holds no Btrfs")),
+        }
+    }
+
+    fn foreign(&self, why: &str) -> Error {
+        Error::new(Kind::Exists, format!("{} {why}", self.file.display()))
+            .with_hint("it isn't a pool of reflinkd's: move it away, or choose another root")
+    }
+
+    /// The loop device that has the whole file, writable; `None` if none has any of it.
+    fn device(&self, file: &File) -> Result<Option<LoopDevice>> {
+        let mut devices = loopdev::of_file(file)?;
+        if devices.len() > 1 {
+            let names: Vec<String> = devices.iter().map(|device| device.path().display().to_string()).collect();
+            return Err(Error::new(Kind::InUse, format!("several loop devices have it: {}", names.join(", ")))
+                .with_hint("mounts of two of them destroy the filesystem: unmount all, detach all (losetup -d)"));
+        }
+        let device = devices.pop();
+        if let Some(device) = &device
+            && (device.status().partial || device.status().read_only)
+        {
+            return Err(Error::new(
+                Kind::InUse,
+                format!("{} has only a part of it, or read-only", device.path().display()),
+            )
+            .with_hint(format!("whoever set that up must let it go: losetup -d {}", device.path().display())));
+        }
+        Ok(device)
+    }
+
+    /// A mount would hide what is in ROOT, or what somebody else mounted there.
+    fn refuse_occupied_root(&self) -> Result<()> {
+        let list = || format!("list {}", self.root.display());
+        let occupied = if mount::mounted_at(&self.root)?.is_some() {
+            "has another filesystem mounted"
+        } else {
+            match fs::read_dir(&self.root) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                entries => match entries.context(list)?.next().transpose().context(list)? {
+                    Some(_) => "is not empty",
+                    None => return Ok(()),
+                },
+            }
+        };
+        Err(Error::new(Kind::Exists, format!("{} {occupied}", self.root.display()))
+            .with_hint("the pool is mounted over it: empty it, or choose another root"))
+    }
+
+    /// Where the pool file is, or will be.
+    fn directory(&self) -> &Path {
+        match self.file.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        }
+    }
+}
+
+/// On a host that copies on write itself, every block of the pool would be copied twice (`chattr +C`). Only an
+/// empty file can be told; a filesystem without the flag has nothing to forgo, and the pool works with it too.
+fn forgo_copy_on_write(file: &File) {
+    if let Ok(flags) = rustix::fs::ioctl_getflags(file)
+        && let Err(errno) = rustix::fs::ioctl_setflags(file, flags | IFlags::NOCOW)
+    {
+        tracing::debug!(%errno, "the host's filesystem has no NOCOW flag");
+    }
+}
+
+fn missing(file: &Path) -> Error {
+    Error::new(Kind::NotFound, format!("there is no {}", file.display())).with_hint("make it: reflinkd init")
+}
+
+/// Remove a file; succeeds if there is none.
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.context(|| format!("remove {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_stand_beside_the_root() {
+        for root in ["/var/lib/reflinkd", "/var/lib/reflinkd/", "/var/lib//reflinkd/."] {
+            let pool = Pool::at(Path::new(root));
+            assert_eq!(pool.root(), Path::new("/var/lib/reflinkd"));
+            assert_eq!(pool.file(), Path::new("/var/lib/reflinkd.pool"));
+            assert_eq!(pool.directory(), Path::new("/var/lib"));
+        }
     }
 }

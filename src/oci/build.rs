@@ -57,7 +57,7 @@ fn apply(config: &mut Map<String, Value>, instruction: &str) -> Result<()> {
             for (key, value) in pairs(rest)? {
                 let env = config.entry("Env").or_insert_with(|| json!([]));
                 if let Some(list) = env.as_array_mut() {
-                    list.retain(|old| !old.as_str().is_some_and(|old| old.split('=').next() == Some(key.as_str())));
+                    list.retain(|old| old.as_str().is_none_or(|old| old.split('=').next() != Some(key.as_str())));
                     list.push(format!("{key}={value}").into());
                 }
             }

@@ -307,7 +307,7 @@ impl Store {
     /// Take a whole tree away from everyone else, to remove it.
     ///
     /// # Errors
-    /// `NotFound` if it is gone; `InUse` if another tree was cloned from it, or another process is at it.
+    /// `NotFound` if it is gone; `InUse` if another tree was cloned from it.
     pub fn begin_removal(&self, uuid: Uuid) -> Result<Held> {
         let held = self.hold(uuid)?;
         let begun = self.removing(|change| {

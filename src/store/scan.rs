@@ -158,7 +158,8 @@ fn read_places(root: &Path) -> Result<Vec<(Record, State)>> {
         let state = match record.content {
             Content::Work => State::Making,
             _ if !place.join("fs").exists() => State::Making,
-            _ if record.replacing => State::Replacing,
+            // The record says so before there is a second tree; the tree alone would be named by nobody.
+            _ if record.replacing || place.join("fs.new").exists() => State::Replacing,
             _ => State::Ready,
         };
         found.push((record, state));

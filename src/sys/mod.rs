@@ -1,5 +1,7 @@
 //! System calls that no crate wraps safely. The only place with `unsafe`.
 
 pub mod btrfs;
+pub mod loopdev;
+pub mod mount;
 pub mod rooted;
 pub mod users;

@@ -29,6 +29,7 @@ use crate::sys::btrfs::{self, BtrfsFd, search, space};
 use crate::{Context, Error, Kind, Result};
 
 mod destroy;
+pub mod format;
 mod group;
 mod measure;
 mod quota;
@@ -145,7 +146,7 @@ impl Backend for Btrfs {
     /// comparable with charges, and less than what statfs calls used.
     fn space(&self) -> Result<Space> {
         let fs = rustix::fs::fstatvfs(&self.fd).context(|| self.call("statfs"))?;
-        let used = space::used_bytes(&self.fd).context(|| self.call("BTRFS_IOC_SPACE_INFO"))?;
+        let used = space::space_info(&self.fd).context(|| self.call("BTRFS_IOC_SPACE_INFO"))?.used;
         Ok(Space { total: fs.f_blocks * fs.f_frsize, used, available: fs.f_bavail * fs.f_frsize })
     }
 

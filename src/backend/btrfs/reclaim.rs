@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::Btrfs;
 use crate::backend::{Backend, GroupId, QuotaMode, Reclaimed};
+use crate::sys::btrfs::space::BlockGroups;
 use crate::sys::btrfs::{qgroup, search, space};
 use crate::{Context, Result};
 
@@ -23,11 +24,39 @@ impl Btrfs {
             QuotaMode::Full => self.drop_stale_subvolume_groups()?,
             QuotaMode::None | QuotaMode::Inconsistent => 0,
         };
+        self.free_empty_block_groups()?;
         let trimmed = match space::fitrim(&self.fd) {
             Err(Errno::EOPNOTSUPP) => 0,
             other => other.context(|| self.call("FITRIM"))?,
         };
         Ok(Reclaimed { groups, trimmed })
+    }
+
+    /// Give a new, grown filesystem metadata room of the size that the kernel picks for it.
+    ///
+    /// mkfs makes a block group of 8 MiB, and the kernel reserves most of that: once data has taken all the rest of
+    /// the disk, not even an emptied filesystem could make a directory.
+    pub fn make_room_for_metadata(&self) -> Result<()> {
+        space::balance(&self.fd, BlockGroups::Metadata).context(|| self.call("BTRFS_IOC_BALANCE_V2"))
+    }
+
+    /// After the disk was full with data, its block groups are empty but still data's: metadata finds no room, and not
+    /// even a directory can be made. The kernel gives empty ones back by itself, but late.
+    fn free_empty_block_groups(&self) -> Result<()> {
+        let info = space::space_info(&self.fd).context(|| self.call("BTRFS_IOC_SPACE_INFO"))?;
+        let unallocated_for_all = self.space()?.available.saturating_sub(info.unused_data);
+        if unallocated_for_all > info.unused_data {
+            return Ok(());
+        }
+        match space::balance(&self.fd, BlockGroups::EmptyData) {
+            Ok(()) => Ok(()),
+            // Somebody else's balance does as well, and where there is no room for one nothing is lost.
+            Err(error @ (Errno::EINPROGRESS | Errno::EROFS | Errno::ENOSPC | Errno::ECANCELED)) => {
+                tracing::debug!(%error, "no balance of empty block groups");
+                Ok(())
+            }
+            Err(e) => Err(e).context(|| self.call("BTRFS_IOC_BALANCE_V2")),
+        }
     }
 
     /// Wait until the subvolumes deleted by now are cleaned up, at most `patience`. Those that a process holds

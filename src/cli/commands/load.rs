@@ -37,7 +37,7 @@ pub struct LayerLimits {
 impl LayerLimits {
     pub fn apply(&self, settings: &mut Settings) {
         if let Some(bytes) = self.max_layer_size {
-            settings.layer_limits.max_bytes = bytes;
+            settings.layer_limits = crate::layer::Limits::for_bytes(bytes);
         }
     }
 }

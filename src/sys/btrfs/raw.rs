@@ -36,6 +36,8 @@ pub(super) const STATUS_SIMPLE_MODE: u64 = 1 << 3;
 
 /// `BTRFS_BLOCK_GROUP_DATA | _SYSTEM | _METADATA`: space that block groups hold.
 pub(super) const BLOCK_GROUP_TYPES: u64 = 0b111;
+/// `BTRFS_BLOCK_GROUP_DATA`.
+pub(super) const BLOCK_GROUP_DATA: u64 = 1;
 /// `BTRFS_SPACE_INFO_GLOBAL_RSV`: the pseudo type of the global reserve.
 pub(super) const SPACE_INFO_GLOBAL_RSV: u64 = 1 << 49;
 
@@ -243,6 +245,43 @@ pub(super) struct FsInfoArgs {
     pub(super) reserved: [u8; 944],
 }
 
+/// `struct btrfs_balance_args`, packed in the kernel; 8-byte fields throughout here, so that nothing pads.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(super) struct BalanceArgs {
+    pub(super) profiles: u64,
+    pub(super) usage: u64,
+    pub(super) devid: u64,
+    pub(super) pstart: u64,
+    pub(super) pend: u64,
+    pub(super) vstart: u64,
+    pub(super) vend: u64,
+    pub(super) target: u64,
+    pub(super) flags: u64,
+    pub(super) limit: u64,
+    pub(super) stripes: u64,
+    pub(super) unused: [u64; 6],
+}
+
+/// `struct btrfs_ioctl_balance_args`.
+#[repr(C)]
+pub(super) struct BalanceIoctlArgs {
+    pub(super) flags: u64,
+    pub(super) state: u64,
+    pub(super) data: BalanceArgs,
+    pub(super) meta: BalanceArgs,
+    pub(super) sys: BalanceArgs,
+    pub(super) stat: [u64; 3],
+    pub(super) unused: [u64; 72],
+}
+
+/// `BTRFS_BALANCE_DATA`.
+pub(super) const BALANCE_DATA: u64 = 1;
+/// `BTRFS_BALANCE_METADATA`.
+pub(super) const BALANCE_METADATA: u64 = 4;
+/// `BTRFS_BALANCE_ARGS_USAGE`.
+pub(super) const BALANCE_ARGS_USAGE: u64 = 2;
+
 /// `struct fstrim_range` (linux/fs.h).
 #[repr(C)]
 pub(super) struct FstrimRange {
@@ -267,6 +306,8 @@ const _: () = {
     assert!(size_of::<SpaceArgs>() == 16 + 24 * SPACE_SLOTS);
     assert!(size_of::<FsInfoArgs>() == 1024);
     assert!(size_of::<FstrimRange>() == 24);
+    assert!(size_of::<BalanceArgs>() == 136);
+    assert!(size_of::<BalanceIoctlArgs>() == 1024);
 };
 
 /// `BTRFS_IOC_TREE_SEARCH_V2`: coded with the structure's size without the buffer behind it.
@@ -286,6 +327,7 @@ nix::ioctl_read!(start_sync, MAGIC, 24, u64);
 nix::ioctl_read!(subvol_getflags, MAGIC, 25, u64);
 nix::ioctl_write_ptr!(subvol_setflags, MAGIC, 26, u64);
 nix::ioctl_read!(fs_info, MAGIC, 31, FsInfoArgs);
+nix::ioctl_readwrite!(balance_v2, MAGIC, 32, BalanceIoctlArgs);
 nix::ioctl_readwrite!(quota_ctl, MAGIC, 40, QuotaCtlArgs);
 nix::ioctl_write_ptr!(qgroup_assign, MAGIC, 41, QgroupAssignArgs);
 nix::ioctl_write_ptr!(qgroup_create, MAGIC, 42, QgroupCreateArgs);
@@ -322,6 +364,8 @@ mod tests {
         assert_eq!(size_of::<SpaceInfo>(), size_of::<k::btrfs_ioctl_space_info>());
         assert_eq!(size_of::<FsInfoArgs>(), size_of::<k::btrfs_ioctl_fs_info_args>());
         assert_eq!(size_of::<FstrimRange>(), size_of::<k::fstrim_range>());
+        assert_eq!(size_of::<BalanceArgs>(), size_of::<k::btrfs_balance_args>());
+        assert_eq!(size_of::<BalanceIoctlArgs>(), size_of::<k::btrfs_ioctl_balance_args>());
     }
 
     #[test]
@@ -366,6 +410,7 @@ mod tests {
             (request_code_read!(MAGIC, 60, size_of::<SubvolInfoArgs>()), op::BTRFS_IOC_GET_SUBVOL_INFO),
             (request_code_write!(MAGIC, 63, size_of::<VolArgsV2>()), op::BTRFS_IOC_SNAP_DESTROY_V2),
             (request_code_readwrite!(b'X', 121, size_of::<FstrimRange>()), op::FITRIM),
+            (request_code_readwrite!(MAGIC, 32, size_of::<BalanceIoctlArgs>()), op::BTRFS_IOC_BALANCE_V2),
         ];
         for (ours, kernels) in pairs {
             assert_eq!(*ours, u64::from(*kernels), "{kernels:#x}");
@@ -386,6 +431,9 @@ mod tests {
         assert_eq!(STATUS_ON, u64::from(k::BTRFS_QGROUP_STATUS_FLAG_ON));
         assert_eq!(STATUS_INCONSISTENT, u64::from(k::BTRFS_QGROUP_STATUS_FLAG_INCONSISTENT));
         assert_eq!(STATUS_SIMPLE_MODE, u64::from(k::BTRFS_QGROUP_STATUS_FLAG_SIMPLE_MODE));
+        assert_eq!(BALANCE_DATA, u64::from(k::BTRFS_BALANCE_DATA));
+        assert_eq!(BALANCE_METADATA, u64::from(k::BTRFS_BALANCE_METADATA));
+        assert_eq!(BALANCE_ARGS_USAGE, u64::from(k::BTRFS_BALANCE_ARGS_USAGE));
         assert_eq!(ORPHANS as i64, i64::from(k::BTRFS_ORPHAN_OBJECTID));
         let trees = [
             (ROOT_TREE, k::BTRFS_ROOT_TREE_OBJECTID),

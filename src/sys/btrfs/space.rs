@@ -48,9 +48,17 @@ pub fn fs_info(any: &BtrfsFd) -> nix::Result<FsInfo> {
     Ok(FsInfo { fsid: args.fsid, nodesize: args.nodesize, sectorsize: args.sectorsize })
 }
 
-/// `BTRFS_IOC_SPACE_INFO` (linux/btrfs.h): bytes used by data, metadata and system blocks as of now, each block
-/// once however many copies its profile keeps. The global reserve is left out: nobody wrote it.
-pub fn used_bytes(any: &BtrfsFd) -> nix::Result<u64> {
+/// Bytes of block groups, each block once however many copies its profile keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpaceInfo {
+    /// Used by data, metadata and system blocks. The global reserve is left out: nobody wrote it.
+    pub used: u64,
+    /// In block groups for data, and not used: metadata can't have it.
+    pub unused_data: u64,
+}
+
+/// `BTRFS_IOC_SPACE_INFO` (linux/btrfs.h), as of now.
+pub fn space_info(any: &BtrfsFd) -> nix::Result<SpaceInfo> {
     let mut args = raw::SpaceArgs {
         space_slots: raw::SPACE_SLOTS as u64,
         total_spaces: 0,
@@ -59,12 +67,43 @@ pub fn used_bytes(any: &BtrfsFd) -> nix::Result<u64> {
     // SAFETY: space_slots is how many entries follow, and the kernel writes no more.
     unsafe { raw::space_info(any.raw(), &raw mut args) }?;
     let filled = usize::try_from(args.total_spaces).unwrap_or(usize::MAX).min(raw::SPACE_SLOTS);
-    Ok(args.spaces[..filled]
-        .iter()
-        .filter(|space| space.flags & raw::BLOCK_GROUP_TYPES != 0)
-        .filter(|space| space.flags & raw::SPACE_INFO_GLOBAL_RSV == 0)
-        .map(|space| space.used_bytes)
-        .sum())
+    let mut info = SpaceInfo::default();
+    for space in &args.spaces[..filled] {
+        if space.flags & raw::BLOCK_GROUP_TYPES == 0 || space.flags & raw::SPACE_INFO_GLOBAL_RSV != 0 {
+            continue;
+        }
+        info.used += space.used_bytes;
+        if space.flags & raw::BLOCK_GROUP_TYPES == raw::BLOCK_GROUP_DATA {
+            info.unused_data += space.total_bytes.saturating_sub(space.used_bytes);
+        }
+    }
+    Ok(info)
+}
+
+/// Which block groups [`balance`] takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockGroups {
+    /// Those for data that hold nothing: they are given back, and no data moves.
+    EmptyData,
+    /// All for metadata: their content moves into new ones of the size that the kernel picks now.
+    Metadata,
+}
+
+/// `BTRFS_IOC_BALANCE_V2` (linux/btrfs.h); returns when it is done.
+///
+/// # Errors
+/// EINPROGRESS while another balance or such runs; ECANCELED; EROFS; ENOSPC.
+pub fn balance(any: &BtrfsFd, which: BlockGroups) -> nix::Result<()> {
+    let empty = raw::BalanceArgs { usage: 0, flags: raw::BALANCE_ARGS_USAGE, ..Default::default() };
+    let (flags, data) = match which {
+        BlockGroups::EmptyData => (raw::BALANCE_DATA, empty),
+        BlockGroups::Metadata => (raw::BALANCE_METADATA, raw::BalanceArgs::default()),
+    };
+    let (meta, sys) = (raw::BalanceArgs::default(), raw::BalanceArgs::default());
+    let mut args = raw::BalanceIoctlArgs { flags, state: 0, data, meta, sys, stat: [0; 3], unused: [0; 72] };
+    // SAFETY: args is a whole btrfs_ioctl_balance_args, which the kernel reads and writes.
+    unsafe { raw::balance_v2(any.raw(), &raw mut args) }?;
+    Ok(())
 }
 
 /// `BTRFS_IOC_RESIZE` (linux/btrfs.h) to `max`: grow device 1 to what the device below has now.

@@ -1,0 +1,131 @@
+//! Taking the pool down: mounts first, then the loop device, then the files.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::lock::{self, Lock};
+use super::{Pool, holders, remove_if_there};
+use crate::backend::btrfs::format;
+use crate::sys::{loopdev, mount};
+use crate::{Context, Error, Kind, Result};
+
+/// How long to wait for others to notice what we did: a mount that is being torn down, a loop device that
+/// udev looks at.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Pool {
+    /// Unmount the pool in this namespace and wait until no loop device has it. Succeeds if there is nothing to do.
+    ///
+    /// # Errors
+    /// `InUse`, naming processes and mounts, if something uses ROOT; if another mount namespace has the pool
+    /// mounted, too, but then it is unmounted here.
+    pub fn detach(&self) -> Result<()> {
+        if !self.present()? && !self.is_attached()? {
+            return Ok(());
+        }
+        Lock::exclusive(&self.lock)
+            .and_then(|_lock| self.detach_locked())
+            .context(|| format!("cannot detach the pool {}", self.file.display()))
+    }
+
+    /// [`Self::detach`], and remove the pool file, the lock and an empty ROOT. Succeeds if there is nothing.
+    ///
+    /// # Errors
+    /// As [`Self::detach`]; `Exists` if the file isn't a pool. Nothing is removed then.
+    pub fn destroy(&self) -> Result<()> {
+        let destroy = || {
+            if self.present()? {
+                self.open()?;
+            } else if !self.lock.try_exists().context(|| format!("stat {}", self.lock.display()))? {
+                return Ok(());
+            }
+            let _lock = Lock::exclusive(&self.lock)?;
+            self.detach_locked()?;
+            remove_if_there(&self.draft)?;
+            remove_if_there(&self.file)?;
+            match fs::remove_dir(&self.root) {
+                Ok(()) => {}
+                // Something else is in it or mounted there: not ours.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+                    ) => {}
+                Err(error) => return Err(error).context(|| format!("remove {}", self.root.display())),
+            }
+            // Last: until here it keeps others from making a new pool.
+            remove_if_there(&self.lock)
+        };
+        destroy().context(|| format!("cannot destroy the pool {}", self.file.display()))
+    }
+
+    fn detach_locked(&self) -> Result<()> {
+        let file = match OpenOptions::new().read(true).open(&self.file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            file => Some(file.context(|| format!("open {}", self.file.display()))?),
+        };
+        let fsid = match &file {
+            Some(file) => format::identify(file)?,
+            None => lock::recorded(&self.lock)?,
+        };
+        // Several mounts may lie on top of each other.
+        while let Some(mounted) = mount::mounted_at(&self.root)?
+            && fsid.is_some()
+            && mounted.btrfs == fsid
+        {
+            mount::unmount(&self.root).map_err(|error| match error.kind() {
+                Kind::InUse => holders::busy(&self.root, mounted.id),
+                _ => error,
+            })?;
+        }
+        file.map_or(Ok(()), |file| self.wait_for_loop(&file))
+    }
+
+    fn wait_for_loop(&self, file: &File) -> Result<()> {
+        let mut last = None;
+        let gone = patiently(|| {
+            let devices = loopdev::of_file(file)?;
+            for device in &devices {
+                if let Some((process, target)) = holders::mounted_for(device) {
+                    return Err(Error::new(
+                        Kind::InUse,
+                        format!("it is still mounted at {} for {process}", target.display()),
+                    )
+                    .with_hint("end that process, or unmount it there (nsenter --mount --target PID)"));
+                }
+                if !device.status().autoclear {
+                    // Set up by hand, and never cleared otherwise.
+                    device.clear()?;
+                }
+            }
+            last = devices.last().map(|device| device.path().to_path_buf());
+            Ok(last.is_none().then_some(()))
+        })?;
+        match (gone, last) {
+            (None, Some(device)) => {
+                Err(Error::new(Kind::InUse, format!("something still uses {}", device.display())).with_hint(
+                    "another mount of it (findmnt -S, in every mount namespace) or a program that has it open",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Try until it gives something, for at most [`PATIENCE`]; `None` if it never does.
+pub(super) fn patiently<T>(mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let end = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(result) = attempt()? {
+            return Ok(Some(result));
+        }
+        if Instant::now() >= end {
+            return Ok(None);
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,202 @@
+//! Mounting, and what is mounted where in this process's mount namespace.
+//!
+//! Questions about one directory go through its descriptor (`statx`, `statfs`), not through the mount table:
+//! they cost microseconds, and mean the same whatever path leads there. The table (`/proc/PID/mountinfo`) is
+//! for error messages and for other namespaces.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+use uuid::Uuid;
+
+use crate::sys::btrfs::{BtrfsFd, space};
+use crate::{Context, Error, Kind, Result};
+
+/// Mount the Btrfs on `device` at the directory `target` with noatime and the filesystem's own `options`.
+///
+/// # Errors
+/// `Unsupported` where the kernel has no Btrfs; `InUse` for EBUSY (a mount of the device is just going away);
+/// `Exists` if another device with the same filesystem uuid is mounted (before Linux 6.7, which mounts a copy
+/// under a uuid that it makes up).
+pub fn mount_btrfs(device: &Path, target: &Path, options: &str) -> Result<()> {
+    let data = CString::new(options)
+        .map_err(|_| Error::new(Kind::Invalid, format!("mount options {options:?} with a zero byte")))?;
+    rustix::mount::mount(device, target, c"btrfs", MountFlags::NOATIME, data.as_c_str()).map_err(|errno| {
+        let error =
+            Error::system(format!("mount {} at {} as btrfs", device.display(), target.display()), &errno.into());
+        match errno {
+            rustix::io::Errno::NODEV => Error::new(Kind::Unsupported, error.to_string())
+                .with_hint("this kernel has no Btrfs; if it is a module: modprobe btrfs"),
+            rustix::io::Errno::EXIST => copy_of_a_mounted_one(error),
+            rustix::io::Errno::PERM => error.with_hint("mounting needs root"),
+            rustix::io::Errno::INVAL | rustix::io::Errno::IO | rustix::io::Errno::UCLEAN => {
+                error.with_hint("the kernel's log (dmesg) says why")
+            }
+            _ => error,
+        }
+    })
+}
+
+/// What to do about two filesystems with one uuid.
+#[must_use]
+pub fn copy_of_a_mounted_one(error: Error) -> Error {
+    error.with_hint("one of them is a copy of the other: unmount it, or give the copy another uuid (btrfstune -u)")
+}
+
+/// Unmount the topmost mount at `target`. Data is on disk when it returns, if it was the filesystem's last.
+///
+/// # Errors
+/// `InUse` if something uses it (EBUSY).
+pub fn unmount(target: &Path) -> Result<()> {
+    rustix::mount::unmount(target, UnmountFlags::empty()).context(|| format!("unmount {}", target.display()))
+}
+
+/// What is mounted at a directory that is a mount point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountedAt {
+    /// The filesystem's uuid; `None` if it isn't Btrfs.
+    pub btrfs: Option<Uuid>,
+    /// The mount's id, as in `/proc/PID/mountinfo`.
+    pub id: u64,
+    /// The mount or the filesystem refuses writes.
+    pub read_only: bool,
+}
+
+/// The topmost mount at `target`, `None` if it isn't the root of one or doesn't exist.
+pub fn mounted_at(target: &Path) -> Result<Option<MountedAt>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = match rustix::fs::open(target, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+        Err(errno) => return Err(errno).context(|| format!("open {}", target.display())),
+    };
+    let about = rustix::fs::statx(&directory, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+        .context(|| format!("statx {}", target.display()))?;
+    // STATX_ATTR_MOUNT_ROOT and the mount id came with Linux 5.8, as LOOP_CONFIGURE did.
+    if !about.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "the kernel doesn't tell mount points (statx, Linux 5.8 or newer)",
+        ));
+    }
+    if !about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(None);
+    }
+    let filesystem = rustix::fs::fstatvfs(&directory).context(|| format!("statvfs {}", target.display()))?;
+    Ok(Some(MountedAt {
+        btrfs: fsid(directory).context(|| format!("BTRFS_IOC_FS_INFO {}", target.display()))?,
+        id: about.stx_mnt_id,
+        read_only: filesystem.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+    }))
+}
+
+/// The filesystem's uuid, `None` if it isn't Btrfs.
+fn fsid(directory: OwnedFd) -> io::Result<Option<Uuid>> {
+    match BtrfsFd::prove(directory) {
+        Ok(directory) => Ok(Some(Uuid::from_bytes(space::fs_info(&directory)?.fsid))),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The id of the mount that `path` is on, symlinks followed (those in /proc/PID too); `None` if it can't be told.
+#[must_use]
+pub fn mount_id(path: &Path) -> Option<u64> {
+    let about = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID).ok()?;
+    StatxFlags::from_bits_retain(about.stx_mask).contains(StatxFlags::MNT_ID).then_some(about.stx_mnt_id)
+}
+
+/// A line of `/proc/PID/mountinfo`, as far as anyone here asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry {
+    pub id: u64,
+    /// The mount that it stands on.
+    pub parent: u64,
+    pub target: PathBuf,
+    /// The device as the filesystem names it: for Btrfs the path under which it last saw the device.
+    pub source: PathBuf,
+}
+
+/// The mounts in the namespace of process `pid` ("self" or a number).
+pub fn table(pid: &str) -> Result<Vec<MountEntry>> {
+    let path = format!("/proc/{pid}/mountinfo");
+    let bytes = std::fs::read(&path).context(|| format!("read {path}"))?;
+    Ok(bytes.split(|&byte| byte == b'\n').filter_map(entry).collect())
+}
+
+/// `None` for the empty line at the end and for what no kernel writes.
+///
+/// ID PARENT MAJOR:MINOR ROOT TARGET OPTIONS [OPTIONAL...] - TYPE SOURCE SUPER-OPTIONS (proc_pid_mountinfo(5))
+fn entry(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+    let (id, parent) = (number()?, number()?);
+    let path = |field| PathBuf::from(OsString::from_vec(unescaped(field)));
+    let target = path(fields.nth(2)?);
+    let source = path(fields.skip_while(|&field| field != b"-").nth(2)?);
+    Some(MountEntry { id, parent, target, source })
+}
+
+/// mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, behind)) = rest.split_first() {
+        let octal = behind
+            .get(..3)
+            .filter(|_| first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(octal.unwrap_or(first));
+        rest = if octal.is_some() { &behind[3..] } else { behind };
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines() {
+        let line = b"36 35 98:12 /mnt1 /mnt\\0402\\134x rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        let found = entry(line).expect("a line of proc(5)");
+        assert_eq!(
+            found,
+            MountEntry { id: 36, parent: 35, target: PathBuf::from("/mnt 2\\x"), source: PathBuf::from("/dev/root") }
+        );
+        assert_eq!(entry(b""), None);
+        assert_eq!(entry(b"36 x 98:12 /a /b rw"), None);
+    }
+
+    #[test]
+    fn a_backslash_without_three_digits_stays() {
+        assert_eq!(unescaped(b"a\\0b\\"), b"a\\0b\\");
+        assert_eq!(unescaped(b"\\777"), b"\\777");
+    }
+
+    #[test]
+    fn proc_is_a_mount_point_and_its_entries_are_not() {
+        let proc = mounted_at(Path::new("/proc")).expect("readable").expect("a mount point");
+        assert_eq!(proc.btrfs, None);
+        let listed = table("self").expect("readable");
+        let line = listed.iter().find(|entry| entry.id == proc.id).expect("in the table");
+        assert_eq!(line.target, Path::new("/proc"));
+        assert_eq!(mounted_at(Path::new("/proc/self")).expect("readable"), None);
+        assert_eq!(mounted_at(Path::new("/proc/none")).expect("readable"), None);
+    }
+
+    #[test]
+    fn a_process_is_on_the_mount_of_its_files() {
+        let proc = mounted_at(Path::new("/proc")).expect("readable").expect("a mount point");
+        let file = File::open("/proc/self/status").expect("open");
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        assert_eq!(mount_id(Path::new(&link)), Some(proc.id));
+    }
+}
