@@ -157,6 +157,7 @@ fn a_read_only_root_can_be_read() {
         &["create", "--image", "base", "d"][..],
         &["rm", "c"],
         &["rmi", "unused"],
+        &["tag", "base", "other"],
         &["rename", "c", "d"],
         &["reset", "c"],
     ] {
