@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 
 SNAP_CREATE_V2 = 0x50009417  # _IOW(0x94, 23, struct btrfs_ioctl_vol_args_v2), 4096 bytes
 SNAP_DESTROY = 0x5000940F    # _IOW(0x94, 15, struct btrfs_ioctl_vol_args), 4096 bytes
@@ -173,12 +172,8 @@ def destroy(parent, name):
         os.close(fd)
 
 
-def raw_limits(tree, directory, count=30, parallel=1000, workers=32):
-    """Medians of the raw ioctls on TREE, a subvolume: {create, rm, parallel} in ms.
-
-    Each snapshot has a parent directory of its own, so that those of several threads share
-    one commit of the transaction: the best that the kernel offers.
-    """
+def raw_limits(tree, directory, count=30):
+    """Medians of the raw ioctls on TREE, a subvolume: {create, rm} in ms."""
     source = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
     try:
         def timed(call, *arguments):
@@ -186,22 +181,15 @@ def raw_limits(tree, directory, count=30, parallel=1000, workers=32):
             call(*arguments)
             return (time.monotonic() - start) * 1000
 
-        parents = [os.path.join(directory, str(number)) for number in range(max(count, parallel))]
+        parents = [os.path.join(directory, str(number)) for number in range(count)]
         for parent in parents:
             os.makedirs(parent)
         sync(directory)
         create = [timed(snapshot, source, parent, "fs") for parent in parents[:count]]
         remove = [timed(destroy, parent, "fs") for parent in parents[:count]]
-        sync(directory)
-        start = time.monotonic()
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda parent: snapshot(source, parent, "fs"), parents[:parallel]))
-        together = (time.monotonic() - start) * 1000
-        for parent in parents[:parallel]:
-            destroy(parent, "fs")
     finally:
         os.close(source)
-    return {"create": median(create), "rm": median(remove), "parallel": together}
+    return {"create": median(create), "rm": median(remove)}
 
 
 def decode(archive):

@@ -2,7 +2,8 @@
 # Behind `make bench`: installs the peers, builds the release binary, measures all of them.
 # Never part of a test: a shared machine's numbers are only good for ratios.
 #
-#   BENCH_FLAGS     more flags for bench.py, such as: --scale 0.1 --no-peers
+#   BENCH_ONLY      some of: limits ours docker podman containerd; without it all
+#   BENCH_FLAGS     more flags for bench.py, such as: --scale 0.1
 
 . "$(dirname "$0")/../tools/lib.sh"
 
@@ -15,8 +16,13 @@ need_packages btrfs-progs python3 time
 # The peers' own services stay off: the benchmark starts them itself, on its own data roots.
 # policy-rc.d keeps the install from starting them, disabling keeps the next boot from it.
 policy=/usr/sbin/policy-rc.d
+only=${BENCH_ONLY:-limits ours docker podman containerd}
+wanted=()
+for peer in docker.io podman containerd; do
+    case " ${only//,/ } " in *" ${peer%.io} "*) wanted+=("$peer") ;; esac
+done
 fresh=()
-for package in docker.io podman containerd; do installed "$package" || fresh+=("$package"); done
+for package in "${wanted[@]}"; do installed "$package" || fresh+=("$package"); done
 if [ ${#fresh[@]} -gt 0 ]; then
     mine=
     if [ ! -e "$policy" ]; then
@@ -44,13 +50,7 @@ cd "$top"
 step "Build the release binary"
 run "$cargo" build --release --locked --bins --examples
 give_back
-flags=(--work "$target/bench" --binary "$target/release/reflinkd")
-for rows in "$target/release/reflinkd-bench" "$target/release/examples/reflinkd-bench"; do
-    if [ -x "$rows" ]; then
-        flags+=(--rows "$rows")
-        break
-    fi
-done
+flags=(--work "$target/bench" --binary "$target/release/reflinkd" --rows "$target/release/examples/reflinkd-bench" --only "$only")
 
 step "Measure"
 # shellcheck disable=SC2086 # flags are words

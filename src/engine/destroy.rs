@@ -77,7 +77,7 @@ fn remove_own_files(root: &Path) -> Result<()> {
     for directory in ["images", "blobs"].map(String::from).into_iter().chain(backups) {
         ignore_missing(std::fs::remove_dir_all(root.join(&directory))).context(|| format!("remove {directory}"))?;
     }
-    let files = ["index.db", "index.db-journal", "index.current", "index.lock"];
+    let files = ["index.db", "index.db-journal", "index.current", "index.lock", "index.turn", "places.lock"];
     for file in files {
         ignore_missing(std::fs::remove_file(root.join(file))).context(|| format!("unlink {file}"))?;
     }

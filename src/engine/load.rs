@@ -71,6 +71,28 @@ impl Engine {
     }
 
     fn load_image(&self, source: &Source, image: &SourceImage, progress: &dyn Progress) -> Result<Image> {
+        // The kernel takes its time over a tree whose files are in memory: the next layer needn't wait for it.
+        let top = std::thread::scope(|scope| {
+            self.load_layers(source, image, progress, &mut |work| drop(scope.spawn(|| self.discard(work))))
+        })?;
+        self.put_image(&NewImage {
+            id: image.id.0,
+            config: &image.config_bytes,
+            manifest: image.manifest.as_ref().map(|(digest, bytes)| (*digest, bytes.as_slice())),
+            top,
+            names: &image.names,
+        })
+        .context(|| format!("cannot load image {}", describe(image)))
+    }
+
+    /// All layers of an image, from the base up; the topmost one's tree. Each work tree that has served goes to `used`.
+    fn load_layers(
+        &self,
+        source: &Source,
+        image: &SourceImage,
+        progress: &dyn Progress,
+        used: &mut dyn FnMut(Draft),
+    ) -> Result<Option<Uuid>> {
         let mut parent = None;
         let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
         for (layer, chain_id) in image.layers.iter().zip(chain_ids(&diff_ids)) {
@@ -84,19 +106,12 @@ impl Engine {
                 })
             };
             let record = self
-                .ensure_layer(chain_id, layer.diff_id, parent, progress, &open)
+                .ensure_layer(chain_id, layer.diff_id, parent, progress, &open, used)
                 .context(|| format!("layer {}", layer.diff_id.0.short()))
                 .context(|| format!("cannot load image {}", describe(image)))?;
             parent = Some(record.uuid);
         }
-        self.put_image(&NewImage {
-            id: image.id.0,
-            config: &image.config_bytes,
-            manifest: image.manifest.as_ref().map(|(digest, bytes)| (*digest, bytes.as_slice())),
-            top: parent,
-            names: &image.names,
-        })
-        .context(|| format!("cannot load image {}", describe(image)))
+        Ok(parent)
     }
 
     /// The tree of a layer on its parent: found, waited for while another process makes it, or made.
@@ -107,6 +122,7 @@ impl Engine {
         parent: Option<Uuid>,
         progress: &dyn Progress,
         open: &dyn Fn() -> Result<Incoming<'a>>,
+        used: &mut dyn FnMut(Draft),
     ) -> Result<Record> {
         let owner = Owner::cli();
         let key = chain_id.to_string();
@@ -147,15 +163,23 @@ impl Engine {
             match draft {
                 Err(e) if e.kind() == Kind::Exists => {}
                 Err(e) => return Err(e),
-                Ok(draft) => return self.make_layer(draft, open),
+                Ok(draft) => return self.make_layer(draft, open, used),
             }
         }
     }
 
     /// Unpack a layer into the tree of a draft and publish it.
-    fn make_layer<'a>(&self, mut draft: Draft, open: &dyn Fn() -> Result<Incoming<'a>>) -> Result<Record> {
+    fn make_layer<'a>(
+        &self,
+        mut draft: Draft,
+        open: &dyn Fn() -> Result<Incoming<'a>>,
+        used: &mut dyn FnMut(Draft),
+    ) -> Result<Record> {
         match open().and_then(|incoming| self.unpack(&mut draft, incoming)) {
-            Ok(_) => self.store.publish(draft),
+            Ok((_, work)) => {
+                used(work);
+                self.store.publish(draft)
+            }
             Err(e) => {
                 self.discard(draft);
                 Err(e)
@@ -163,8 +187,8 @@ impl Engine {
         }
     }
 
-    /// Unpack into a work tree, then commit that as the draft's tree.
-    fn unpack(&self, draft: &mut Draft, incoming: Incoming<'_>) -> Result<Verified> {
+    /// Unpack into a work tree, then commit that as the draft's tree. The work tree has served then, but is still there.
+    fn unpack(&self, draft: &mut Draft, incoming: Incoming<'_>) -> Result<(Verified, Draft)> {
         let work = self.store.begin(New {
             owner: draft.record().owner.clone(),
             parent: draft.record().parent,
@@ -201,9 +225,13 @@ impl Engine {
             self.backend.clone_tree(&work_tree, &tree, Access::ReadOnly, None)?;
             Ok(verified)
         })();
-        // The work tree has served, whether it became a layer or not.
-        self.discard(work);
-        unpacked
+        match unpacked {
+            Ok(verified) => Ok((verified, work)),
+            Err(e) => {
+                self.discard(work);
+                Err(e)
+            }
+        }
     }
 
     fn stream_into(&self, root: &std::path::Path, incoming: Incoming<'_>) -> Result<(layer::Summary, Verified)> {
@@ -281,7 +309,10 @@ impl Engine {
         let expected = Expected { blob: None, diff_id: None, max_bytes: self.settings.layer_limits.max_bytes };
         let incoming = Incoming { raw, expected, total, label: "import".into(), progress };
         let diff_id = match self.unpack(&mut draft, incoming) {
-            Ok(verified) => verified.diff_id,
+            Ok((verified, work)) => {
+                self.discard(work);
+                verified.diff_id
+            }
             Err(e) => {
                 self.discard(draft);
                 return Err(e);

@@ -154,7 +154,8 @@ impl Dirs {
     pub(crate) fn new(root: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(root, flags, Mode::empty()).context(|| format!("open {}", root.display()))?;
-        let root = Rc::new(dir(fd)?);
+        let root = fstat(&fd).context(|| "stat a directory")?;
+        let root = Rc::new(dir(fd, &root));
         Ok(Self { root, open: HashMap::new(), paths: HashMap::new(), clock: 0 })
     }
 
@@ -246,13 +247,14 @@ impl Dirs {
 
     /// Remember what `path` leads to. One directory is open only once, or it would have two ideas of its times.
     fn keep(&mut self, fd: OwnedFd, path: &[u8], linked: bool) -> Result<Rc<Dir>> {
-        let id = Id::of(&fstat(&fd).context(|| "stat a directory")?);
+        let stat = fstat(&fd).context(|| "stat a directory")?;
+        let id = Id::of(&stat);
         self.clock += 1;
         let dir = if let Some(known) = self.get(id) {
             Rc::clone(known)
         } else {
             self.make_room()?;
-            Rc::new(dir(fd)?)
+            Rc::new(dir(fd, &stat))
         };
         if id != self.root.id {
             self.open.insert(id, (Rc::clone(&dir), self.clock));
@@ -334,20 +336,19 @@ fn symlink_refused(path: &[u8], errno: Errno) -> Result<Error> {
     }))
 }
 
-fn dir(fd: OwnedFd) -> Result<Dir> {
-    let stat = fstat(&fd).context(|| "stat a directory")?;
+fn dir(fd: OwnedFd, stat: &Stat) -> Dir {
     // Any answer but "too small for its value" and a value means that there is none.
     let default_acl = match fgetxattr(&fd, "system.posix_acl_default", &mut [0_u8; 256][..]) {
         Ok(length) => length > 0,
         Err(errno) => errno == Errno::RANGE,
     };
-    Ok(Dir {
-        id: Id::of(&stat),
-        mtime: Cell::new(mtime_of(&stat)),
+    Dir {
+        id: Id::of(stat),
+        mtime: Cell::new(mtime_of(stat)),
         times: Cell::new(Times::Right),
         default_acl: Cell::new(default_acl),
         fd,
-    })
+    }
 }
 
 /// Everything here rests on openat2; say clearly where a kernel or a seccomp filter has none.

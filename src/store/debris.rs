@@ -1,21 +1,21 @@
 //! What dead processes left: finding it, and telling it from what the living work on.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::files::{self, Lock};
+use super::files::Lock;
+use super::places::{self, PlaceLock};
 use super::record::Record;
-use super::{Held, State, Store, remove_place, scan};
-use crate::{Kind, Result};
+use super::{Held, State, Store, exists, open_place, remove_place, scan};
+use crate::Result;
 
 /// A place that no row names, nobody works on, and that holds no tree with a record. Nobody can take it while this lives.
 #[derive(Debug)]
 #[must_use]
 pub struct Stray {
     place: PathBuf,
-    _lock: File,
+    _lock: PlaceLock,
 }
 
 impl Stray {
@@ -28,35 +28,22 @@ impl Stray {
 impl Store {
     /// Wait until nobody works on a place (its maker has published or abandoned it, or died).
     pub fn wait_for(&self, uuid: Uuid) -> Result<()> {
-        match files::lock_directory(&self.place(uuid), Lock::Shared) {
-            Err(e) if e.kind() != Kind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        places::lock(self.root(), uuid, Lock::Shared).map(|_| ())
     }
 
     /// What dead makers and removers left: ours to finish or undo while we hold it.
     pub fn debris(&self) -> Result<Vec<Held>> {
         let mut debris = Vec::new();
         let unsettled = self.index().unsettled()?;
-        for (seen, _) in unsettled {
-            let place = self.place(seen.uuid);
-            let lock = match files::lock_directory(&place, Lock::TryExclusive) {
-                Ok(Some(lock)) => lock,
-                Ok(None) => continue,
-                Err(e) if e.kind() == Kind::NotFound => {
-                    self.forget_row_if_unsettled(seen.uuid)?;
-                    continue;
-                }
-                Err(e) => {
-                    tracing::warn!("cannot look at what a process left at {}: {e}", seen.uuid);
-                    continue;
-                }
-            };
+        for uuid in places::unlocked(self.root(), unsettled)? {
+            let Some(lock) = places::lock(self.root(), uuid, Lock::TryExclusive)? else { continue };
             // It may have become ready, or gone, before we got the lock.
-            if let Some((record, state)) = self.index().get(seen.uuid)?
-                && state != State::Ready
-            {
-                debris.push(Held { record, state, place, lock });
+            let Some((record, state)) = self.index().get(uuid)? else { continue };
+            let place = self.place(uuid);
+            match state {
+                State::Ready => {}
+                _ if exists(&place)? => debris.push(Held { record, state, place, _lock: lock }),
+                _ => self.forget_row_if_unsettled(uuid)?,
             }
         }
         Ok(debris)
@@ -72,16 +59,14 @@ impl Store {
             if self.index().get(uuid)?.is_some() {
                 continue;
             }
-            let lock = match files::lock_directory(&place, Lock::TryExclusive) {
-                Ok(Some(lock)) => lock,
-                Ok(None) => continue,
-                Err(e) if e.kind() == Kind::NotFound => continue,
-                Err(e) => return Err(e),
-            };
+            let Some(lock) = places::lock(self.root(), uuid, Lock::TryExclusive)? else { continue };
+            if !exists(&place)? {
+                continue;
+            }
             if self.index().get(uuid)?.is_some() {
                 continue;
             }
-            match Record::read(&lock, &place) {
+            match open_place(&place).and_then(|directory| Record::read(&directory, &place)) {
                 Ok(Some(_)) if place.join("fs").exists() => {}
                 Ok(_) => strays.push(Stray { place, _lock: lock }),
                 Err(e) => tracing::warn!("{e}; left alone, as it may hold somebody's data"),

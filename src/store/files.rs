@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -59,7 +60,7 @@ pub(super) fn lock_directory(path: &Path, how: Lock) -> Result<Option<File>> {
 }
 
 /// Lock a file or directory until the handle is dropped. `None` only for [`Lock::TryExclusive`].
-fn lock(file: File, path: &Path, how: Lock) -> Result<Option<File>> {
+pub(super) fn lock<F: AsFd>(file: F, path: &Path, how: Lock) -> Result<Option<F>> {
     let operation = match how {
         Lock::Exclusive => FlockOperation::LockExclusive,
         Lock::Shared => FlockOperation::LockShared,

@@ -13,7 +13,7 @@ use crate::{Context, Error, Kind, Result};
 pub const SCHEMA: u32 = 2;
 
 const DIRECTORIES: [&str; 4] = ["snapshots", "images", "blobs", "blobs/sha256"];
-const LOCK_FILES: [&str; 3] = ["images/lock", "images/load.lock", "index.lock"];
+const LOCK_FILES: [&str; 5] = ["images/lock", "images/load.lock", "index.lock", "index.turn", super::places::FILE];
 
 /// Identity of one store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

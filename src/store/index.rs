@@ -2,8 +2,8 @@
 //!
 //! The records beside the trees are the truth; the index can be thrown away at any time and is made again
 //! from them, and is after each reboot. So nothing here needs to survive a power cut: no fsync. Many processes use it
-//! at once: each change is one `BEGIN IMMEDIATE` transaction. No WAL: its shared memory is a mapped file, and on a full
-//! Btrfs writing to a mapped page is a SIGBUS (docs/decisions/005).
+//! at once: each change is one `BEGIN IMMEDIATE` transaction, in its [turn](super::turn). No WAL: its shared memory is a
+//! mapped file, and on a full Btrfs writing to a mapped page is a SIGBUS (docs/decisions/005).
 //!
 //! On a full or read-only filesystem the index can't be written. Removals go on all the same, with an index
 //! in memory made from the records ([`Index::in_memory`]).
@@ -14,12 +14,14 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
+use super::files::Lock;
 use super::record::{Content, Owner, Record};
+use super::turn::Turns;
 use crate::{Context, Error, Kind, Result};
 
 /// Of the index's own tables; an index of another version is made anew.
 const VERSION: i64 = 1;
-/// 32 processes writing at once wait for each other well below this.
+/// For SQLite's own locks, which are waited for only where there are no turns.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const TABLES: &str = "
@@ -74,6 +76,7 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Index {
     db: Connection,
+    turns: Turns,
     /// In memory: nobody else sees it, so it can't keep names unique.
     private: bool,
 }
@@ -92,12 +95,15 @@ impl Index {
         if !path.exists() {
             return Ok(Opened::Unusable);
         }
+        let turns = Self::turns(path);
+        let turn = turns.take(Lock::Shared)?;
         let opened = Connection::open(path).and_then(Self::settings).and_then(|db| {
             let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             Ok((db, version))
         });
+        drop(turn);
         match opened {
-            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db, private: false })),
+            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db, turns, private: false })),
             Ok(_) => Ok(Opened::Unusable),
             Err(e) => match e.sqlite_error_code() {
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Ok(Opened::Unusable),
@@ -120,12 +126,15 @@ impl Index {
                 _ => {}
             }
         }
+        let turns = Self::turns(path);
+        let turn = turns.take(Lock::Exclusive)?;
         let made = Connection::open(path).and_then(Self::settings).and_then(|db| {
             db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
-            Ok(Self { db, private: false })
+            Ok(db)
         });
+        drop(turn);
         match made {
-            Ok(index) => Ok(Some(index)),
+            Ok(db) => Ok(Some(Self { db, turns, private: false })),
             Err(e) if e.sqlite_error_code().is_some_and(is_unwritable) => Ok(None),
             Err(e) => Err(failed(&e)),
         }
@@ -135,7 +144,11 @@ impl Index {
     pub(super) fn in_memory() -> Result<Self> {
         let db = Connection::open_in_memory().map_err(|e| failed(&e))?;
         db.execute_batch(TABLES).map_err(|e| failed(&e))?;
-        Ok(Self { db, private: true })
+        Ok(Self { db, turns: Turns::none(), private: true })
+    }
+
+    fn turns(index: &Path) -> Turns {
+        Turns::at(&index.with_extension("turn"))
     }
 
     pub(super) fn is_private(&self) -> bool {
@@ -144,12 +157,14 @@ impl Index {
 
     fn settings(db: Connection) -> rusqlite::Result<Connection> {
         db.busy_timeout(PATIENCE)?;
-        db.execute_batch("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;")?;
+        // PERSIST: the journal is overwritten in place. Truncating it is a transaction of Btrfs, which waits for commits.
+        db.execute_batch("PRAGMA journal_mode = PERSIST; PRAGMA synchronous = OFF;")?;
         Ok(db)
     }
 
     /// Do several changes as one.
     pub(super) fn change<T>(&mut self, steps: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
+        let _turn = self.turns.take(Lock::Exclusive)?;
         let transaction =
             self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(&e))?;
         let change = Change { transaction };
@@ -173,9 +188,18 @@ impl Index {
         Ok(self.many("TRUE", params![])?.into_iter().filter_map(|(record, _)| record.group).collect())
     }
 
-    /// Those that are not ready.
-    pub(super) fn unsettled(&self) -> Result<Vec<(Record, State)>> {
-        self.many("state <> 'ready'", params![])
+    /// Those that are not ready. Asked before each change, while others are at work: so without their records.
+    pub(super) fn unsettled(&self) -> Result<Vec<Uuid>> {
+        let _turn = self.turns.take(Lock::Shared)?;
+        let found =
+            self.db.prepare_cached("SELECT uuid FROM snapshots WHERE state <> 'ready'").and_then(|mut found| {
+                let uuids = found.query_map([], |row| row.get::<_, String>(0))?;
+                uuids.collect::<rusqlite::Result<Vec<_>>>()
+            });
+        let parse = |text: &String| {
+            Uuid::try_parse(text).map_err(|e| Error::new(Kind::Damaged, format!("index holds a bad UUID: {e}")))
+        };
+        found.map_err(|e| failed(&e))?.iter().map(parse).collect()
     }
 
     pub(super) fn by_key(&self, owner: &Owner, kind: &str, key: &str) -> Result<Option<(Record, State)>> {
@@ -200,6 +224,7 @@ impl Index {
     }
 
     pub(super) fn fact<T: rusqlite::types::FromSql>(&self, name: &str) -> Result<Option<T>> {
+        let _turn = self.turns.take(Lock::Shared)?;
         self.db
             .query_row("SELECT value FROM facts WHERE name = ?1", [name], |row| row.get(0))
             .optional()
@@ -211,6 +236,7 @@ impl Index {
     }
 
     fn many(&self, condition: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<(Record, State)>> {
+        let _turn = self.turns.take(Lock::Shared)?;
         select(&self.db, condition, values)
     }
 }
@@ -272,8 +298,18 @@ impl Change<'_> {
             .map_err(|e| failed(&e))
     }
 
+    /// Nothing happens without a row.
     pub(super) fn set_state(&self, uuid: Uuid, state: State) -> Result<()> {
         self.execute("UPDATE snapshots SET state = ?2 WHERE uuid = ?1", params![uuid.to_string(), state.as_str()])
+    }
+
+    /// [`Change::put`] of a record that its row has already: a state alone touches half the pages.
+    pub(super) fn put_state(&self, record: &Record, state: State) -> Result<()> {
+        let values = params![record.uuid.to_string(), state.as_str()];
+        match self.change_rows("UPDATE snapshots SET state = ?2 WHERE uuid = ?1", values)? {
+            0 => self.put(record, state),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn delete(&self, uuid: Uuid) -> Result<()> {
@@ -303,16 +339,21 @@ impl Change<'_> {
 
     pub(super) fn fact<T: rusqlite::types::FromSql>(&self, name: &str) -> Result<Option<T>> {
         self.transaction
-            .query_row("SELECT value FROM facts WHERE name = ?1", [name], |row| row.get(0))
+            .prepare_cached("SELECT value FROM facts WHERE name = ?1")
+            .and_then(|mut fact| fact.query_row([name], |row| row.get(0)))
             .optional()
             .map_err(|e| failed(&e))
     }
 
     fn execute(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<()> {
+        self.change_rows(sql, values).map(|_| ())
+    }
+
+    /// How many rows a statement changed.
+    fn change_rows(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<usize> {
         self.transaction
             .prepare_cached(sql)
             .and_then(|mut statement| statement.execute(values))
-            .map(|_| ())
             .map_err(|e| failed(&e))
     }
 }

@@ -11,6 +11,8 @@
 //! ROOT/index.current         there while the index is as good as the records; removing it (which works on
 //!                            a full disk) makes the next one who opens rebuild the index
 //! ROOT/index.lock            held while the index is rebuilt
+//! ROOT/index.turn            held while the index is used; see `turn`
+//! ROOT/places.lock           has a byte for each place, locked by whoever works on it; see `places`
 //! ROOT/backup-schema-<n>/    what an upgrade changed, as it was; see `upgrade`
 //! ```
 //!
@@ -37,7 +39,7 @@
 //! # Locking
 //!
 //! Whoever works in a store holds the flock on ROOT shared; upgrading and destroying it hold it exclusively.
-//! A place belongs to whoever holds the flock on its directory. Locks are taken in this order and never the other way:
+//! A place belongs to whoever holds its byte of `places.lock`. Locks are taken in this order and never the other way:
 //! ROOT, `load.lock`, a layer's place, `images/lock`, the place of a container that nobody knows yet, the index's
 //! transaction. Nobody waits for a place inside a transaction.
 
@@ -58,10 +60,12 @@ mod files;
 mod identity;
 mod images;
 mod index;
+mod places;
 mod record;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod upgrade;
 
 pub use debris::Stray;
@@ -73,6 +77,7 @@ pub use record::{Container, Content, Layer, Owner, Record};
 pub use upgrade::upgrade;
 
 use index::{Change, Index};
+use places::PlaceLock;
 
 /// How long to wait for another process to be done with a whole tree: it looks at it, or writes its record.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -119,7 +124,11 @@ pub enum NewGroup {
 pub struct Draft {
     record: Record,
     place: PathBuf,
-    lock: File,
+    /// The place, open before there is a tree in it.
+    directory: File,
+    /// Whether its row has an older record.
+    changed: bool,
+    _lock: PlaceLock,
 }
 
 impl Draft {
@@ -136,6 +145,7 @@ impl Draft {
     /// The layer's facts, once they are known; [`Store::publish`] writes them.
     pub fn set_content(&mut self, content: Content) {
         self.record.content = content;
+        self.changed = true;
     }
 }
 
@@ -146,7 +156,7 @@ pub struct Held {
     record: Record,
     state: State,
     place: PathBuf,
-    lock: File,
+    _lock: PlaceLock,
 }
 
 impl Held {
@@ -229,21 +239,12 @@ impl Store {
     /// `Exists` if key or name are taken (by a tree that is whole, or still being made); `NotFound` if the
     /// parent is gone or going.
     pub fn begin(&self, new: New) -> Result<Draft> {
-        loop {
-            let uuid = Uuid::new_v4();
-            let place = self.place(uuid);
-            std::fs::create_dir(&place).context(|| format!("mkdir {}", place.display()))?;
-            match files::lock_directory(&place, Lock::Exclusive) {
-                Ok(Some(lock)) => return self.begin_in(uuid, place, lock, new),
-                // Somebody who clears up took it for a dead process's before we had the lock.
-                Ok(None) => {}
-                Err(e) if e.kind() == Kind::NotFound => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-
-    fn begin_in(&self, uuid: Uuid, place: PathBuf, lock: File, new: New) -> Result<Draft> {
+        let uuid = Uuid::new_v4();
+        let place = self.place(uuid);
+        // Locked before it is there: a place that nobody works on is a stray.
+        let lock = places::lock(&self.root, uuid, Lock::TryExclusive)?
+            .ok_or_else(|| Error::new(Kind::InUse, format!("{uuid} is locked before it is made")))?;
+        std::fs::create_dir(&place).context(|| format!("mkdir {}", place.display()))?;
         let mut record = Record {
             uuid,
             owner: new.owner,
@@ -253,23 +254,26 @@ impl Store {
             replacing: false,
             content: new.content,
         };
-        let begun = self.reserving(|change| {
-            if let Some(parent) = record.parent
-                && !change.get(parent)?.is_some_and(|(_, state)| state == State::Ready)
-            {
-                return Err(Error::new(Kind::NotFound, format!("its parent {parent} is gone")));
-            }
-            record.group = match new.group {
-                NewGroup::None => None,
-                NewGroup::Same(group) => group,
-                NewGroup::Fresh => Some(take_group(change)?),
-            };
-            change.put(&record, State::Making)?;
-            // Before the row is committed: whoever makes the index anew must find the one or the other.
-            record.write(&lock, &place)
+        let begun = open_place(&place).and_then(|directory| {
+            self.reserving(|change| {
+                if let Some(parent) = record.parent
+                    && !change.get(parent)?.is_some_and(|(_, state)| state == State::Ready)
+                {
+                    return Err(Error::new(Kind::NotFound, format!("its parent {parent} is gone")));
+                }
+                record.group = match new.group {
+                    NewGroup::None => None,
+                    NewGroup::Same(group) => group,
+                    NewGroup::Fresh => Some(take_group(change)?),
+                };
+                change.put(&record, State::Making)?;
+                // Before the row is committed: whoever makes the index anew must find the one or the other.
+                record.write(&directory, &place)
+            })?;
+            Ok(directory)
         });
         match begun {
-            Ok(()) => Ok(Draft { record, place, lock }),
+            Ok(directory) => Ok(Draft { record, place, directory, changed: false, _lock: lock }),
             Err(e) => {
                 // The row goes last: it is what a place is found by if we die here.
                 let _ = remove_place(&place);
@@ -281,7 +285,13 @@ impl Store {
 
     /// The tree is whole and durable: show it to everyone.
     pub fn publish(&self, draft: Draft) -> Result<Record> {
-        self.index().change(|change| change.put(&draft.record, State::Ready))?;
+        self.index().change(|change| {
+            if draft.changed {
+                change.put(&draft.record, State::Ready)
+            } else {
+                change.put_state(&draft.record, State::Ready)
+            }
+        })?;
         Ok(draft.record)
     }
 
@@ -296,7 +306,7 @@ impl Store {
 
     /// Write the record of a draft again, after [`Draft::set_content`] and before the durable step.
     pub fn rewrite(&self, draft: &Draft) -> Result<()> {
-        draft.record.write(&draft.lock, &draft.place)
+        draft.record.write(&draft.directory, &draft.place)
     }
 
     /// The tree is not to be; it has been destroyed.
@@ -335,9 +345,10 @@ impl Store {
     pub fn begin_replacement(&self, uuid: Uuid) -> Result<Held> {
         let mut held = self.hold(uuid)?;
         let marked = Record { replacing: true, ..held.record.clone() };
+        let directory = open_place(&held.place)?;
         held.record.group = Some(self.reserving(|change| {
             change.set_state(uuid, State::Replacing)?;
-            marked.write(&held.lock, &held.place)?;
+            marked.write(&directory, &held.place)?;
             take_group(change)
         })?);
         held.state = State::Replacing;
@@ -370,10 +381,11 @@ impl Store {
     }
 
     fn write(&self, held: &Held, record: Record) -> Result<Record> {
+        let directory = open_place(&held.place)?;
         self.reserving(|change| {
             change.put(&record, State::Ready)?;
-            record.write(&held.lock, &held.place)?;
-            held.lock.sync_all().context(|| format!("fsync {}", held.place.display()))
+            record.write(&directory, &held.place)?;
+            directory.sync_all().context(|| format!("fsync {}", held.place.display()))
         })?;
         Ok(record)
     }
@@ -419,24 +431,21 @@ impl Store {
         let place = self.place(uuid);
         let start = std::time::Instant::now();
         let lock = loop {
-            match files::lock_directory(&place, Lock::TryExclusive) {
-                Ok(Some(lock)) => break lock,
-                Ok(None) => {
-                    let whole = self.index().get(uuid)?.is_some_and(|(_, state)| state == State::Ready);
-                    if !whole || start.elapsed() > PATIENCE {
-                        return Err(Error::new(Kind::InUse, "another reflinkd is working on it"));
-                    }
-                    std::thread::sleep(POLL);
-                }
-                Err(e) if e.kind() == Kind::NotFound => {
-                    self.forget_missing(uuid)?;
-                    return Err(Error::new(Kind::NotFound, "it is gone"));
-                }
-                Err(e) => return Err(e),
+            if let Some(lock) = places::lock(&self.root, uuid, Lock::TryExclusive)? {
+                break lock;
             }
+            let whole = self.index().get(uuid)?.is_some_and(|(_, state)| state == State::Ready);
+            if !whole || start.elapsed() > PATIENCE {
+                return Err(Error::new(Kind::InUse, "another reflinkd is working on it"));
+            }
+            std::thread::sleep(POLL);
         };
+        if !exists(&place)? {
+            self.forget_missing(uuid)?;
+            return Err(Error::new(Kind::NotFound, "it is gone"));
+        }
         match self.index().get(uuid)? {
-            Some((record, state)) => Ok(Held { record, state, place, lock }),
+            Some((record, state)) => Ok(Held { record, state, place, _lock: lock }),
             None => Err(Error::new(Kind::NotFound, "it is gone")),
         }
     }
@@ -508,4 +517,13 @@ fn remove_place(place: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("rmdir {}", place.display())),
         _ => Ok(()),
     }
+}
+
+fn open_place(place: &Path) -> Result<File> {
+    File::open(place).context(|| format!("open {}", place.display()))
+}
+
+/// Whether there is a place. Opening it to see would wait for whoever makes a snapshot in it.
+fn exists(place: &Path) -> Result<bool> {
+    place.try_exists().context(|| format!("stat {}", place.display()))
 }

@@ -305,7 +305,7 @@ fn who_only_looks_doesnt_keep_others_from_a_tree() {
     let world = World::new();
     let store = world.store();
     let record = made(&store, container("a", "01"));
-    let looked = files::lock_directory(&store.place(record.uuid), Lock::TryExclusive).expect("lock");
+    let looked = places::lock(world.root(), record.uuid, Lock::TryExclusive).expect("lock");
     std::thread::scope(|scope| {
         let removal = scope.spawn(|| store.begin_removal(record.uuid).map(|held| held.record().uuid));
         std::thread::sleep(Duration::from_millis(100));

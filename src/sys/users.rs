@@ -81,6 +81,8 @@ impl Target {
     /// A process that ends while we look uses nothing: all failures to read mean "no".
     fn used_by(&self, pid: u32, namespaces: &mut HashSet<PathBuf>) -> Option<How> {
         let process = PathBuf::from(format!("/proc/{pid}"));
+        // A thread of the kernel has no executable, and neither has a zombie: both use nothing. Half of all processes.
+        fs::read_link(process.join("exe")).ok()?;
         for (link, how) in [("root", How::Root), ("cwd", How::WorkingDirectory), ("exe", How::Executable)] {
             if self.holds(&process.join(link)) {
                 return Some(how);
