@@ -119,7 +119,8 @@ impl Identity {
             let name = entry.file_name();
             let ours = match name.to_str() {
                 Some("snapshots") => read(&entry.path())?.next().is_none(),
-                Some("images" | "blobs" | "index.lock" | "store.new") => true,
+                Some("images" | "blobs" | "store.new") => true,
+                Some(name) if LOCK_FILES.contains(&name) => true,
                 _ => false,
             };
             if !ours {
