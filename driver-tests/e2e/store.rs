@@ -77,6 +77,11 @@ fn a_directory_with_other_things_is_left_alone() {
     assert_eq!(fs::read_dir(world.root()).expect("read").count(), 1);
 }
 
+fn info_of(output: &str) -> serde_json::Value {
+    let rows: serde_json::Value = serde_json::from_str(output).expect("JSON");
+    rows[0].clone()
+}
+
 #[test]
 fn elsewhere_init_makes_a_pool_and_commands_say_so() {
     require_root();
@@ -94,6 +99,13 @@ fn elsewhere_init_makes_a_pool_and_commands_say_so() {
     assert_eq!(info[0]["quotas"], "simple");
     assert!(info[0]["pool"]["occupied"].as_u64().expect("bytes") < 50 * MB, "sparse: {info}");
     assert!(bytes(&info[0], "total").abs_diff(500 * MB) < 10 * MB, "{info}");
+    // Grown while in use, and never shrunk.
+    assert!(ask(&["init", "--pool-size", "800MB"]).stdout.contains("has grown to 800MB"));
+    assert!(bytes(&info_of(&ask(&["info", "--format", "json"]).stdout), "total").abs_diff(800 * MB) < 10 * MB);
+    for again in [&["init"][..], &["init", "--pool-size", "800MB"]] {
+        assert!(ask(again).stdout.contains("is a store already"));
+    }
+    assert_eq!(ask(&["init", "--pool-size", "300MB"]).status, Some(1));
     // After a reboot: nothing mounted, and the next command attaches it.
     run("umount", &[root.to_str().expect("UTF-8")]);
     assert_eq!(fs::read_dir(&root).expect("read").count(), 0);
@@ -145,6 +157,7 @@ fn a_read_only_root_can_be_read() {
         &["create", "--image", "base", "d"][..],
         &["rm", "c"],
         &["rmi", "unused"],
+        &["tag", "base", "other"],
         &["rename", "c", "d"],
         &["reset", "c"],
     ] {

@@ -99,7 +99,18 @@ impl LoopFs {
     /// Unmount and mount again, with further mount options.
     pub(crate) fn remount(&self, options: &str) {
         run("umount", &[arg(&self.mount)]);
+        self.wait_for_detach();
         run("mount", &["-o", &format!("loop,{options}"), arg(&self.image()), arg(&self.mount)]);
+    }
+
+    /// Whoever copied the mount table meanwhile keeps the filesystem mounted for a moment, and mount(8) would take the
+    /// loop device that is still there, read-only or not.
+    fn wait_for_detach(&self) {
+        let start = std::time::Instant::now();
+        while !run("losetup", &["-j", arg(&self.image())]).trim().is_empty() {
+            assert!(start.elapsed().as_secs() < 30, "{} stays attached", self.image().display());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
     }
 
     fn on_image(name: &str, size: u64, mkfs: &[&str], options: &str) -> Self {

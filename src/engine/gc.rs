@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::Result;
-use crate::backend::{Reclaimed, Tree};
+use crate::backend::Tree;
 
 /// How long to wait for the filesystem to clean up what was removed.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -24,12 +24,14 @@ pub struct Garbage {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Collected {
     pub garbage: Vec<Garbage>,
-    pub reclaimed: Reclaimed,
+    /// How many bytes less the filesystem uses.
+    pub freed: u64,
 }
 
 impl Engine {
     /// Find what nobody needs; remove it unless `dry_run`. Images and containers are never touched.
     pub fn collect_garbage(&self, dry_run: bool) -> Result<Collected> {
+        let before = self.backend.space()?.used;
         let mut garbage = Vec::new();
         let records = if dry_run {
             // Dropped again at once: held only to tell the dead's from the living's.
@@ -82,7 +84,10 @@ impl Engine {
             reason: "its tree was removed",
             size: Some(leftover.charged),
         }));
-        let reclaimed = if dry_run { Reclaimed::default() } else { self.backend.reclaim(&live, PATIENCE)? };
-        Ok(Collected { garbage, reclaimed })
+        if !dry_run {
+            self.backend.reclaim(&live, PATIENCE)?;
+        }
+        let freed = before.saturating_sub(self.backend.space()?.used);
+        Ok(Collected { garbage, freed })
     }
 }

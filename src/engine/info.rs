@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use super::Engine;
 use super::image::ImageInfo;
 use super::quota::QuotaStatus;
-use crate::Result;
 use crate::backend::{Nested, Space};
 use crate::store::{Identity, Image, Record, TreeKind};
+use crate::{Error, Kind, Result};
 
 /// The state of a store.
 #[derive(Debug, Clone)]
@@ -57,6 +57,22 @@ impl Engine {
         let stat = rustix::fs::statvfs(self.root());
         let stat = crate::Context::context(stat, || format!("statvfs {}", self.root().display()))?;
         Ok(stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+    }
+
+    /// Let the embedded pool grow to `size` bytes, while it is in use. Whether it was smaller.
+    ///
+    /// # Errors
+    /// `Unsupported` for a store without a pool; `Invalid` for a size below what it has.
+    pub fn grow_pool(&self, size: u64) -> Result<bool> {
+        let pool = self.pool.as_ref().ok_or_else(|| {
+            Error::new(
+                Kind::Unsupported,
+                format!("the store at {} has no pool that could grow", self.root().display()),
+            )
+        })?;
+        let before = pool.host_space()?.length;
+        pool.grow(size)?;
+        Ok(pool.host_space()?.length > before)
     }
 
     /// An image with its layers and size.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::pool::Pool;
+use super::pool::{Creation, Pool};
 use super::{Engine, Settings};
 use crate::backend::btrfs::{Btrfs, root as subvolume};
 use crate::backend::{Backend, QuotaMode};
@@ -70,9 +70,12 @@ impl Engine {
             }
             if pool.is_none() {
                 let pool = Pool::at(&root);
-                pool.create(settings.pool_size)?;
+                let created = pool.create(settings.pool_size)?;
                 if let Err(e) = pool.attach().and_then(|()| fill_pool(&root)) {
-                    if let Err(undone) = pool.destroy() {
+                    // Another process's pool is not ours to undo.
+                    if created == Creation::Created
+                        && let Err(undone) = pool.destroy()
+                    {
                         tracing::warn!("cannot remove the new pool: {undone}");
                     }
                     return Err(e);

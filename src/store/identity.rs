@@ -120,8 +120,8 @@ impl Identity {
             let ours = match name.to_str() {
                 Some("snapshots") => read(&entry.path())?.next().is_none(),
                 Some("images" | "blobs" | "store.new") => true,
-                Some(name) => LOCK_FILES.contains(&name),
-                None => false,
+                Some(name) if LOCK_FILES.contains(&name) => true,
+                _ => false,
             };
             if !ours {
                 return Ok(false);

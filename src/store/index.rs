@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::files::Lock;
 use super::record::{Content, Owner, Record};
 use super::turn::Turns;
-use crate::{Error, Kind, Result};
+use crate::{Context, Error, Kind, Result};
 
 /// Of the index's own tables; an index of another version is made anew.
 const VERSION: i64 = 1;
@@ -119,9 +119,9 @@ impl Index {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
             match std::fs::remove_file(&name) {
+                Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => return Ok(None),
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::debug!("cannot remove {}: {e}", Path::new(&name).display());
-                    return Ok(None);
+                    return Err(e).context(|| format!("unlink {}", name.display()));
                 }
                 _ => {}
             }

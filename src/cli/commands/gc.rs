@@ -37,9 +37,9 @@ impl Gc {
             (true, true) => out.line("nothing to remove"),
             (true, false) => Ok(()),
             (false, _) => out.line(format_args!(
-                "removed {}; {} handed back to the host",
+                "removed {}; the filesystem uses {} less",
                 collected.garbage.len(),
-                format::size(collected.reclaimed.trimmed)
+                format::size(collected.freed)
             )),
         }
     }

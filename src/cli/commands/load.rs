@@ -3,10 +3,9 @@ use std::path::PathBuf;
 
 use super::{Output, format};
 use crate::cli::progress::Layers;
-use crate::engine::image::familiar;
 use crate::engine::load::{Progress, Silent};
 use crate::engine::{Engine, Settings};
-use crate::oci::{Input, Source, SourceLimits};
+use crate::oci::{Input, Reference, Source, SourceLimits};
 use crate::store::Image;
 use crate::{Context, Error, Kind, Result};
 
@@ -52,16 +51,16 @@ impl Load {
         let progress: &dyn Progress = layers.as_ref().map_or(&Silent, |layers| layers as &dyn Progress);
         let images = engine.load(&source, progress);
         drop(layers);
-        images?.iter().try_for_each(|image| report(image, out))
+        images?.iter().zip(source.images()).try_for_each(|(image, loaded)| report(image, &loaded.names, out))
     }
 }
 
-/// A line for each name of an image, as `docker load` prints it.
-fn report(image: &Image, out: &mut Output) -> Result<()> {
-    if image.names.is_empty() {
+/// A line for each name that an image was loaded by, as `docker load` prints it.
+fn report(image: &Image, names: &[Reference], out: &mut Output) -> Result<()> {
+    if names.is_empty() {
         return out.line(format_args!("Loaded image ID: {}", image.id));
     }
-    image.names.keys().try_for_each(|name| out.line(format_args!("Loaded image: {}", familiar(name))))
+    names.iter().try_for_each(|name| out.line(format_args!("Loaded image: {name}")))
 }
 
 pub(super) fn input(file: &std::path::Path) -> Result<Input> {
