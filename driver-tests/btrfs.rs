@@ -44,7 +44,7 @@ fn the_four_operations_in_each_quota_mode() {
         let method = match mode {
             QuotaMode::Simple => SizeMethod::SimpleQuota,
             QuotaMode::Full => SizeMethod::Qgroup,
-            QuotaMode::None | QuotaMode::Inconsistent => SizeMethod::Extents,
+            QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project => SizeMethod::Extents,
         };
         let measured = btrfs.measure(&[&web1, &web2], SYNCED).unwrap();
         assert_eq!(measured.method, method);
@@ -278,7 +278,8 @@ fn failures_leave_nothing() {
         assert_eq!(error.kind(), Kind::Exists, "{error}");
         btrfs.destroy(&taken).unwrap();
         if mode == QuotaMode::Simple {
-            assert_eq!(btrfs.leftovers(&live).unwrap().iter().map(|l| l.group).collect::<Vec<_>>(), [GroupId(8)]);
+            let left = btrfs.leftovers(&live).unwrap();
+            assert_eq!(left.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["8"]);
         }
         if matches!(mode, QuotaMode::None | QuotaMode::Inconsistent) {
             assert!(btrfs.quotas().is_none());

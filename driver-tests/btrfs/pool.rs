@@ -42,7 +42,7 @@ impl Pool {
         run(Command::new("mount").args(["-o", "loop"]).arg(&pool.file).arg(&pool.root));
         let fd = BtrfsFd::open(&pool.root).unwrap();
         match mode {
-            QuotaMode::None => {}
+            QuotaMode::None | QuotaMode::Project => {}
             QuotaMode::Simple => qgroup::quota_ctl(&fd, qgroup::QuotaCtl::EnableSimple).unwrap(),
             QuotaMode::Full | QuotaMode::Inconsistent => {
                 qgroup::quota_ctl(&fd, qgroup::QuotaCtl::Enable).unwrap();

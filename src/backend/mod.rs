@@ -30,7 +30,8 @@
 //! # Abilities
 //!
 //! What not every filesystem can do is a trait of its own, handed out as an `Option`: [`Backend::quotas`].
-//! There is no question "which filesystem are you?".
+//! What a clone costs is a fact, [`Backend::clone_cost`]: where it grows with the files of the tree, the engine keeps
+//! clones made ahead. There is no question "which filesystem are you?".
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -105,6 +106,9 @@ pub enum SizeMethod {
     Qgroup,
     /// Counted from the tree's own extents and inline data; without metadata.
     Extents,
+    /// XFS project quotas: what the tree has allocated, less what it had when it was cloned. Deleting what it was cloned
+    /// with makes the number smaller, and overwriting it adds nothing.
+    ProjectQuota,
     /// Counted by comparing every block with the tree it was cloned from.
     Blocks,
 }
@@ -115,6 +119,7 @@ impl fmt::Display for SizeMethod {
             Self::SimpleQuota => "simple-quota",
             Self::Qgroup => "qgroup",
             Self::Extents => "extents",
+            Self::ProjectQuota => "project-quota",
             Self::Blocks => "blocks",
         })
     }
@@ -155,18 +160,22 @@ pub struct Space {
     pub available: u64,
 }
 
-/// What the kernel still charges to a group that no record names: a removed tree that is not cleaned up yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A removed tree that is not cleaned up yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftover {
-    pub group: GroupId,
+    /// What is left: `group` or `tree`.
+    pub kind: &'static str,
+    /// The number of the group, or what the backend calls the tree.
+    pub name: String,
+    /// Bytes that come back with it.
     pub charged: u64,
 }
 
 /// What [`Backend::reclaim`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reclaimed {
-    /// Groups removed.
-    pub groups: u64,
+    /// Groups removed, or trees, where it is for us to take them apart.
+    pub removed: u64,
     /// Bytes given back to the device below by FITRIM; 0 where it takes none.
     pub trimmed: u64,
 }
@@ -194,6 +203,17 @@ pub enum Guarantee {
     Holds,
     /// A subvolume made inside the tree isn't counted (full qgroups).
     EscapedByNestedSubvolumes,
+    /// Deleting what the tree was cloned with makes room for more, and overwriting it is free (project quotas).
+    CountsTheClone,
+}
+
+/// What [`Backend::clone_tree`] costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloneCost {
+    /// A metadata operation, whatever is in the tree.
+    Constant,
+    /// A few calls for each file.
+    PerFile,
 }
 
 /// A filesystem that can hold trees.
@@ -204,8 +224,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Make an empty writable tree (root directory 0755, root:root). Not durable by itself.
     fn create(&self, tree: &Tree, limit: Option<u64>) -> Result<()>;
 
-    /// Make `to` a clone of `from`: same content, owners, times to the ns, xattrs, at the cost of a metadata
-    /// operation. When it returns the clone, with the data `from` holds and the place around it, is durable.
+    /// Make `to` a clone of `from`: same content, owners, times to the ns, xattrs; no data is copied. When it returns the clone, with the data `from` holds and the place around it, is durable.
     /// On failure nothing is left at `to`, its group neither.
     ///
     /// # Errors
@@ -239,17 +258,25 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// What each tree holds of its own. One commit (if asked for) and one search for any number of trees.
     fn measure(&self, trees: &[&Tree], want: Want) -> Result<Measured>;
 
+    /// Bytes that these trees take besides what [`Backend::measure`] and a layer's size count: inodes and directories
+    /// of their own. 0 where clones share them. Costs a file read per tree.
+    fn overhead(&self, trees: &[&Tree]) -> Result<u64>;
+
+    /// What a clone costs here.
+    fn clone_cost(&self) -> CloneCost;
+
     /// The filesystem's own account, as of its last commit.
     fn space(&self) -> Result<Space>;
 
     /// Commit the filesystem: everything done so far is durable, and charges are exact.
     fn sync(&self) -> Result<()>;
 
-    /// Charges of groups of this store that are not in `live`, as of the last commit.
+    /// Removed trees that still take space: groups of this store that are charged and not in `live`, as of the last
+    /// commit, or trees moved out of their places by [`Backend::destroy`].
     fn leftovers(&self, live: &BTreeSet<GroupId>) -> Result<Vec<Leftover>>;
 
-    /// Wait until removed trees are cleaned up (at most `patience`), drop the groups not in `live` that nothing
-    /// charges to any more, and hand freed blocks back to the device below.
+    /// Wait until removed trees are cleaned up (at most `patience`), or clean them up where nobody else does; drop the
+    /// groups not in `live` that nothing charges to any more, and hand freed blocks back to the device below.
     fn reclaim(&self, live: &BTreeSet<GroupId>, patience: std::time::Duration) -> Result<Reclaimed>;
 
     /// The highest group this filesystem knows of this store: where a lost sequence goes on.
@@ -280,6 +307,8 @@ pub enum QuotaMode {
     Full,
     /// Btrfs full qgroups whose numbers the kernel itself calls wrong: never trusted.
     Inconsistent,
+    /// XFS project quotas, by mount option.
+    Project,
 }
 
 /// Limits on what a tree's writers may add.

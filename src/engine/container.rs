@@ -133,6 +133,12 @@ impl Engine {
         };
         Ok(match quotas.guarantee() {
             Guarantee::Holds => Vec::new(),
+            Guarantee::CountsTheClone => {
+                vec![
+                    "project quotas let the container write more once it deletes or overwrites files of its image"
+                        .into(),
+                ]
+            }
             Guarantee::EscapedByNestedSubvolumes => {
                 vec!["with full qgroups, subvolumes made inside the container are not held by its limit".into()]
             }

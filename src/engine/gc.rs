@@ -79,8 +79,8 @@ impl Engine {
         drop(guard);
         let live = self.live_groups()?;
         garbage.extend(self.backend.leftovers(&live)?.into_iter().map(|leftover| Garbage {
-            kind: "group",
-            id: leftover.group.0.to_string(),
+            kind: leftover.kind,
+            id: leftover.name,
             reason: "its tree was removed",
             size: Some(leftover.charged),
         }));

@@ -76,7 +76,12 @@ impl Btrfs {
 
     pub(super) fn leftover_groups(&self, live: &BTreeSet<GroupId>) -> Result<Vec<Leftover>> {
         let groups = self.groups()?.into_iter().filter(|(id, _)| !live.contains(id));
-        Ok(groups.map(|(group, info)| Leftover { group, charged: info.referenced }).collect())
+        let leftover = |(group, info): (GroupId, QgroupInfo)| Leftover {
+            kind: "group",
+            name: group.0.to_string(),
+            charged: info.referenced,
+        };
+        Ok(groups.map(leftover).collect())
     }
 
     /// Make the subvolume at `at` by `make`, charged to the group of `tree` and limited.
@@ -122,7 +127,7 @@ impl Btrfs {
             (QuotaMode::Simple, None) => {
                 Err(Error::new(Kind::Invalid, "a limit needs a group that the tree is charged to"))
             }
-            (mode @ (QuotaMode::None | QuotaMode::Inconsistent), _) => Err(self.no_limits(mode)),
+            (mode @ (QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project), _) => Err(self.no_limits(mode)),
         }
     }
 

@@ -17,7 +17,7 @@ impl Btrfs {
         let (method, charges) = match self.mode()? {
             QuotaMode::Simple => (SizeMethod::SimpleQuota, self.simple_charges(trees)?),
             QuotaMode::Full => (SizeMethod::Qgroup, self.exclusive_bytes(trees)?),
-            QuotaMode::None | QuotaMode::Inconsistent => (SizeMethod::Extents, None),
+            QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project => (SizeMethod::Extents, None),
         };
         let count = |tree: &&Tree| self.count(tree);
         let Some(charges) = charges else {

@@ -23,7 +23,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::backend::{
-    Access, Backend, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, Space, Tree, Want,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, Space, Tree, Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
 use crate::{Context, Error, Kind, Result};
@@ -141,6 +141,14 @@ impl Backend for Btrfs {
         self.measure_trees(trees, want)
     }
 
+    fn overhead(&self, _trees: &[&Tree]) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn clone_cost(&self) -> CloneCost {
+        CloneCost::Constant
+    }
+
     /// `total` and `available` are statfs(2)'s. `used` counts each block once, as quotas do, however many copies
     /// the metadata's profile keeps, and leaves out the kernel's global reserve, which moves by itself: so it is
     /// comparable with charges, and less than what statfs calls used.
@@ -179,7 +187,7 @@ impl Backend for Btrfs {
     fn quotas(&self) -> Option<&dyn Quotas> {
         match self.mode() {
             Ok(QuotaMode::Simple | QuotaMode::Full) => Some(self),
-            Ok(QuotaMode::None | QuotaMode::Inconsistent) | Err(_) => None,
+            Ok(QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project) | Err(_) => None,
         }
     }
 

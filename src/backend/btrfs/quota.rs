@@ -45,6 +45,9 @@ impl Btrfs {
         let from = self.mode()?;
         match (from, to) {
             (_, QuotaMode::Inconsistent) => Err(Error::new(Kind::Invalid, "nobody can ask for inconsistent quotas")),
+            (_, QuotaMode::Project) => {
+                Err(Error::new(Kind::Unsupported, "Btrfs has no project quotas").with_hint("reflinkd quota enable"))
+            }
             (from, to) if from == to => Ok(()),
             (_, QuotaMode::None) => self.quota_ctl(QuotaCtl::Disable),
             (QuotaMode::Inconsistent, QuotaMode::Full) => self.rescan(),

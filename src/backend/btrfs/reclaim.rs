@@ -22,14 +22,14 @@ impl Btrfs {
         let groups = match self.mode()? {
             QuotaMode::Simple => self.drop_groups(live)?,
             QuotaMode::Full => self.drop_stale_subvolume_groups()?,
-            QuotaMode::None | QuotaMode::Inconsistent => 0,
+            QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project => 0,
         };
         self.free_empty_block_groups()?;
         let trimmed = match space::fitrim(&self.fd) {
             Err(Errno::EOPNOTSUPP) => 0,
             other => other.context(|| self.call("FITRIM"))?,
         };
-        Ok(Reclaimed { groups, trimmed })
+        Ok(Reclaimed { removed: groups, trimmed })
     }
 
     /// Give a new, grown filesystem metadata room of the size that the kernel picks for it.

@@ -33,8 +33,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::{
-    Access, Backend, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, SizeMethod, Space, Tree,
-    TreeSize, Want, copy,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, SizeMethod, Space,
+    Tree, TreeSize, Want, copy,
 };
 use crate::{Context, Error, Kind, Result};
 use survey::Survey;
@@ -175,6 +175,14 @@ impl Backend for Memory {
         Ok(Measured { method: SizeMethod::Blocks, sizes: trees.iter().map(measure).collect::<Result<_>>()? })
     }
 
+    fn overhead(&self, _trees: &[&Tree]) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn clone_cost(&self) -> CloneCost {
+        CloneCost::PerFile
+    }
+
     fn space(&self) -> Result<Space> {
         let fs = rustix::fs::statvfs(&self.root).context(|| format!("statvfs {}", self.root.display()))?;
         let bytes = |blocks: u64| blocks.saturating_mul(fs.f_frsize);
@@ -220,7 +228,7 @@ impl Backend for Memory {
     fn set_quota_mode(&self, mode: QuotaMode) -> Result<()> {
         match mode {
             QuotaMode::None => Ok(()),
-            QuotaMode::Simple | QuotaMode::Full | QuotaMode::Inconsistent => Err(Error::new(
+            QuotaMode::Simple | QuotaMode::Full | QuotaMode::Inconsistent | QuotaMode::Project => Err(Error::new(
                 Kind::Unsupported,
                 format!("plain directories at {} have no quotas", self.root.display()),
             )),

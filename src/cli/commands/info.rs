@@ -72,12 +72,16 @@ pub(super) fn mode(mode: QuotaMode) -> &'static str {
         QuotaMode::Simple => "simple",
         QuotaMode::Full => "full",
         QuotaMode::Inconsistent => "full, inconsistent",
+        QuotaMode::Project => "project",
     }
 }
 
 pub(super) fn limits(guarantee: Option<Guarantee>) -> &'static str {
     match guarantee {
         Some(Guarantee::Holds) => "limits hold",
+        Some(Guarantee::CountsTheClone) => {
+            "limits hold, but deleting files of the image makes room, and overwriting them is free"
+        }
         Some(Guarantee::EscapedByNestedSubvolumes) => "limits hold, but not for subvolumes made inside a container",
         None => "limits are refused",
     }

@@ -99,6 +99,8 @@ fn consequences(to: QuotaMode) -> &'static [&'static str] {
             "the numbers may turn inconsistent; subvolumes made inside a container escape its limit",
             "the first scan reads all metadata",
         ],
-        QuotaMode::None | QuotaMode::Inconsistent => &["limits hold no longer; sizes are counted from extents"],
+        QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project => {
+            &["limits hold no longer; sizes are counted from extents"]
+        }
     }
 }
