@@ -21,7 +21,9 @@ use rustix::io::Errno;
 
 use super::{
     Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, SizeMethod, Space,
-    Tree, TreeSize, Want, copy,
+    Tree, TreeSize, Want,
+    clone::{Content, clone_tree},
+    remove::remove_tree,
 };
 use crate::{Context, Error, Kind, Result};
 
@@ -91,7 +93,7 @@ impl Reflink {
         let spare = to.spare();
         self.discard(&spare)?;
         let make = || {
-            copy::copy_tree(&from.root(), &spare)?;
+            clone_tree(&from.root(), &spare, Content::Reflink, None)?;
             let files = files(&spare)?.into_iter().map(|(inode, facts)| (inode, changed(&facts))).collect();
             let manifest = Manifest { group: to.group(), read_only: access == Access::ReadOnly, files };
             write_manifest(&spare, &manifest)?;
@@ -259,7 +261,7 @@ impl Backend for Reflink {
         let mut removed = 0;
         for path in self.trashed()? {
             let manifest = manifest_path(&path)?;
-            fs::remove_dir_all(&path).context(|| format!("remove {}", path.display()))?;
+            remove_tree(&path)?;
             if let Some(manifest) = manifest {
                 let _ = fs::remove_file(manifest);
             }
