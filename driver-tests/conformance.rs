@@ -94,6 +94,8 @@ suite! {
     btrfs_full: Setup::Full;
     btrfs_none: Setup::None;
     btrfs_inconsistent: Setup::Inconsistent;
+    xfs: Setup::Xfs;
+    reflink_on_btrfs: Setup::ReflinkOnBtrfs;
     => cases
 }
 
