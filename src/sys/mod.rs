@@ -3,5 +3,6 @@
 pub mod btrfs;
 pub mod loopdev;
 pub mod mount;
+pub mod reflink;
 pub mod rooted;
 pub mod users;
