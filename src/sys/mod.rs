@@ -6,3 +6,4 @@ pub mod mount;
 pub mod reflink;
 pub mod rooted;
 pub mod users;
+pub mod xfs;
