@@ -69,6 +69,11 @@ impl Setup {
         matches!(self, Self::Simple | Self::Full | Self::None | Self::Inconsistent)
     }
 
+    /// Whether subvolumes can be made inside of trees.
+    pub(crate) fn on_btrfs(self) -> bool {
+        self.is_btrfs() || self == Self::ReflinkOnBtrfs
+    }
+
     /// Whether trees are directories whose files share blocks, with a manifest beside each.
     pub(crate) fn is_reflink(self) -> bool {
         matches!(self, Self::Xfs | Self::ReflinkOnBtrfs)

@@ -48,7 +48,7 @@ impl Reflink {
                 entries: 0,
                 metadata: self.inode_bytes,
             };
-            write_manifest(&spare, head, &[])?;
+            write_manifest(&spare, &head, &[])?;
             publish(tree)
         };
         make().inspect_err(|_| self.undo(&spare))
@@ -94,7 +94,7 @@ impl Reflink {
                 entries: cloned.entries.len() as u64,
                 metadata: self.metadata(&cloned),
             };
-            write_manifest(&spare, head, &cloned.entries)?;
+            write_manifest(&spare, &head, &cloned.entries)?;
             self.sync()?;
             outlast(&cloned);
             Ok(())
@@ -120,7 +120,7 @@ impl Reflink {
     }
 }
 
-fn write_manifest(root: &Path, head: Head, entries: &[Entry]) -> Result<()> {
+fn write_manifest(root: &Path, head: &Head, entries: &[Entry]) -> Result<()> {
     let path = place::manifest_path(root)?.ok_or_else(|| place::missing(root))?;
     Manifest::write(&path, head, entries)
 }

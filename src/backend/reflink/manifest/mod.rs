@@ -34,11 +34,12 @@
 
 mod codec;
 
+use codec::Fault;
 pub(super) use codec::nanoseconds;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
@@ -102,16 +103,14 @@ impl Head {
     /// # Errors
     /// `NotFound` if there is no such file, `Damaged` if it isn't what was written.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let mut file = open(path)?;
-        codec::read_head(&mut file).map_err(|e| e.at(path))
+        codec::read_head(&mut open(path)?).map_err(|fault| fault.at(path))
     }
 }
 
 impl Manifest {
-    /// Write the manifest of a new tree; `head.entries` is set to the number of `entries`. Not durable by itself.
-    pub(super) fn write(path: &Path, head: Head, entries: &[Entry]) -> Result<()> {
-        let body = codec::body(entries);
-        let head = codec::head(&Head { entries: entries.len() as u64, ..head });
+    /// Write the manifest of a new tree, which has `head.entries` names. Not durable by itself.
+    pub(super) fn write(path: &Path, head: &Head, entries: &[Entry]) -> Result<()> {
+        let (head, body) = (codec::head(head), codec::body(entries));
         let call = || format!("write {}", path.display());
         let mut file = File::create(path).context(call)?;
         file.write_all(&head).context(call)?;
@@ -123,14 +122,12 @@ impl Manifest {
     /// # Errors
     /// `NotFound` if there is no such file, `Damaged` if it isn't what was written.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let mut file = open(path)?;
-        let mut parse = || {
-            let head = codec::read_head(&mut file)?;
-            let body = codec::decompress(&mut file)?;
-            let names = codec::names(&body, head.entries)?;
-            Ok((head, names))
-        };
-        let (head, names) = parse().map_err(|e: codec::Fault| e.at(path))?;
+        Self::parse(open(path)?).map_err(|fault| fault.at(path))
+    }
+
+    fn parse(mut file: impl BufRead) -> Result<Self, Fault> {
+        let head = codec::read_head(&mut file)?;
+        let names = codec::names(&codec::decompress(file)?, head.entries)?;
         let directory = |(at, name): (usize, &Name)| (name.kind == FileType::Directory).then_some(Some(at));
         let directories = std::iter::once(None).chain(names.iter().enumerate().filter_map(directory)).collect();
         let by_inode = names.iter().enumerate().map(|(at, name)| (name.inode, at)).collect();
@@ -154,3 +151,6 @@ impl Manifest {
 fn open(path: &Path) -> Result<BufReader<File>> {
     File::open(path).map(BufReader::new).context(|| format!("read {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests;
