@@ -5,3 +5,4 @@ pub mod loopdev;
 pub mod mount;
 pub mod rooted;
 pub mod users;
+pub mod xfs;
