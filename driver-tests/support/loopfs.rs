@@ -56,6 +56,11 @@ impl LoopFs {
         Self::on_image("ext4", size, &["mkfs.ext4", "-q", "-F"], "loop")
     }
 
+    /// XFS of `size` bytes (sparse), at least 300 MB, with reflinks.
+    pub(crate) fn xfs(size: u64) -> Self {
+        Self::on_image("xfs", size, &["mkfs.xfs", "-q", "-m", "reflink=1"], "loop")
+    }
+
     /// tmpfs of at most `size` bytes.
     pub(crate) fn tmpfs(size: u64) -> Self {
         require_root();

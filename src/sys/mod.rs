@@ -3,6 +3,7 @@
 pub mod btrfs;
 pub mod loopdev;
 pub mod mount;
+pub mod reflink;
 pub mod rooted;
 pub mod users;
 pub mod xfs;

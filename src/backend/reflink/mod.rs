@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use super::{
     Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, SizeMethod, Space,
-    Tree, TreeSize, Want, copy,
+    Tree, TreeSize, Want, clone,
 };
 use crate::{Context, Error, Kind, Result};
 
@@ -91,7 +91,7 @@ impl Reflink {
         let spare = to.spare();
         self.discard(&spare)?;
         let make = || {
-            copy::copy_tree(&from.root(), &spare)?;
+            clone::clone_tree(&from.root(), &spare, clone::Content::Reflink, None)?;
             let files = files(&spare)?.into_iter().map(|(inode, facts)| (inode, changed(&facts))).collect();
             let manifest = Manifest { group: to.group(), read_only: access == Access::ReadOnly, files };
             write_manifest(&spare, &manifest)?;
