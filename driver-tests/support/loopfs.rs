@@ -108,6 +108,11 @@ impl LoopFs {
         run("mount", &["-o", &format!("loop,{options}"), arg(&self.image()), arg(&self.mount)]);
     }
 
+    /// Let a mounted XFS write nothing more, as after a power cut. [`LoopFs::remount`] brings it back.
+    pub(crate) fn shut_down(&self) {
+        run("xfs_io", &["-x", "-c", "shutdown", arg(&self.mount)]);
+    }
+
     /// Whoever copied the mount table meanwhile keeps the filesystem mounted for a moment, and mount(8) would take the
     /// loop device that is still there, read-only or not.
     fn wait_for_detach(&self) {

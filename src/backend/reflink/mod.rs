@@ -52,8 +52,10 @@ mod trash;
 mod tree;
 mod walk;
 
-/// What Btrfs keeps of a name besides data, about: inode, reference, two directory items, extent.
-const BTRFS_NAME_BYTES: u64 = 500;
+/// What Btrfs keeps of an inode with one name besides data: the inode, a reference, two directory items, an extent,
+/// with the room that its nodes leave. Seen with 11,400 names, of which a tenth had their data inline, which clones don't
+/// share: 600 bytes each.
+const BTRFS_INODE_BYTES: u64 = 600;
 
 /// Trees below one directory. See the module's head.
 #[derive(Debug)]
@@ -86,7 +88,7 @@ impl Reflink {
                 geometry.context(|| format!("XFS_IOC_FSGEOMETRY {}", root.display()))?.inode_size.into()
             }
             None if proven(BtrfsFd::prove(directory.try_clone().context(call)?)).context(call)?.is_some() => {
-                BTRFS_NAME_BYTES
+                BTRFS_INODE_BYTES
             }
             // Nobody knows what it takes there.
             None => 0,

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A rename into the trash needs no room but for a longer directory, and on a full disk there may be none even for that
-//! (XFS answers ENOSPC). Then the tree is taken apart where it is, under the name that nobody takes for a tree: that
+//! (XFS answers ENOSPC). Then the tree is taken apart in its place, under the name that nobody takes for a tree: that
 //! takes its time, but gives room.
 
 use std::fs::{self, File};
@@ -83,11 +83,19 @@ impl Reflink {
         let Some(manifest) = place::manifest_path(root)? else { return Ok(()) };
         place::unlock(root)?;
         let spare = Tree::new(root.parent().unwrap_or(root), None).spare();
-        if root != spare {
-            rename(root, &spare).context(|| format!("rename {} to {}", root.display(), spare.display()))?;
+        let moved = if root == spare { Ok(()) } else { rename(root, &spare) };
+        match moved {
+            Ok(()) => {
+                remove::remove_tree(&spare)?;
+                place::remove_file(&manifest)
+            }
+            // Btrfs has room for removals only. Without its manifest nobody takes what a crash leaves for a tree.
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                place::remove_file(&manifest)?;
+                remove::remove_tree(root).map(drop)
+            }
+            Err(e) => Err(e).context(|| format!("rename {} to {}", root.display(), spare.display())),
         }
-        remove::remove_tree(&spare)?;
-        place::remove_file(&manifest)
     }
 
     /// Remove what crashes left in a place: a tree at [`Tree::spare`], and manifests without a tree.

@@ -88,15 +88,15 @@ impl Reflink {
         self.clear(to)?;
         let make = || {
             let cloned = clone_tree(&from.root(), &spare, Content::Reflink, self.project(to.group()))?;
-            let (unshared, shared) = blocks(&cloned);
+            let (directories, blocks) = blocks(&cloned);
             let head = Head {
                 id: Uuid::new_v4(),
                 group: to.group(),
                 read_only: access == Access::ReadOnly,
                 base: Some(base),
                 entries: cloned.entries.len() as u64,
-                metadata: inodes(&cloned.counts) * self.inode_bytes + unshared,
-                blocks: unshared + shared,
+                metadata: inodes(&cloned.counts) * self.inode_bytes + directories,
+                blocks,
             };
             write_manifest(&spare, &head, &cloned.entries)?;
             self.sync()?;
@@ -121,13 +121,13 @@ fn inodes(counts: &Counts) -> u64 {
     directories + cloned + copied + empty + symlinks + nodes
 }
 
-/// Bytes of a clone's blocks: of directories and symlinks, and of regular files, which share them.
+/// Bytes of a clone's blocks: those of directories, and all.
 fn blocks(cloned: &Cloned) -> (u64, u64) {
-    let (mut unshared, mut shared, mut seen) = (cloned.root.blocks, 0, HashSet::new());
+    let (mut directories, mut others, mut seen) = (cloned.root.blocks, 0, HashSet::new());
     for entry in cloned.entries.iter().filter(|entry| entry.blocks > 0 && seen.insert(entry.inode)) {
-        *(if entry.kind.is_file() { &mut shared } else { &mut unshared }) += entry.blocks;
+        *(if entry.kind.is_dir() { &mut directories } else { &mut others }) += entry.blocks;
     }
-    (unshared * 512, shared * 512)
+    (directories * 512, (directories + others) * 512)
 }
 
 fn write_manifest(root: &Path, head: &Head, entries: &[Entry]) -> Result<()> {
