@@ -1,6 +1,5 @@
 //! Which project a directory belongs to, and giving back what XFS has preallocated.
 
-
 use super::XfsFd;
 
 /// `struct fsxattr` of linux/fs.h.
