@@ -16,6 +16,8 @@ use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 pub mod geometry;
+pub mod project;
+pub mod quota;
 
 /// An open file or directory, proven to be on an XFS filesystem.
 #[derive(Debug)]
