@@ -2,6 +2,8 @@
 //!
 //! ```toml
 //! root = "/var/lib/reflinkd"
+//! backend = "auto"          # of a new store: auto, btrfs or reflink
+//! pool_fs = "xfs"           # a new store goes into a pool: btrfs or xfs
 //! pool_size = "20G"         # apparent size of a new embedded pool
 //! host_reserve = "500M"     # refuse creates and loads when the pool's host has less room
 //!
@@ -27,6 +29,8 @@ use serde::{Deserialize, Deserializer};
 
 use super::format::parse_size;
 use crate::engine::Settings;
+use crate::engine::home::{BackendKind, Layout};
+use crate::engine::pool::PoolFs;
 use crate::layer;
 use crate::oci::SourceLimits;
 use crate::{Error, Kind, Result};
@@ -37,6 +41,8 @@ const DEFAULT_FILE: &str = "/etc/reflinkd/config.toml";
 #[serde(deny_unknown_fields, default)]
 struct File {
     root: Option<PathBuf>,
+    backend: Option<BackendChoice>,
+    pool_fs: Option<PoolChoice>,
     #[serde(deserialize_with = "size")]
     pool_size: Option<u64>,
     #[serde(deserialize_with = "size")]
@@ -89,6 +95,54 @@ impl File {
     }
 }
 
+/// How a new store keeps its trees.
+#[derive(Debug, Clone, Copy, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum BackendChoice {
+    /// Whatever the filesystem can: Btrfs snapshots, else reflinks
+    Auto,
+    /// Snapshots of Btrfs subvolumes
+    Btrfs,
+    /// Directories whose files share blocks
+    Reflink,
+}
+
+/// The filesystem of a new pool.
+#[derive(Debug, Clone, Copy, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PoolChoice {
+    Btrfs,
+    Xfs,
+}
+
+/// What both mean together; `None` if nobody chose.
+///
+/// # Errors
+/// `Invalid` for a backend that can't be in such a pool.
+pub(super) fn layout(backend: Option<BackendChoice>, pool_fs: Option<PoolChoice>) -> Result<Option<Layout>> {
+    let backend = backend.map(|choice| match choice {
+        BackendChoice::Auto => Layout::Auto,
+        BackendChoice::Btrfs => Layout::Backend(BackendKind::Btrfs),
+        BackendChoice::Reflink => Layout::Backend(BackendKind::Reflink),
+    });
+    let Some(pool_fs) = pool_fs else { return Ok(backend) };
+    let pool_fs = match pool_fs {
+        PoolChoice::Btrfs => PoolFs::Btrfs,
+        PoolChoice::Xfs => PoolFs::Xfs,
+    };
+    match backend {
+        Some(Layout::Backend(kind)) if kind != pool_fs.backend() => Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "the backend {} can't be in a pool of {pool_fs}: that has the backend {}",
+                kind.name(),
+                pool_fs.backend().name()
+            ),
+        )),
+        _ => Ok(Some(Layout::Pool(pool_fs))),
+    }
+}
+
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_size(&text).map(Some).map_err(serde::de::Error::custom)
@@ -107,6 +161,7 @@ pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<S
         settings.root = std::path::absolute(&root)
             .map_err(|e| Error::new(Kind::Invalid, format!("root directory {}: {e}", root.display())))?;
     }
+    settings.layout = layout(file.backend, file.pool_fs)?.unwrap_or_default();
     settings.pool_size = file.pool_size.unwrap_or(settings.pool_size);
     settings.host_reserve = file.host_reserve.unwrap_or(settings.host_reserve);
     Ok(settings)

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::home::Layout;
 use crate::layer;
 use crate::oci::SourceLimits;
 
@@ -10,6 +11,8 @@ use crate::oci::SourceLimits;
 pub struct Settings {
     /// The store's directory.
     pub root: PathBuf,
+    /// Where a new store goes, and by which backend.
+    pub layout: Layout,
     /// Apparent size of a new embedded pool.
     pub pool_size: u64,
     /// Creates and loads are refused when the host of an embedded pool has less room than this.
@@ -24,6 +27,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             root: PathBuf::from("/var/lib/reflinkd"),
+            layout: Layout::default(),
             pool_size: 20_000_000_000,
             host_reserve: 500_000_000,
             layer_limits: layer::Limits::default(),
