@@ -7,7 +7,6 @@ use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::ptr;
 
 use nix::errno::Errno;
 
@@ -221,9 +220,7 @@ impl ProjectQuotas {
         let id = project as libc::c_int;
         let result = match &self.device {
             // SAFETY: the descriptor is open, and the caller vouches for the argument.
-            None => unsafe {
-                libc::syscall(libc::SYS_quotactl_fd, self.fd.raw(), command, id, argument)
-            },
+            None => unsafe { libc::syscall(libc::SYS_quotactl_fd, self.fd.raw(), command, id, argument) },
             // SAFETY: the path ends with a zero, and the caller vouches for the argument.
             Some(device) => unsafe { libc::quotactl(command, device.as_ptr(), id, argument.cast()) }.into(),
         };
