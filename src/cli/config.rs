@@ -4,8 +4,21 @@
 //! root = "/var/lib/reflinkd"
 //! pool_size = "20G"         # apparent size of a new embedded pool
 //! host_reserve = "500M"     # refuse creates and loads when the pool's host has less room
-//! max_layer_size = "64GiB"  # most bytes of one layer, unpacked
-//! max_layer_entries = 4000000
+//!
+//! # What is believed of images; past it they are refused.
+//! max_layer_size = "64GiB"     # of one layer, unpacked
+//! max_layer_entries = 4194304  # names in one layer
+//! max_path_depth = 4096        # directories within each other in one layer
+//! max_layers = 1000            # of one image
+//! max_manifest_size = "4MiB"   # of a manifest or an index
+//! max_config_size = "8MiB"     # of an image's configuration
+//! max_metadata_size = "32MiB"  # of all of these in one input together
+//! max_json_values = 100000     # in one of these
+//! max_json_depth = 64          # objects and lists within each other in one of these
+//! max_index_depth = 3          # indexes within indexes
+//! max_images = 1000            # in one input, and names of one image
+//! max_archive_entries = 65536  # files of the archive around an image
+//! max_archive_size = "64GiB"   # of an archive that has to be decompressed or comes from a pipe
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -14,6 +27,8 @@ use serde::{Deserialize, Deserializer};
 
 use super::format::parse_size;
 use crate::engine::Settings;
+use crate::layer;
+use crate::oci::SourceLimits;
 use crate::{Error, Kind, Result};
 
 const DEFAULT_FILE: &str = "/etc/reflinkd/config.toml";
@@ -29,6 +44,49 @@ struct File {
     #[serde(deserialize_with = "size")]
     max_layer_size: Option<u64>,
     max_layer_entries: Option<u64>,
+    max_path_depth: Option<u32>,
+    max_layers: Option<usize>,
+    #[serde(deserialize_with = "size")]
+    max_manifest_size: Option<u64>,
+    #[serde(deserialize_with = "size")]
+    max_config_size: Option<u64>,
+    #[serde(deserialize_with = "size")]
+    max_metadata_size: Option<u64>,
+    max_json_values: Option<usize>,
+    max_json_depth: Option<usize>,
+    max_index_depth: Option<usize>,
+    max_images: Option<usize>,
+    max_archive_entries: Option<usize>,
+    #[serde(deserialize_with = "size")]
+    max_archive_size: Option<u64>,
+}
+
+impl File {
+    fn layer_limits(&self) -> layer::Limits {
+        let default = layer::Limits::default();
+        let sized = self.max_layer_size.map_or(default, |bytes| default.with_bytes(bytes));
+        layer::Limits {
+            max_bytes: sized.max_bytes,
+            max_entries: self.max_layer_entries.unwrap_or(sized.max_entries),
+            max_depth: self.max_path_depth.unwrap_or(sized.max_depth),
+        }
+    }
+
+    fn source_limits(&self) -> SourceLimits {
+        let default = SourceLimits::default();
+        SourceLimits {
+            manifest_bytes: self.max_manifest_size.unwrap_or(default.manifest_bytes),
+            config_bytes: self.max_config_size.unwrap_or(default.config_bytes),
+            metadata_bytes: self.max_metadata_size.unwrap_or(default.metadata_bytes),
+            json_values: self.max_json_values.unwrap_or(default.json_values),
+            json_depth: self.max_json_depth.unwrap_or(default.json_depth),
+            index_depth: self.max_index_depth.unwrap_or(default.index_depth),
+            layers: self.max_layers.unwrap_or(default.layers),
+            images: self.max_images.unwrap_or(default.images),
+            entries: self.max_archive_entries.unwrap_or(default.entries),
+            spool_bytes: self.max_archive_size.unwrap_or(default.spool_bytes),
+        }
+    }
 }
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
@@ -43,15 +101,14 @@ pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<S
         None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
         None => File::default(),
     };
-    let mut settings = Settings::default();
+    let mut settings =
+        Settings { layer_limits: file.layer_limits(), source_limits: file.source_limits(), ..Settings::default() };
     if let Some(root) = root.or(file.root) {
         settings.root = std::path::absolute(&root)
             .map_err(|e| Error::new(Kind::Invalid, format!("root directory {}: {e}", root.display())))?;
     }
     settings.pool_size = file.pool_size.unwrap_or(settings.pool_size);
     settings.host_reserve = file.host_reserve.unwrap_or(settings.host_reserve);
-    settings.layer_limits.max_bytes = file.max_layer_size.unwrap_or(settings.layer_limits.max_bytes);
-    settings.layer_limits.max_entries = file.max_layer_entries.unwrap_or(settings.layer_limits.max_entries);
     Ok(settings)
 }
 

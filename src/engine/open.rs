@@ -70,7 +70,7 @@ impl Engine {
             }
             if pool.is_none() {
                 let pool = Pool::at(&root);
-                let created = pool.create(settings.pool_size)?;
+                let created = pool.create(super::pool::PoolFs::Btrfs, settings.pool_size)?;
                 if let Err(e) = pool.attach().and_then(|()| fill_pool(&root)) {
                     // Another process's pool is not ours to undo.
                     if created == Creation::Created

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::layer;
+use crate::oci::SourceLimits;
 
 /// Choices with their defaults. Sizes in bytes.
 #[derive(Debug, Clone)]
@@ -15,6 +16,8 @@ pub struct Settings {
     pub host_reserve: u64,
     /// What a layer may hold at most.
     pub layer_limits: layer::Limits,
+    /// What the input of a load may hold at most.
+    pub source_limits: SourceLimits,
 }
 
 impl Default for Settings {
@@ -24,6 +27,7 @@ impl Default for Settings {
             pool_size: 20_000_000_000,
             host_reserve: 500_000_000,
             layer_limits: layer::Limits::default(),
+            source_limits: SourceLimits::default(),
         }
     }
 }
