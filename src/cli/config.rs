@@ -4,6 +4,8 @@
 //! root = "/var/lib/reflinkd"
 //! pool_size = "20G"         # apparent size of a new embedded pool
 //! host_reserve = "500M"     # refuse creates and loads when the pool's host has less room
+//! spares = 1                # clones kept ready of each image in use, on filesystems where a clone takes time
+//! tend = true               # whether commands leave slow work to a process of its own
 //! max_layer_size = "64GiB"  # most bytes of one layer, unpacked
 //! max_layer_entries = 4000000
 //! ```
@@ -26,6 +28,8 @@ struct File {
     pool_size: Option<u64>,
     #[serde(deserialize_with = "size")]
     host_reserve: Option<u64>,
+    spares: Option<usize>,
+    tend: Option<bool>,
     #[serde(deserialize_with = "size")]
     max_layer_size: Option<u64>,
     max_layer_entries: Option<u64>,
@@ -50,6 +54,8 @@ pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<S
     }
     settings.pool_size = file.pool_size.unwrap_or(settings.pool_size);
     settings.host_reserve = file.host_reserve.unwrap_or(settings.host_reserve);
+    settings.spares = file.spares.unwrap_or(settings.spares);
+    settings.tend = file.tend.unwrap_or(settings.tend);
     settings.layer_limits.max_bytes = file.max_layer_size.unwrap_or(settings.layer_limits.max_bytes);
     settings.layer_limits.max_entries = file.max_layer_entries.unwrap_or(settings.layer_limits.max_entries);
     Ok(settings)
