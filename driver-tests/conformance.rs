@@ -77,7 +77,7 @@ macro_rules! cases {
             nested::a_plain_tree_has_none
             nested::nested_subvolumes_are_listed_and_charged
             nested::nested_subvolumes_go_with_their_tree
-            nested::a_tree_with_nested_subvolumes_is_not_cloned
+            nested::a_tree_with_nested_subvolumes_is_cloned_whole_or_not
         }
     };
     ($setup:expr; $($part:ident::$case:ident)+) => {
@@ -94,6 +94,8 @@ suite! {
     btrfs_full: Setup::Full;
     btrfs_none: Setup::None;
     btrfs_inconsistent: Setup::Inconsistent;
+    xfs: Setup::Xfs;
+    reflink_on_btrfs: Setup::ReflinkOnBtrfs;
     => cases
 }
 

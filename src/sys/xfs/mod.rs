@@ -18,6 +18,7 @@ use uuid::Uuid;
 pub mod geometry;
 pub mod project;
 pub mod quota;
+pub mod space;
 
 /// An open file or directory, proven to be on an XFS filesystem.
 #[derive(Debug)]

@@ -77,12 +77,13 @@ fn get_raw(file: &XfsFd) -> nix::Result<FsXattr> {
     Ok(raw)
 }
 
-/// `XFS_IOC_FREE_EOFBLOCKS` (Linux 3.8): give back the blocks preallocated behind the ends of files, and for
-/// copy-on-write (4.16), everywhere on the filesystem.
+/// `XFS_IOC_FREE_EOFBLOCKS`: give back the blocks preallocated behind the ends of files and for copy-on-write, everywhere
+/// on the filesystem, and wait for what is left to do for unlinked files (from 5.14 on another thread does it). After
+/// syncfs(2) a project holds exactly what its files have.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN; EROFS.
-pub fn free_preallocated(any: &XfsFd) -> nix::Result<()> {
+pub fn free_eofblocks(any: &XfsFd) -> nix::Result<()> {
     let mut raw = EofBlocks { version: EOFBLOCKS_VERSION, flags: EOF_SYNC, ..EofBlocks::default() };
     // SAFETY: the kernel reads one xfs_fs_eofblocks.
     unsafe { xfs_ioc_free_eofblocks(any.raw(), &raw mut raw) }?;
