@@ -35,7 +35,7 @@ use crate::engine::home::{BackendKind, Layout};
 use crate::engine::pool::PoolFs;
 use crate::layer;
 use crate::oci::SourceLimits;
-use crate::{Error, Kind, Result};
+use crate::{Context, Error, Kind, Result};
 
 const DEFAULT_FILE: &str = "/etc/reflinkd/config.toml";
 
@@ -165,7 +165,9 @@ pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<S
         settings.root = std::path::absolute(&root)
             .map_err(|e| Error::new(Kind::Invalid, format!("root directory {}: {e}", root.display())))?;
     }
-    settings.layout = layout(file.backend, file.pool_fs)?.unwrap_or_default();
+    let layout =
+        layout(file.backend, file.pool_fs).context(|| "cannot use backend and pool_fs of the configuration")?;
+    settings.layout = layout.unwrap_or_default();
     settings.pool_size = file.pool_size.unwrap_or(settings.pool_size);
     settings.host_reserve = file.host_reserve.unwrap_or(settings.host_reserve);
     settings.spares = file.spares.unwrap_or(settings.spares);

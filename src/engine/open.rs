@@ -33,6 +33,10 @@ pub enum Initialised {
     Made(Home),
 }
 
+/// For a store in place; a pool has words of its own.
+const SHUT_DOWN: &str = "its filesystem met an error and has shut down (dmesg has the cause): end what uses it, unmount \
+                         it, and mount it again; what was synced is there";
+
 impl Engine {
     /// Open the store, attaching its pool, or making it in place where ROOT lies on a filesystem that can hold it. One
     /// of an older schema is upgraded first.
@@ -54,6 +58,7 @@ impl Engine {
                 }
             }
         })()
+        .map_err(|error| if home::has_shut_down(&root) { error.with_hint(SHUT_DOWN) } else { error })
         .context(|| format!("cannot open the store at {}", root.display()))
     }
 
