@@ -19,6 +19,8 @@ mod nested;
 #[path = "conformance/replace.rs"]
 mod replace;
 mod support;
+#[path = "conformance/touched.rs"]
+mod touched;
 
 use fixture::Setup;
 
@@ -61,6 +63,13 @@ macro_rules! cases {
             charges::measuring_needs_trees
             charges::space_moves_and_comes_back
             charges::reclaim_leaves_nothing
+            touched::a_copy_inside_counts_once
+            touched::a_rename_charges_nothing
+            touched::a_change_with_its_times_put_back_is_seen
+            touched::a_change_right_after_the_clone_is_seen
+            touched::preallocated_room_counts
+            touched::a_hard_linked_file_counts_once
+            touched::a_file_in_the_inode_of_a_removed_one_counts
             replace::the_path_never_vanishes
             replace::the_new_tree_is_the_origins
             replace::a_failed_replace_changes_nothing

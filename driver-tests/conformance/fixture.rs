@@ -107,6 +107,16 @@ impl Setup {
         self == Self::Simple || self.is_reflink()
     }
 
+    /// Whether files can share blocks.
+    pub(crate) fn shares_blocks(self) -> bool {
+        self != Self::Memory
+    }
+
+    /// Whether room that is allocated and not written to is charged.
+    pub(crate) fn counts_room(self) -> bool {
+        self != Self::Memory
+    }
+
     /// Most bytes that may be charged above the blocks written.
     pub(crate) fn overhead(self) -> u64 {
         if self.is_btrfs() { 128 * KIB } else { 0 }

@@ -23,7 +23,8 @@ use super::manifest::Manifest;
 use super::measure::Meter;
 use super::{Reflink, place};
 use crate::backend::{Backend, Leftover, Reclaimed, Tree, remove};
-use crate::sys::{trim, xfs};
+use crate::sys::trim;
+use crate::sys::xfs::project;
 use crate::{Context, Error, Kind, Result};
 
 /// How long to wait between two looks at another process's work.
@@ -150,7 +151,7 @@ impl Reflink {
         }
         self.sync()?;
         if let Some(xfs) = &self.xfs {
-            xfs::space::free_unused(xfs).context(|| self.call("XFS_IOC_FREE_EOFBLOCKS"))?;
+            project::free_preallocated(xfs).context(|| self.call("XFS_IOC_FREE_EOFBLOCKS"))?;
         }
         let trimmed = trim::fitrim(&self.directory).context(|| self.call("FITRIM"))?;
         Ok(Reclaimed { removed, trimmed })

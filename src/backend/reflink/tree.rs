@@ -3,6 +3,7 @@
 //! A tree is made at [`Tree::spare`], made durable with its manifest, and only then renamed to its root: what is at a
 //! root is whole.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -47,6 +48,7 @@ impl Reflink {
                 base: None,
                 entries: 0,
                 metadata: self.inode_bytes,
+                blocks: 0,
             };
             write_manifest(&spare, &head, &[])?;
             publish(tree)
@@ -86,13 +88,15 @@ impl Reflink {
         self.clear(to)?;
         let make = || {
             let cloned = clone_tree(&from.root(), &spare, Content::Reflink, self.project(to.group()))?;
+            let (unshared, shared) = blocks(&cloned);
             let head = Head {
                 id: Uuid::new_v4(),
                 group: to.group(),
                 read_only: access == Access::ReadOnly,
                 base: Some(base),
                 entries: cloned.entries.len() as u64,
-                metadata: self.metadata(&cloned),
+                metadata: inodes(&cloned.counts) * self.inode_bytes + unshared,
+                blocks: unshared + shared,
             };
             write_manifest(&spare, &head, &cloned.entries)?;
             self.sync()?;
@@ -110,14 +114,20 @@ impl Reflink {
             tracing::warn!(%error, path = %spare.display(), "cannot clear away a tree that failed");
         }
     }
+}
 
-    /// Bytes of a clone's inodes, and of its directories.
-    fn metadata(&self, cloned: &Cloned) -> u64 {
-        let Counts { directories, cloned: files, copied, empty, links: _, symlinks, nodes } = cloned.counts;
-        let inodes = directories + files + copied + empty + symlinks + nodes;
-        let blocks = cloned.root.blocks + cloned.entries.iter().map(|entry| entry.blocks).sum::<u64>();
-        inodes * self.inode_bytes + blocks * 512
+fn inodes(counts: &Counts) -> u64 {
+    let Counts { directories, cloned, copied, empty, links: _, symlinks, nodes } = counts;
+    directories + cloned + copied + empty + symlinks + nodes
+}
+
+/// Bytes of a clone's blocks: of directories and symlinks, and of regular files, which share them.
+fn blocks(cloned: &Cloned) -> (u64, u64) {
+    let (mut unshared, mut shared, mut seen) = (cloned.root.blocks, 0, HashSet::new());
+    for entry in cloned.entries.iter().filter(|entry| entry.blocks > 0 && seen.insert(entry.inode)) {
+        *(if entry.kind.is_file() { &mut shared } else { &mut unshared }) += entry.blocks;
     }
+    (unshared * 512, shared * 512)
 }
 
 fn write_manifest(root: &Path, head: &Head, entries: &[Entry]) -> Result<()> {

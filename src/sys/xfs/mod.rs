@@ -18,7 +18,6 @@ use uuid::Uuid;
 pub mod geometry;
 pub mod project;
 pub mod quota;
-pub mod space;
 
 /// An open file or directory, proven to be on an XFS filesystem.
 #[derive(Debug)]
