@@ -83,7 +83,7 @@ fn get_raw(file: &XfsFd) -> nix::Result<FsXattr> {
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN; EROFS.
-pub fn free_preallocated(any: &XfsFd) -> nix::Result<()> {
+pub fn free_eofblocks(any: &XfsFd) -> nix::Result<()> {
     let mut raw = EofBlocks { version: EOFBLOCKS_VERSION, flags: EOF_SYNC, ..EofBlocks::default() };
     // SAFETY: the kernel reads one xfs_fs_eofblocks.
     unsafe { xfs_ioc_free_eofblocks(any.raw(), &raw mut raw) }?;
