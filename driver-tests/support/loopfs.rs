@@ -66,6 +66,11 @@ impl LoopFs {
         Self::on_image("xfs", size, &["mkfs.xfs", "-q", "-m", "reflink=1"], &format!("loop,{options}"))
     }
 
+    /// XFS as it was before Linux 4.9: files can't share blocks.
+    pub(crate) fn xfs_without_reflink(size: u64) -> Self {
+        Self::on_image("xfs", size, &["mkfs.xfs", "-q", "-m", "reflink=0"], "loop")
+    }
+
     /// tmpfs of at most `size` bytes.
     pub(crate) fn tmpfs(size: u64) -> Self {
         require_root();

@@ -2,7 +2,7 @@
 //!
 //! Iterative, so that depth costs no stack; at most [`WINDOW`] directories are open at once, the ones above are found
 //! again through `..` and must then be the same inode. Never follows a symlink and never crosses a mount. Inode flags
-//! that forbid removal are cleared where they stand in the way.
+//! that forbid removal are cleared where they stand in the way, and so is the read-only flag of a Btrfs subvolume inside.
 //!
 //! Others may be removing the same tree: what is gone already is fine. Who *adds* to it meanwhile can make this fail
 //! with ENOTEMPTY.
@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, CWD, FileType, IFlags, Mode, OFlags, RawDir, fstat, op
 use rustix::io::Errno;
 use rustix::path::Arg;
 
+use crate::sys::btrfs::{BtrfsFd, SUBVOLUME_INODE, subvol};
 use crate::sys::{reflink, rooted};
 use crate::{Context, Error, Kind, Result};
 
@@ -85,6 +86,9 @@ impl Removal<'_> {
     /// Remove what is no directory, and note the directories.
     fn enter(&mut self, fd: OwnedFd, name: CString) -> Result<()> {
         let id = id(&fd)?;
+        if id.1 == SUBVOLUME_INODE {
+            make_writable(&fd)?;
+        }
         self.stack.push(Frame { fd: Some(fd), id, name, below: Vec::new() });
         let depth = self.stack.len();
         if let Some(above) = depth.checked_sub(WINDOW + 1) {
@@ -173,6 +177,17 @@ fn unlink(
     }
 }
 
+/// If a directory is the root of a Btrfs subvolume, let it be written to.
+fn make_writable(directory: &OwnedFd) -> Result<()> {
+    let call = || "make a subvolume writable";
+    match BtrfsFd::prove(directory.try_clone().context(call)?) {
+        Ok(root) if subvol::is_read_only(&root).context(call)? => subvol::set_read_only(&root, false).context(call),
+        Ok(_) => Ok(()),
+        Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => Ok(()),
+        Err(e) => Err(e).context(call),
+    }
+}
+
 fn unlock(fd: &OwnedFd) -> rustix::io::Result<()> {
     if reflink::flags(fd)?.intersects(LOCKING) {
         reflink::set_flags(fd, IFlags::empty(), LOCKING)?;
@@ -186,7 +201,9 @@ fn unlock_file(directory: &OwnedFd, name: &CStr) -> rustix::io::Result<()> {
     if FileType::from_raw_mode(fstat(&file)?.st_mode) != FileType::RegularFile {
         return Ok(());
     }
-    unlock(&openat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), OPEN, Mode::empty())?)
+    // What is in /proc is a link, though one that leads to the file itself.
+    let flags = OPEN.difference(OFlags::NOFOLLOW);
+    unlock(&openat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), flags, Mode::empty())?)
 }
 
 fn refused(call: &str, name: &CStr, errno: Errno) -> Error {

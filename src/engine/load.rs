@@ -69,6 +69,7 @@ impl Engine {
     /// Load all images of a source.
     pub fn load(&self, source: &Source, progress: &dyn Progress) -> Result<Vec<Image>> {
         self.tidy()?;
+        self.make_room(None)?;
         self.guard_host()?;
         let loading = self.store.lock_loads(Lock::Shared)?;
         let loaded: Result<Vec<_>> =
@@ -183,7 +184,7 @@ impl Engine {
         open: &dyn Fn() -> Result<Incoming<'a>>,
         used: &mut dyn FnMut(Draft),
     ) -> Result<Record> {
-        match open().and_then(|incoming| self.unpack(&mut draft, incoming)) {
+        match self.with_room(|| open().and_then(|incoming| self.unpack(&mut draft, incoming))) {
             Ok((_, work)) => {
                 used(work);
                 self.store.publish(draft)
@@ -283,6 +284,7 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<Image> {
         self.tidy()?;
+        self.make_room(None)?;
         self.guard_host()?;
         let loading = self.store.lock_loads(Lock::Shared)?;
         let imported = self.import_layer(raw, total, progress).and_then(|(record, diff_id)| {

@@ -22,8 +22,7 @@ use crate::{Context, Error, Kind, Result};
 pub(super) const SECTOR: u64 = format::SECTOR;
 
 /// The filesystem of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolFs {
     /// Written by ourselves; a new one takes a few hundred KB on the disk.
     Btrfs,

@@ -49,6 +49,8 @@ pub struct Geometry {
     pub block_size: u32,
     /// Blocks of the data section, the log inside included.
     pub data_blocks: u64,
+    /// Bytes of an inode.
+    pub inode_size: u32,
     /// Percentage of the data section that inodes may take at most; growing has to repeat it.
     max_inode_percent: u32,
 }
@@ -67,6 +69,7 @@ pub fn geometry(any: &XfsFd) -> nix::Result<Geometry> {
         uuid: Uuid::from_bytes(geometry.uuid),
         block_size: geometry.blocksize,
         data_blocks: geometry.datablocks,
+        inode_size: geometry.inodesize,
         max_inode_percent: geometry.imaxpct,
     })
 }

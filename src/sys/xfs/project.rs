@@ -77,9 +77,9 @@ fn get_raw(file: &XfsFd) -> nix::Result<FsXattr> {
     Ok(raw)
 }
 
-/// `XFS_IOC_FREE_EOFBLOCKS`: give back the blocks preallocated behind the ends of files and for copy-on-write, everywhere
-/// on the filesystem, and wait for what is left to do for unlinked files (from 5.14 on another thread does it). After
-/// syncfs(2) a project holds exactly what its files have.
+/// `XFS_IOC_FREE_EOFBLOCKS` (Linux 3.8): give back the blocks preallocated behind the ends of files, and for
+/// copy-on-write (4.16), everywhere on the filesystem. Waits, too, until files that have no name any more are gone: their
+/// blocks are freed in the background (5.14), and neither statfs(2) nor syncfs(2) waits for that.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN; EROFS.
