@@ -165,9 +165,13 @@ impl Drop for LoopFs {
     }
 }
 
-/// Btrfs-progs of Debian 12 has no `--simple`: this is `BTRFS_IOC_QUOTA_CTL` with
+/// Btrfs-progs of Debian 12 has no `--simple`: without it this is `BTRFS_IOC_QUOTA_CTL` with
 /// `BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA` (linux/btrfs.h).
 fn enable_simple_quotas(mount: &Path) {
+    if run("btrfs", &["quota", "enable", "--help"]).contains("--simple") {
+        run("btrfs", &["quota", "enable", "--simple", arg(mount)]);
+        return;
+    }
     let script = "import fcntl,os,struct,sys\n\
         fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0xc0109428, struct.pack('QQ', 4, 0))";
     run("python3", &["-c", script, arg(mount)]);
