@@ -19,6 +19,8 @@ mod nested;
 #[path = "conformance/replace.rs"]
 mod replace;
 mod support;
+#[path = "conformance/touched.rs"]
+mod touched;
 
 use fixture::Setup;
 
@@ -61,6 +63,13 @@ macro_rules! cases {
             charges::measuring_needs_trees
             charges::space_moves_and_comes_back
             charges::reclaim_leaves_nothing
+            touched::a_copy_inside_counts_once
+            touched::a_rename_charges_nothing
+            touched::a_change_with_its_times_put_back_is_seen
+            touched::a_change_right_after_the_clone_is_seen
+            touched::preallocated_room_counts
+            touched::a_hard_linked_file_counts_once
+            touched::a_file_in_the_inode_of_a_removed_one_counts
             replace::the_path_never_vanishes
             replace::the_new_tree_is_the_origins
             replace::a_failed_replace_changes_nothing
@@ -77,7 +86,7 @@ macro_rules! cases {
             nested::a_plain_tree_has_none
             nested::nested_subvolumes_are_listed_and_charged
             nested::nested_subvolumes_go_with_their_tree
-            nested::a_tree_with_nested_subvolumes_is_not_cloned
+            nested::a_tree_with_nested_subvolumes_is_cloned_whole_or_not
         }
     };
     ($setup:expr; $($part:ident::$case:ident)+) => {
@@ -94,6 +103,8 @@ suite! {
     btrfs_full: Setup::Full;
     btrfs_none: Setup::None;
     btrfs_inconsistent: Setup::Inconsistent;
+    xfs: Setup::Xfs;
+    reflink_on_btrfs: Setup::ReflinkOnBtrfs;
     => cases
 }
 

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "unpack/cases.rs"]
+mod cases;
 #[path = "unpack/escape.rs"]
 mod escape;
 #[path = "unpack/fixture.rs"]

@@ -12,11 +12,11 @@ use crate::fixture::{Fixture, Setup};
 use crate::support::digest::{assert_same, tree_digest};
 use crate::support::{GIB, MB, MIB, random_bytes, write_blocks, write_random};
 
-const BLOCK: u64 = 4096;
+pub(crate) const BLOCK: u64 = 4096;
 
 /// Exactly the blocks in memory; on real filesystems never less than the bytes, and little more.
 #[track_caller]
-fn assert_charged(f: &Fixture, charged: u64, bytes: u64) {
+pub(crate) fn assert_charged(f: &Fixture, charged: u64, bytes: u64) {
     let blocks = bytes.div_ceil(BLOCK) * BLOCK;
     let most = blocks + f.setup.overhead();
     let least = if f.setup == Setup::Memory { blocks } else { bytes };

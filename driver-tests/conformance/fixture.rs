@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use reflinkd::backend::btrfs::Btrfs;
 use reflinkd::backend::memory::Memory;
+use reflinkd::backend::reflink::Reflink;
 use reflinkd::backend::{Backend, GroupId, QuotaMode, SizeMethod, Tree, TreeSize, Want};
 use reflinkd::{Error, Kind, Result};
 
@@ -26,6 +27,10 @@ pub(crate) enum Setup {
     Full,
     None,
     Inconsistent,
+    /// Reflink trees on XFS mounted without quotas.
+    Xfs,
+    /// Reflink trees on Btrfs without quotas.
+    ReflinkOnBtrfs,
 }
 
 impl Setup {
@@ -37,24 +42,46 @@ impl Setup {
             Self::Full => LoopFs::btrfs(size, QuotaSetup::Full),
             Self::None => LoopFs::btrfs(size, QuotaSetup::None),
             Self::Inconsistent => LoopFs::btrfs(size, QuotaSetup::Inconsistent),
+            Self::Xfs => LoopFs::xfs(size),
+            Self::ReflinkOnBtrfs => LoopFs::btrfs(size, QuotaSetup::None),
         };
+        if self.is_reflink() {
+            assert!(Reflink::probe(fs.path()).expect("probe"), "this filesystem shares blocks between files");
+            Reflink::make(fs.path()).expect("make the trash");
+        }
         Fixture { backend: self.open(fs.path()), setup: self, next: AtomicU32::new(1), fs }
     }
 
     fn open(self, root: &Path) -> Box<dyn Backend> {
         match self {
             Self::Memory => Box::new(Memory::new(root).expect("open the memory backend")),
-            _ => Box::new(Btrfs::open(root, PREFIX).expect("open the btrfs backend")),
+            Self::Xfs | Self::ReflinkOnBtrfs => {
+                Box::new(Reflink::open(root, PREFIX).expect("open the reflink backend"))
+            }
+            Self::Simple | Self::Full | Self::None | Self::Inconsistent => {
+                Box::new(Btrfs::open(root, PREFIX).expect("open the btrfs backend"))
+            }
         }
     }
 
+    /// Whether trees are subvolumes, which can be nested, and can refuse writes.
     pub(crate) fn is_btrfs(self) -> bool {
-        self != Self::Memory
+        matches!(self, Self::Simple | Self::Full | Self::None | Self::Inconsistent)
+    }
+
+    /// Whether subvolumes can be made inside of trees.
+    pub(crate) fn on_btrfs(self) -> bool {
+        self.is_btrfs() || self == Self::ReflinkOnBtrfs
+    }
+
+    /// Whether trees are directories whose files share blocks, with a manifest beside each.
+    pub(crate) fn is_reflink(self) -> bool {
+        matches!(self, Self::Xfs | Self::ReflinkOnBtrfs)
     }
 
     pub(crate) fn mode(self) -> QuotaMode {
         match self {
-            Self::Memory | Self::None => QuotaMode::None,
+            Self::Memory | Self::None | Self::Xfs | Self::ReflinkOnBtrfs => QuotaMode::None,
             Self::Simple => QuotaMode::Simple,
             Self::Full => QuotaMode::Full,
             Self::Inconsistent => QuotaMode::Inconsistent,
@@ -66,7 +93,7 @@ impl Setup {
             Self::Memory => SizeMethod::Blocks,
             Self::Simple => SizeMethod::SimpleQuota,
             Self::Full => SizeMethod::Qgroup,
-            Self::None | Self::Inconsistent => SizeMethod::Extents,
+            Self::None | Self::Inconsistent | Self::Xfs | Self::ReflinkOnBtrfs => SizeMethod::Extents,
         }
     }
 
@@ -75,14 +102,24 @@ impl Setup {
         matches!(self, Self::Simple | Self::Full)
     }
 
-    /// Whether what is written is charged by [`GroupId`]. Full qgroups charge each subvolume by itself.
+    /// Whether a tree's [`GroupId`] is known from the filesystem alone. Full qgroups charge each subvolume by itself.
     pub(crate) fn by_group(self) -> bool {
-        self == Self::Simple
+        self == Self::Simple || self.is_reflink()
+    }
+
+    /// Whether files can share blocks.
+    pub(crate) fn shares_blocks(self) -> bool {
+        self != Self::Memory
+    }
+
+    /// Whether room that is allocated and not written to is charged.
+    pub(crate) fn counts_room(self) -> bool {
+        self != Self::Memory
     }
 
     /// Most bytes that may be charged above the blocks written.
     pub(crate) fn overhead(self) -> u64 {
-        if self == Self::Memory { 0 } else { 128 * KIB }
+        if self.is_btrfs() { 128 * KIB } else { 0 }
     }
 }
 
@@ -145,6 +182,14 @@ impl Fixture {
         let tree = self.tree(name);
         self.backend.clone_tree(image, &tree, reflinkd::backend::Access::Writable, None).expect("clone an image");
         tree
+    }
+
+    /// Put another tree at `fs.new` of a place, as a crash leaves it that comes in the middle of a replacement.
+    pub(crate) fn put_spare(&self, from: &Tree, place: &Tree) {
+        fs::rename(from.root(), place.spare()).expect("put a tree at fs.new");
+        for name in entries(from.place()).iter().filter(|name| name.starts_with("manifest.")) {
+            fs::rename(from.place().join(name), place.place().join(name)).expect("and its manifest beside it");
+        }
     }
 
     /// What the trees are charged after a commit, with apparent sizes.

@@ -161,7 +161,7 @@ pub(crate) fn quota_mode_can_be_switched(f: &Fixture) {
     f.backend.set_quota_mode(QuotaMode::Inconsistent).expect_err("nobody can ask for wrong numbers");
     assert_eq!(f.backend.quota_mode().expect("quota mode"), f.setup.mode());
     match f.setup {
-        Setup::Memory => {
+        Setup::Memory | Setup::Xfs | Setup::ReflinkOnBtrfs => {
             switch(QuotaMode::None);
             for mode in [QuotaMode::Simple, QuotaMode::Full] {
                 f.refused(Kind::Unsupported, f.fs().path(), || f.backend.set_quota_mode(mode));

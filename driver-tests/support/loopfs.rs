@@ -56,6 +56,21 @@ impl LoopFs {
         Self::on_image("ext4", size, &["mkfs.ext4", "-q", "-F"], "loop")
     }
 
+    /// XFS of `size` bytes (sparse), at least 300 MB, with reflinks.
+    pub(crate) fn xfs(size: u64) -> Self {
+        Self::xfs_mounted(size, "rw")
+    }
+
+    /// XFS that shares blocks, mounted with further options.
+    pub(crate) fn xfs_mounted(size: u64, options: &str) -> Self {
+        Self::on_image("xfs", size, &["mkfs.xfs", "-q", "-m", "reflink=1"], &format!("loop,{options}"))
+    }
+
+    /// XFS as it was before Linux 4.9: files can't share blocks.
+    pub(crate) fn xfs_without_reflink(size: u64) -> Self {
+        Self::on_image("xfs", size, &["mkfs.xfs", "-q", "-m", "reflink=0"], "loop")
+    }
+
     /// tmpfs of at most `size` bytes.
     pub(crate) fn tmpfs(size: u64) -> Self {
         require_root();

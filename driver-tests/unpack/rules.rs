@@ -191,12 +191,13 @@ fn limits_say_which_and_how_to_raise_it() {
     assert!(error.hint().expect("hint").contains("--max-layer-size"));
     assert!(names(root.path()).is_empty(), "refused before anything was written");
     let error = with(&Limits { max_entries: 2, ..Limits::default() }).unwrap_err();
-    assert!(error.to_string().contains("limit of 2 entries"), "{error}");
-    assert!(error.hint().expect("hint").contains("--max-layer-size"));
+    assert!(error.to_string().contains("more entries than the limit of 2"), "{error}");
+    assert!(error.hint().expect("hint").contains("max_layer_entries"));
     let error = with(&Limits { max_depth: 1, ..Limits::default() }).unwrap_err();
-    assert!(error.to_string().contains("limit of 1 components"), "{error}");
+    assert!(error.to_string().contains("more components than the limit of 1"), "{error}");
+    assert!(error.hint().expect("hint").contains("max_path_depth"));
     let exact = Limits { max_bytes: tar.len() as u64, max_entries: 3, max_depth: 2 };
-    assert_eq!(with(&exact).expect("at the limits"), Summary { entries: 3, bytes: 10_003 });
+    assert_eq!(with(&exact).expect("at the limits"), Summary { entries: 3, bytes: 10_003, foreign_attributes: 0 });
 }
 
 #[test]

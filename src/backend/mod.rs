@@ -40,8 +40,10 @@ use std::path::{Path, PathBuf};
 use crate::Result;
 
 pub mod btrfs;
-pub(crate) mod copy;
+pub mod clone;
 pub mod memory;
+pub mod reflink;
+pub mod remove;
 
 /// Where a tree's writes are charged: a number of the store's own sequence, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]

@@ -88,7 +88,9 @@ fn remove_own_files(root: &Path) -> Result<()> {
     for file in index.into_iter().chain(locks) {
         ignore_missing(std::fs::remove_file(root.join(file))).context(|| format!("unlink {file}"))?;
     }
-    ignore_missing(std::fs::remove_dir(root.join("snapshots"))).context(|| "rmdir snapshots")?;
+    for directory in ["snapshots", "trash"] {
+        ignore_missing(std::fs::remove_dir(root.join(directory))).context(|| format!("rmdir {directory}"))?;
+    }
     ignore_missing(std::fs::remove_file(root.join("store.json"))).context(|| "unlink store.json")
 }
 

@@ -16,7 +16,9 @@ use super::image::NewImage;
 use super::{Engine, tree_at};
 use crate::backend::{Access, Want};
 use crate::layer;
-use crate::oci::{ChainId, DiffId, Expected, LayerStream, Reference, Source, SourceImage, Verified, chain_ids};
+use crate::oci::{
+    ChainId, DiffId, Expected, LayerStream, Reference, Source, SourceImage, SourceLimits, Verified, chain_ids,
+};
 use crate::store::{Content, Draft, Image, Layer, Lock, New, NewGroup, Owner, Record, State, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
@@ -56,6 +58,12 @@ impl Engine {
     #[must_use]
     pub fn spool_directory(&self) -> std::path::PathBuf {
         self.root().join("images")
+    }
+
+    /// What an input may hold at most.
+    #[must_use]
+    pub fn source_limits(&self) -> &SourceLimits {
+        &self.settings.source_limits
     }
 
     /// Load all images of a source.
@@ -244,6 +252,13 @@ impl Engine {
             Ok(summary) => {
                 let verified = stream.finish()?;
                 incoming.progress.finished(&incoming.label);
+                if summary.foreign_attributes > 0 {
+                    let count = summary.foreign_attributes;
+                    tracing::warn!(
+                        "layer {}: left out {count} extended attributes that Linux has no place for",
+                        incoming.label
+                    );
+                }
                 Ok((summary, verified))
             }
             // If the stream broke, that is the cause, and the tar's complaint only its effect.

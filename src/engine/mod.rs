@@ -17,6 +17,7 @@ pub mod bundle;
 pub mod container;
 pub mod destroy;
 pub mod gc;
+pub mod home;
 pub mod image;
 pub mod info;
 pub mod layers;

@@ -15,6 +15,7 @@ use super::name::{Meaning, Name, quoted};
 use super::reader::{Archive, Attributes, Entry, What};
 use super::{Limits, Summary, attributes, bad, create, implied, refused, remove, whiteout};
 use crate::error::{Context, Result};
+use crate::oci::beyond;
 
 pub(crate) struct Unpacker<'a> {
     archive: Archive<'a>,
@@ -41,6 +42,7 @@ impl<'a> Unpacker<'a> {
 
     fn entry(&mut self, entry: &Entry) -> Result<()> {
         self.count()?;
+        self.summary.foreign_attributes += entry.foreign_attributes;
         if let What::File { size, .. } = entry.what {
             self.summary.bytes = self.summary.bytes.saturating_add(size);
         }
@@ -83,9 +85,9 @@ impl<'a> Unpacker<'a> {
     /// One more thing that the tree is to hold.
     fn count(&mut self) -> Result<()> {
         self.summary.entries += 1;
-        if self.summary.entries > self.limits.max_entries {
-            return Err(bad(format!("the layer has more than the limit of {} entries", self.limits.max_entries))
-                .with_hint("if you trust the image, raise the limit with --max-layer-size: it grows with it"));
+        let limit = self.limits.max_entries;
+        if self.summary.entries > limit {
+            return Err(beyond(format!("the layer has more entries than the limit of {limit}"), "max_layer_entries"));
         }
         Ok(())
     }
@@ -105,18 +107,19 @@ impl<'a> Unpacker<'a> {
 
     /// The directory at `path`, made with its parents if it is missing.
     fn parent(&mut self, path: &[u8]) -> Result<Rc<Dir>> {
-        loop {
-            let (dir, resolved) = match self.dirs.resolve(path)? {
-                Place::Dir(dir) => return Ok(dir),
-                Place::Missing { dir, resolved } => (dir, resolved),
-                Place::Blocked(error) => return Err(error),
-            };
+        let (mut dir, mut at) = match self.dirs.resolve(path)? {
+            Place::Dir(dir) => return Ok(dir),
+            Place::Missing { dir, resolved } => (dir, resolved),
+            Place::Blocked(error) => return Err(error),
+        };
+        while at < path.len() {
             self.count()?;
-            let start = if resolved == 0 { 0 } else { resolved + 1 };
-            let rest = &path[start..];
-            let name = rest.split(|&b| b == b'/').next().unwrap_or(rest);
-            self.new_directory(&dir, name, &path[..start + name.len()], &implied())?;
+            let start = if at == 0 { 0 } else { at + 1 };
+            let length = path[start..].iter().position(|&b| b == b'/').unwrap_or(path.len() - start);
+            at = start + length;
+            dir = self.new_directory(&dir, &path[start..at], &path[..at], &implied())?;
         }
+        Ok(dir)
     }
 
     fn directory(&mut self, name: &Name, want: &Attributes) -> Result<()> {
@@ -131,15 +134,16 @@ impl<'a> Unpacker<'a> {
             self.made.insert(dir.id, last);
             return describe(&merged, want, true);
         }
-        self.new_directory(&dir, last, name.path(), want)
+        self.new_directory(&dir, last, name.path(), want).map(drop)
     }
 
-    fn new_directory(&mut self, dir: &Rc<Dir>, name: &[u8], path: &[u8], want: &Attributes) -> Result<()> {
+    fn new_directory(&mut self, dir: &Rc<Dir>, name: &[u8], path: &[u8], want: &Attributes) -> Result<Rc<Dir>> {
         self.place(dir, name, |dir| create::directory(dir, name, want.mode))?;
-        match self.dirs.resolve(path)? {
-            Place::Dir(made) => describe(&made, want, dir.default_acl()),
-            Place::Missing { .. } | Place::Blocked(_) => Err(bad("the directory went away")),
-        }
+        let Place::Dir(made) = self.dirs.resolve(path)? else {
+            return Err(bad("the directory went away"));
+        };
+        describe(&made, want, dir.default_acl())?;
+        Ok(made)
     }
 
     /// The directory and name of a hard link's target. The target itself is never followed.

@@ -17,11 +17,13 @@ use super::dirs::{Dir, timespec};
 use super::name::quoted;
 use super::reader::{Attributes, Time};
 use super::{bad, refused};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 const SET_ID: u32 = 0o6000;
 /// The kernel's limit on a list of names (linux/limits.h).
 const XATTR_LIST_MAX: usize = 65536;
+/// Values up to this fit into an attribute on every filesystem.
+const SHORT_VALUE: usize = 3800;
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
@@ -40,8 +42,7 @@ pub(crate) fn set(fd: impl AsFd, now: &Stat, want: &Attributes, stale: bool) -> 
         fchmod(fd, Mode::from_raw_mode(want.mode)).context(|| "chmod")?;
     }
     for (name, value) in &want.xattrs {
-        fsetxattr(fd, name, value, XattrFlags::empty())
-            .map_err(|errno| refused(format!("set the attribute {}", quoted(name)), errno))?;
+        fsetxattr(fd, name, value, XattrFlags::empty()).map_err(|errno| cannot_set(name, value, errno))?;
     }
     Ok(())
 }
@@ -70,10 +71,21 @@ pub(crate) fn set_by_name(dir: &Dir, name: &[u8], now: &Stat, want: &Attributes,
             Errno::PERM if attribute.starts_with(b"user.") => {
                 bad(format!("only files and directories can have the attribute {}", quoted(attribute)))
             }
-            _ => refused(format!("set the attribute {}", quoted(attribute)), errno),
+            _ => cannot_set(attribute, value, errno),
         })?;
     }
     utimensat(&dir.fd, name, &both(want.mtime), AtFlags::SYMLINK_NOFOLLOW).context(|| "set its times")
+}
+
+/// A filesystem that can't hold so long a value says that it is full.
+fn cannot_set(name: &[u8], value: &[u8], errno: Errno) -> Error {
+    let error = refused(format!("set the attribute {} of {} bytes", quoted(name), value.len()), errno);
+    match errno {
+        Errno::NOSPC if value.len() > SHORT_VALUE => {
+            error.with_hint("ext4 holds values of about 4 KB, Btrfs of 15 KB, XFS of 64 KB")
+        }
+        _ => error,
+    }
 }
 
 /// Both times of an entry.

@@ -10,7 +10,8 @@
 //! remembered. That holds only if all changes to a directory's entries go through [`Dir::touch`].
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
@@ -139,7 +140,8 @@ pub(crate) enum Place {
 pub(crate) struct Dirs {
     root: Rc<Dir>,
     open: HashMap<Id, (Rc<Dir>, u64)>,
-    paths: HashMap<Vec<u8>, Known>,
+    /// In order, so that the nearest one is found without trying each prefix of a path that may have thousands.
+    paths: BTreeMap<Vec<u8>, Known>,
     clock: u64,
 }
 
@@ -156,7 +158,7 @@ impl Dirs {
         let fd = rustix::fs::open(root, flags, Mode::empty()).context(|| format!("open {}", root.display()))?;
         let root = fstat(&fd).context(|| "stat a directory")?;
         let root = Rc::new(dir(fd, &root));
-        Ok(Self { root, open: HashMap::new(), paths: HashMap::new(), clock: 0 })
+        Ok(Self { root, open: HashMap::new(), paths: BTreeMap::new(), clock: 0 })
     }
 
     pub(crate) fn root(&self) -> &Rc<Dir> {
@@ -228,19 +230,23 @@ impl Dirs {
     /// The deepest known ancestor of `path`, or `path` itself: its directory, the bytes that lead there, and
     /// whether through a symlink.
     fn nearest(&mut self, path: &[u8]) -> (Rc<Dir>, usize, bool) {
-        let mut at = path.len();
-        while at > 0 {
-            if let Some(&Known { id, linked }) = self.paths.get(&path[..at]) {
-                self.clock += 1;
-                if id == self.root.id {
-                    return (Rc::clone(&self.root), at, linked);
-                }
-                if let Some((dir, used)) = self.open.get_mut(&id) {
-                    *used = self.clock;
-                    return (Rc::clone(dir), at, linked);
-                }
+        let mut rest = path;
+        // Ancestors of a path stand before it in order, and what stands between shares less with it.
+        while let Some((known, &Known { id, linked })) = self.paths.range::<[u8], _>(up_to(rest)).next_back() {
+            let shared = shared(known, rest);
+            if shared < known.len() {
+                rest = &rest[..shared];
+                continue;
             }
-            at = path[..at].iter().rposition(|&b| b == b'/').unwrap_or(0);
+            self.clock += 1;
+            if id == self.root.id {
+                return (Rc::clone(&self.root), shared, linked);
+            }
+            if let Some((dir, used)) = self.open.get_mut(&id) {
+                *used = self.clock;
+                return (Rc::clone(dir), shared, linked);
+            }
+            rest = parent(known.len(), rest);
         }
         (Rc::clone(&self.root), 0, false)
     }
@@ -283,6 +289,22 @@ impl Dirs {
     fn open_in_root(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
         open2(&self.root, path, IN_ROOT)
     }
+}
+
+fn up_to(path: &[u8]) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    (Bound::Unbounded, Bound::Included(path))
+}
+
+/// The bytes of `path` that lead to the parent of its first `length` ones.
+fn parent(length: usize, path: &[u8]) -> &[u8] {
+    &path[..path[..length].iter().rposition(|&b| b == b'/').unwrap_or(0)]
+}
+
+/// How many bytes of whole components two paths begin with alike.
+fn shared(one: &[u8], other: &[u8]) -> usize {
+    let same = one.iter().zip(other).take_while(|(a, b)| a == b).count();
+    let ends = |path: &[u8]| path.get(same).is_none_or(|&b| b == b'/');
+    if ends(one) && ends(other) { same } else { parent(same, one).len() }
 }
 
 /// Open a directory below another without following symlinks: one component or several.

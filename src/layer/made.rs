@@ -13,8 +13,12 @@ use super::dirs::Id;
 #[derive(Debug, Default)]
 pub(crate) struct Made {
     key: RandomState,
-    names: HashSet<u64, BuildHasherDefault<AsIs>>,
+    names: Hashes,
+    /// Directories that a marker has cleared of all that lower layers had in them.
+    cleared: Hashes,
 }
+
+type Hashes = HashSet<u64, BuildHasherDefault<AsIs>>;
 
 impl Made {
     pub(crate) fn insert(&mut self, directory: Id, name: &[u8]) {
@@ -23,6 +27,16 @@ impl Made {
 
     pub(crate) fn contains(&self, directory: Id, name: &[u8]) -> bool {
         self.names.contains(&self.key.hash_one((directory, name)))
+    }
+
+    /// From now on all that is in the directory is this layer's: no marker needs to look into it again, or a
+    /// layer of nothing but markers could cost the square of its length.
+    pub(crate) fn clear(&mut self, directory: Id) {
+        self.cleared.insert(self.key.hash_one(directory));
+    }
+
+    pub(crate) fn is_cleared(&self, directory: Id) -> bool {
+        self.cleared.contains(&self.key.hash_one(directory))
     }
 }
 

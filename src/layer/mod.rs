@@ -34,6 +34,8 @@
 //! - **Hard links** are names for an inode that exists when their entry is read; the rest of their header
 //!   says nothing new and is ignored.
 //! - **Attributes** the kernel keeps for itself (`security.selinux`, `btrfs.*`) survive on a merged directory.
+//!   Those of other systems (`com.apple.*`) are left out and counted, and so are settings of one filesystem
+//!   (`btrfs.*`), so that an image gives the same tree on each.
 //!
 //! # Where the tar ends
 //! At two zero blocks, or one that is the stream's last, or, as GNU tar and Docker accept it, where the
@@ -55,7 +57,7 @@ mod create;
 mod dirs;
 mod made;
 mod name;
-mod reader;
+pub mod reader;
 mod remove;
 mod whiteout;
 
@@ -70,7 +72,8 @@ use crate::error::{Error, Kind, Result};
 /// What a layer may cost at most. A layer past a limit is refused with [`Kind::BadInput`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the uncompressed tar stream, and so of file data written: holes are free.
+    /// Bytes of the uncompressed tar stream, and so of file data written: holes are free, and a sparse file's parts
+    /// count as the 4 KiB blocks that they take.
     pub max_bytes: u64,
     /// Entries, directories made for missing parents included.
     pub max_entries: u64,
@@ -82,17 +85,17 @@ impl Limits {
     /// Bytes that one entry is taken to need at least, when the limit on entries follows from that on bytes.
     const BYTES_PER_ENTRY: u64 = 16 << 10;
 
-    /// The limits that go with a stream of at most `max_bytes`: never fewer entries than the default.
+    /// The same for streams of at most `max_bytes`, with as many entries as go with so many bytes if that is more.
     #[must_use]
-    pub fn for_bytes(max_bytes: u64) -> Self {
-        Self { max_bytes, max_entries: (max_bytes / Self::BYTES_PER_ENTRY).max(4 << 20), max_depth: 4096 }
+    pub fn with_bytes(self, max_bytes: u64) -> Self {
+        Self { max_bytes, max_entries: self.max_entries.max(max_bytes / Self::BYTES_PER_ENTRY), ..self }
     }
 }
 
 impl Default for Limits {
     /// 64 GiB, 4 Mi entries, 4096 components.
     fn default() -> Self {
-        Self::for_bytes(64 << 30)
+        Self { max_bytes: 64 << 30, max_entries: 4 << 20, max_depth: 4096 }
     }
 }
 
@@ -103,6 +106,8 @@ pub struct Summary {
     pub entries: u64,
     /// Sum of the lengths of the regular files in the tar, holes included, in bytes.
     pub bytes: u64,
+    /// Extended attributes that were left out: of other systems, or a filesystem's own settings.
+    pub foreign_attributes: u64,
 }
 
 /// Apply one layer's plain (uncompressed) tar to the tree at `root`.

@@ -5,6 +5,7 @@
 
 use super::bad;
 use crate::error::Result;
+use crate::oci::beyond;
 
 /// What whiteouts start with (OCI image specification, `layer.md`, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
@@ -48,7 +49,8 @@ impl Name {
             }
             depth += 1;
             if depth > max_depth {
-                return Err(bad(format!("name has more than the limit of {max_depth} components")));
+                let why = format!("name has more components than the limit of {max_depth}");
+                return Err(beyond(why, "max_path_depth"));
             }
             if !path.is_empty() {
                 path.push(b'/');

@@ -105,17 +105,22 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Unlink what is no directory, and note the directories.
-    fn scan(&self, frame: &mut Frame) -> Result<()> {
+    /// Unlink what is no directory, and note the directories. Of a directory that was cleared before, all stays.
+    fn scan(&mut self, frame: &mut Frame) -> Result<()> {
         let mut buffer = vec![MaybeUninit::uninit(); LISTING];
         let Frame { fd, id, subdirs, kept, .. } = frame;
         let fd = fd.as_ref().expect("a directory is read right after it was opened");
         let mut listing = RawDir::new(fd, &mut buffer);
+        let cleared = self.keep.as_ref().is_some_and(|keep| keep.made.is_cleared(*id));
         while let Some(entry) = listing.next() {
             let entry = entry.context(|| "list a directory")?;
             let name = entry.file_name().to_bytes();
             if name == b"." || name == b".." {
                 continue;
+            }
+            if cleared {
+                *kept = true;
+                return Ok(());
             }
             let kind = match entry.file_type() {
                 FileType::Unknown => {
@@ -131,6 +136,9 @@ impl Walk<'_> {
             } else {
                 unlinkat(fd, name, AtFlags::empty()).context(|| format!("remove {} below it", quoted(name)))?;
             }
+        }
+        if let Some(keep) = &mut self.keep {
+            keep.made.clear(*id);
         }
         Ok(())
     }

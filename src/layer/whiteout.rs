@@ -4,7 +4,7 @@
 use rustix::fs::{AtFlags, FileType, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::dirs::{Dir, Dirs};
+use super::dirs::{Dir, Dirs, Id};
 use super::made::Made;
 use super::refused;
 use super::remove::{self, Keep};
@@ -24,6 +24,7 @@ pub(crate) fn hide(
         Err(errno) => return Err(refused("stat", errno)),
     };
     match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory if made.contains(dir.id, name) && made.is_cleared(Id::of(&stat)) => {}
         FileType::Directory => {
             dir.touch();
             remove::subtree(dir, name, Some(Keep { made, dirs }), check)?;
@@ -48,6 +49,9 @@ pub(crate) fn hide_children(
     made: &mut Made,
     check: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
+    if made.is_cleared(dir.id) {
+        return Ok(());
+    }
     dir.touch();
     remove::children(dir, Keep { made, dirs }, check)?;
     dirs.forget_paths();

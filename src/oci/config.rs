@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::digest::DiffId;
-use super::json::{self, list, null_default, words};
+use super::json::{self, null_default, words};
 use super::platform::Platform;
 use crate::{Error, Kind, Result};
 
@@ -154,21 +154,21 @@ struct Raw {
     config: RawConfig,
     #[serde(default, deserialize_with = "null_default")]
     rootfs: RawRootfs,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "null_default")]
     history: Vec<HistoryStep>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawRootfs {
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "null_default")]
     diff_ids: Vec<DiffId>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct RawConfig {
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "null_default")]
     env: Vec<String>,
     #[serde(deserialize_with = "words")]
     cmd: Vec<String>,
@@ -191,7 +191,6 @@ struct RawConfig {
 mod tests {
     use super::*;
     use crate::oci::Digest;
-    use crate::oci::json::MAX_ENTRIES;
 
     fn diff(text: &str) -> DiffId {
         DiffId(Digest::of(text.as_bytes()))
@@ -264,8 +263,6 @@ mod tests {
     #[test]
     fn damaged_and_absurd_configs_are_refused() {
         let deep = format!(r#"{{"config":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
-        let long = format!(r#"{{"history":[{}{{}}]}}"#, "{},".repeat(MAX_ENTRIES));
-        let env = format!(r#"{{"config":{{"Env":[{}""]}}}}"#, r#""","#.repeat(MAX_ENTRIES));
         for json in [
             "",
             "{",
@@ -277,8 +274,6 @@ mod tests {
             r#"{"config":{"Env":[1]}}"#,
             r#"{"history":{}}"#,
             &deep,
-            &long,
-            &env,
         ] {
             let error = ImageConfig::parse(json.as_bytes()).expect_err(&json[..json.len().min(80)]);
             assert_eq!(error.kind(), Kind::BadInput);

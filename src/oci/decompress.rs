@@ -1,9 +1,10 @@
 //! Telling a compression from the bytes, and undoing it, one pass, bounded memory.
 //!
 //! Media types and file names only claim; the magic number decides, as in Docker. gzip may have
-//! several members (pigz, estargz) and zero padding after the last one; anything else behind it is an
-//! error, since it could only be data that others read and we don't. zstd may have several frames,
+//! several members (pigz, estargz) and zero padding after the last one. zstd may have several frames,
 //! skippable ones among them; a window beyond 128 MiB is refused, because the decoder has to hold it.
+//! Anything else behind either is an error: a member whose first bytes are damaged looks the same. Who knows
+//! what the plain bytes are to be can tell the two apart, and go on ([`Compression::is_trailing`]).
 
 use std::io::{self, BufRead, Read};
 
@@ -62,6 +63,17 @@ impl Compression {
                 Box::new(decoder)
             }
         })
+    }
+
+    /// Whether an error of [`Compression::decoder`]'s reader only means that something else stands behind the last
+    /// member or frame. Reading on then gives the end, or the same error again.
+    pub(super) fn is_trailing(self, error: &io::Error) -> bool {
+        match self {
+            Self::Plain => false,
+            Self::Gzip => error.get_ref().is_some_and(|inner| inner.is::<Trailing>()),
+            // ZSTD_error_prefix_unknown, by zstd_errors.h's text: met where a frame should start, and nowhere else.
+            Self::Zstd => error.to_string().contains("Unknown frame descriptor"),
+        }
     }
 
     /// What an error of [`Compression::decoder`]'s reader means, in words for the user.
@@ -149,8 +161,20 @@ fn peek(from: &mut impl BufRead) -> io::Result<Option<u8>> {
     }
 }
 
+/// What stands behind the last member is none.
+#[derive(Debug)]
+struct Trailing;
+
+impl std::fmt::Display for Trailing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("there is other data after its end")
+    }
+}
+
+impl std::error::Error for Trailing {}
+
 fn garbage() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "there is other data after its end")
+    io::Error::new(io::ErrorKind::InvalidData, Trailing)
 }
 
 #[cfg(test)]
@@ -227,6 +251,29 @@ mod tests {
             let error = decode(&compressed, 100).expect_err(name);
             assert_eq!(error.kind(), Kind::BadInput, "{name}: {error}");
             assert!(error.to_string().contains("corrupt"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_what_stands_behind_the_end_is_trailing() {
+        let plain = sample(1000);
+        let (gz, zst) = (gzip(&plain), zstd(&plain));
+        // gzip's checksum; the type of zstd's first block.
+        for (form, packed, at) in [(Compression::Gzip, &gz, gz.len() - 8), (Compression::Zstd, &zst, 6)] {
+            let mut damaged = packed.clone();
+            damaged[at] = 0xff;
+            for (bytes, trailing) in [
+                ([&packed[..], b"garbage"].concat(), true),
+                ([&packed[..], packed, b"garbage"].concat(), true),
+                (damaged, false),
+                (packed[..packed.len() - 1].to_vec(), false),
+            ] {
+                let mut reader = form.decoder(&bytes[..]).unwrap();
+                let mut out = Vec::new();
+                let error = reader.read_to_end(&mut out).unwrap_err();
+                assert_eq!(form.is_trailing(&error), trailing, "{form:?}: {error}");
+                assert!(!trailing || out.chunks(plain.len()).all(|part| part == plain));
+            }
         }
     }
 

@@ -1,32 +1,50 @@
-//! JSON from outside: bounded in depth, tolerant where Go's decoder is.
+//! JSON from outside: bounded in depth and in values, tolerant where Go's decoder is.
 //!
-//! Callers bound the length before they read; this bounds what the length can't: nesting (serde_json
-//! has a limit of its own, but not inside fields that it skips) and lists, whose entries may take
+//! Callers bound the length before they read; [`check`] bounds what the length can't: nesting (serde_json
+//! has a limit of its own, but not inside fields that it skips), and lists and objects, whose values take
 //! far more memory than text.
 
-use std::fmt;
-use std::marker::PhantomData;
-
-use serde::de::{self, DeserializeOwned, SeqAccess, Visitor};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
+use super::limits::{SourceLimits, beyond};
 use crate::{Error, Kind, Result};
 
-/// Deepest nesting. Real documents have five or so.
-const MAX_DEPTH: usize = 64;
-/// Most entries in one list.
-pub(super) const MAX_ENTRIES: usize = 10_000;
+/// Refuse a document that no image has, before anything is made of it.
+///
+/// # Errors
+/// [`Kind::BadInput`] for nesting or values past the limits. Whether it is JSON at all is [`parse`]'s to say.
+pub(super) fn check(bytes: &[u8], limits: &SourceLimits) -> Result<()> {
+    let Shape { depth, values } = Shape::of(bytes);
+    if depth > limits.json_depth {
+        let why = format!("its JSON is nested more than the limit of {} deep", limits.json_depth);
+        return Err(beyond(why, "max_json_depth"));
+    }
+    if values > limits.json_values {
+        let why = format!("its JSON has {values} values, more than the limit of {}", limits.json_values);
+        return Err(beyond(why, "max_json_values"));
+    }
+    Ok(())
+}
 
 /// Read a document.
 ///
 /// # Errors
-/// [`Kind::BadInput`] for what isn't JSON, is nested too deeply or has fields of other types.
+/// [`Kind::BadInput`] for what isn't JSON or has fields of other types.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    if depth(bytes) > MAX_DEPTH {
-        return Err(Error::new(Kind::BadInput, format!("its JSON is nested more than {MAX_DEPTH} deep")));
+    serde_json::from_slice(bytes).map_err(|e| Error::new(Kind::BadInput, format!("its JSON: {}", shown(&e))))
+}
+
+/// The parser's message, which may quote any string of the document whole.
+fn shown(error: &serde_json::Error) -> String {
+    const MOST: usize = 300;
+    let message = error.to_string();
+    match message.char_indices().nth(MOST) {
+        Some((at, _)) => {
+            format!("{}... at line {} column {}", message[..at].escape_debug(), error.line(), error.column())
+        }
+        None => message.escape_debug().to_string(),
     }
-    serde_json::from_slice(bytes)
-        .map_err(|e| Error::new(Kind::BadInput, format!("its JSON: {}", e.to_string().escape_debug())))
 }
 
 /// Read a document that has to be an object. (serde takes a list for a struct's fields in order.)
@@ -40,22 +58,34 @@ pub(super) fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     }
 }
 
-/// The deepest nesting of brackets outside strings.
-fn depth(bytes: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0);
-    let (mut in_string, mut escaped) = (false, false);
-    for byte in bytes {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'[' | b'{' if !in_string => depth += 1,
-            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
+/// What a text takes at most when it is read as JSON.
+#[derive(Debug, PartialEq, Eq)]
+struct Shape {
+    /// The deepest nesting of brackets outside strings.
+    depth: usize,
+    /// Each value but the outermost follows a bracket or a comma.
+    values: usize,
+}
+
+impl Shape {
+    fn of(bytes: &[u8]) -> Self {
+        let mut shape = Self { depth: 0, values: 0 };
+        let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+        for byte in bytes {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if in_string => escaped = true,
+                b'"' => in_string = !in_string,
+                _ if in_string => {}
+                b'[' | b'{' => (depth, shape.values) = (depth + 1, shape.values + 1),
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                b',' => shape.values += 1,
+                _ => {}
+            }
+            shape.depth = shape.depth.max(depth);
         }
-        deepest = deepest.max(depth);
+        shape
     }
-    deepest
 }
 
 /// `null` stands for the type's empty value, as Go's decoder has it.
@@ -63,50 +93,19 @@ pub(super) fn null_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'
     Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
 }
 
-/// A list of at most [`MAX_ENTRIES`], or `null`.
-pub(super) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
-    from.deserialize_any(List { text: None, item: PhantomData })
-}
-
-/// The same, or a single string in place of the list: Docker before 1.8 wrote commands so.
+/// A list of strings, or a single one in its place (Docker before 1.8 wrote commands so), or `null`.
 pub(super) fn words<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    from.deserialize_any(List { text: Some(|text| vec![text.to_string()]), item: PhantomData })
-}
-
-struct List<T> {
-    /// What a single string stands for, where one is allowed.
-    text: Option<fn(&str) -> Vec<T>>,
-    item: PhantomData<T>,
-}
-
-impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
-    type Value = Vec<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a list of at most {MAX_ENTRIES} entries")
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Words {
+        Line(String),
+        List(Vec<String>),
     }
-
-    fn visit_unit<E: de::Error>(self) -> Result<Vec<T>, E> {
-        Ok(Vec::new())
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<T>, E> {
-        match self.text {
-            Some(split) => Ok(split(text)),
-            None => Err(E::invalid_type(de::Unexpected::Other("a string"), &self)),
-        }
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Vec<T>, A::Error> {
-        let mut list = Vec::new();
-        while let Some(entry) = entries.next_element()? {
-            if list.len() == MAX_ENTRIES {
-                return Err(de::Error::invalid_length(MAX_ENTRIES + 1, &self));
-            }
-            list.push(entry);
-        }
-        Ok(list)
-    }
+    Ok(match Option::deserialize(from)? {
+        None => Vec::new(),
+        Some(Words::Line(line)) => vec![line],
+        Some(Words::List(list)) => list,
+    })
 }
 
 #[cfg(test)]
@@ -114,26 +113,52 @@ mod tests {
     use super::*;
 
     #[test]
-    fn depth_counts_brackets_outside_strings() {
-        for (json, expected) in [
-            ("1", 0),
-            ("[]", 1),
-            (r#"{"a":[{}],"b":[]}"#, 3),
-            (r#"{"a":"[[[[\"[[["}"#, 1),
-            (r#"{"a":"\\","b":[[]]}"#, 3),
-            ("]]]][[", 2),
+    fn brackets_and_commas_count_outside_strings() {
+        for (json, depth, values) in [
+            ("1", 0, 0),
+            ("[]", 1, 1),
+            (r#"{"a":[{}],"b":[]}"#, 3, 5),
+            (r#"{"a":"[[[[,\"[[[,"}"#, 1, 1),
+            (r#"{"a":"\\","b":[[]]}"#, 3, 4),
+            ("]]]][[", 2, 2),
+            ("[1,2,3]", 1, 3),
         ] {
-            assert_eq!(depth(json.as_bytes()), expected, "{json}");
+            assert_eq!(Shape::of(json.as_bytes()), Shape { depth, values }, "{json}");
         }
     }
 
     #[test]
-    fn nesting_is_refused_even_in_a_field_nobody_reads() {
+    fn absurd_documents_are_refused_even_in_a_field_nobody_reads() {
+        let limits = SourceLimits::default();
+        let nested = |deep| format!(r#"{{"x":{}{}}}"#, "[".repeat(deep), "]".repeat(deep));
+        check(nested(limits.json_depth - 1).as_bytes(), &limits).unwrap();
+        for deep in [limits.json_depth, 1_000_000] {
+            let error = check(nested(deep).as_bytes(), &limits).unwrap_err();
+            assert!(error.to_string().contains("limit of 64 deep"), "{error}");
+            assert!(error.hint().unwrap().contains("max_json_depth"));
+        }
+        let long = |values: usize| format!("[{}0]", "0,".repeat(values - 1));
+        check(long(limits.json_values).as_bytes(), &limits).unwrap();
+        let error = check(long(limits.json_values + 1).as_bytes(), &limits).unwrap_err();
+        assert!(error.to_string().contains("100001 values, more than the limit of 100000"), "{error}");
+        assert!(error.hint().unwrap().contains("max_json_values"));
+    }
+
+    #[test]
+    fn without_a_check_nesting_still_costs_no_stack() {
         #[derive(Debug, Deserialize)]
         struct Nothing {}
-        let nested = |deep| format!(r#"{{"x":{}{}}}"#, "[".repeat(deep), "]".repeat(deep));
-        parse::<Nothing>(nested(MAX_DEPTH - 1).as_bytes()).unwrap();
-        assert_eq!(parse::<Nothing>(nested(MAX_DEPTH).as_bytes()).unwrap_err().kind(), Kind::BadInput);
-        assert_eq!(parse::<Nothing>(nested(1_000_000).as_bytes()).unwrap_err().kind(), Kind::BadInput);
+        let deep = 1_000_000;
+        parse::<Nothing>(format!(r#"{{"x":{}{}}}"#, "[".repeat(deep), "]".repeat(deep)).as_bytes()).unwrap();
+        let error = parse::<Nothing>("[".repeat(deep).as_bytes()).unwrap_err();
+        assert_eq!(error.kind(), Kind::BadInput);
+    }
+
+    #[test]
+    fn messages_stay_short() {
+        let error = parse::<u64>(format!("\"{}\"", "\u{1b}".repeat(100_000)).as_bytes()).unwrap_err().to_string();
+        assert!(error.len() < 5000 && error.is_ascii() && !error.contains('\u{1b}'), "{error}");
+        let error = parse::<u64>(format!("\"{}\"", "x".repeat(100_000)).as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("...") && error.ends_with("column 100002"), "{error}");
     }
 }

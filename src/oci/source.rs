@@ -25,6 +25,7 @@ use self::files::Files;
 use self::loader::Loader;
 use super::config::ImageConfig;
 use super::digest::{DiffId, Digest, ImageId};
+use super::limits::SourceLimits;
 use super::manifest::Descriptor;
 use super::reference::Reference;
 use crate::{Context, Error, Kind, Result};
@@ -49,39 +50,6 @@ impl fmt::Debug for Input {
         match self {
             Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
             Self::Stdin(_) => f.write_str("Stdin"),
-        }
-    }
-}
-
-/// How much of one input is believed to be meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceLimits {
-    /// Bytes of a manifest, an index or a docker archive's `manifest.json`.
-    pub manifest_bytes: u64,
-    /// Bytes of a config.
-    pub config_bytes: u64,
-    /// Bytes of memory for all manifests and configs together.
-    pub metadata_bytes: u64,
-    /// Layers of one image.
-    pub layers: usize,
-    /// Images in one input; also manifests and indexes looked at.
-    pub images: usize,
-    /// Entries of the archive.
-    pub entries: usize,
-    /// Bytes of an archive that has to be copied (decompressed) before it can be read.
-    pub spool_bytes: u64,
-}
-
-impl Default for SourceLimits {
-    fn default() -> Self {
-        Self {
-            manifest_bytes: 4 << 20,
-            config_bytes: 8 << 20,
-            metadata_bytes: 32 << 20,
-            layers: 1000,
-            images: 1000,
-            entries: 65_536,
-            spool_bytes: 64 << 30,
         }
     }
 }

@@ -5,6 +5,9 @@
 //! the slowest of the three, so both digests are kept off the caller's thread. Between them travel a
 //! fixed number of buffers, 6 MiB in all (and a zstd window, up to 128 MiB).
 //!
+//! What stands behind the last gzip member or zstd frame is ignored, as gzip(1) and Docker do, if the diff ID says
+//! that the tar was whole before it; otherwise it could be a damaged member, and is an error.
+//!
 //! Nothing read is to be believed before [`LayerStream::finish`] has returned: it compares the blob's
 //! size and digest and the diff ID. Where unpacking fails first, [`LayerStream::explain`] tells
 //! whether the stream was the cause: a flipped bit shows up as a broken tar header here and as a digest
@@ -16,8 +19,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-use bytesize::ByteSize;
 
 use self::pipe::{Chunk, ChunkReader, Pool};
 use super::decompress::{Compression, MAGIC_LEN};
@@ -49,6 +50,15 @@ impl Expected {
     pub fn of(layer: &SourceLayer, max_bytes: u64) -> Self {
         let blob = layer.blob.as_ref().map(|blob| (blob.digest, blob.size));
         Self { blob, diff_id: Some(layer.diff_id), max_bytes }
+    }
+
+    /// Whether the diff ID vouches that what was seen, and `last`, is all of the plain tar.
+    fn is_whole(&self, seen: &Hasher, last: &[u8]) -> bool {
+        self.diff_id.is_some_and(|expected| {
+            let mut hasher = seen.clone();
+            hasher.update(last);
+            hasher.finish() == expected.0
+        })
     }
 }
 
@@ -107,7 +117,7 @@ impl LayerStream {
         let mut stream = Self { expected, plain, stop: Arc::clone(&stop), digesting: None, decoding: None };
         stream.digesting = Some(spawn("layer-read", move || reader.run(raw_pool, &raw_out))?);
         stream.decoding = Some(spawn("layer-decode", move || {
-            let result = decode(raw_in, expected.max_bytes, plain_pool, &plain_out, &stop);
+            let result = decode(raw_in, &expected, plain_pool, &plain_out, &stop);
             // Reading on after a fault is worth it only where the blob's digest may turn out to be the cause.
             if result.as_ref().is_err_and(|e| blob.is_none() || e.kind() != Kind::BadInput) {
                 stop.store(true, Ordering::Relaxed);
@@ -275,7 +285,7 @@ impl Reading {
 /// The second thread's work: decompress, digest, bound, pass on.
 fn decode(
     mut raw: ChunkReader,
-    max_bytes: u64,
+    expected: &Expected,
     mut pool: Pool,
     out: &SyncSender<io::Result<Chunk>>,
     stop: &AtomicBool,
@@ -291,14 +301,19 @@ fn decode(
         let n = match chunk.fill(&mut plain) {
             Ok(n) => n as u64,
             Err(e) if pipe::is_break(&e) => return Err(broken(&e)),
+            Err(e) if form.is_trailing(&e) && expected.is_whole(&hasher, chunk.bytes()) => {
+                tracing::debug!("ignored what stands behind a layer's compressed data");
+                chunk.bytes().len() as u64
+            }
             Err(e) => return Err(form.explain(&e)),
         };
         bytes += n;
-        if bytes > max_bytes {
+        if bytes > expected.max_bytes {
+            let max_bytes = expected.max_bytes;
             stop.store(true, Ordering::Relaxed);
-            let limit = ByteSize(max_bytes).display().si();
-            return Err(Error::new(Kind::BadInput, format!("it is larger than {limit} when decompressed"))
-                .with_hint("if you trust the image, raise --max-layer-size"));
+            let why = format!("it is larger than the limit of {max_bytes} bytes when decompressed");
+            return Err(Error::new(Kind::BadInput, why)
+                .with_hint("if you trust the image, raise the limit with --max-layer-size"));
         }
         if form != Compression::Plain {
             hasher.update(chunk.bytes());

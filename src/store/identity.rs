@@ -23,7 +23,7 @@ const LOCK_FILES: [&str; 8] = {
 pub struct Identity {
     pub schema: u32,
     pub uuid: Uuid,
-    /// The backend that made it: `btrfs`.
+    /// The backend that made it: `btrfs` or `reflink`.
     pub backend: String,
     /// Upper 16 bits of the ids of this store's charge groups, so that two stores on one filesystem don't meet. Not 0.
     pub group_prefix: u16,
@@ -121,7 +121,7 @@ impl Identity {
             let entry = entry.context(|| format!("read {}", root.display()))?;
             let name = entry.file_name();
             let ours = match name.to_str() {
-                Some("snapshots") => read(&entry.path())?.next().is_none(),
+                Some("snapshots" | "trash") => read(&entry.path())?.next().is_none(),
                 Some("images" | "blobs" | "store.new") => true,
                 Some(name) if LOCK_FILES.contains(&name) => true,
                 _ => false,

@@ -2,8 +2,12 @@
 
 pub mod bind;
 pub mod btrfs;
+pub mod fiemap;
 pub mod loopdev;
 pub mod mount;
 pub mod process;
+pub mod reflink;
 pub mod rooted;
+pub mod trim;
 pub mod users;
+pub mod xfs;

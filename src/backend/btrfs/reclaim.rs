@@ -9,6 +9,7 @@ use super::Btrfs;
 use crate::backend::{Backend, GroupId, QuotaMode, Reclaimed};
 use crate::sys::btrfs::space::BlockGroups;
 use crate::sys::btrfs::{qgroup, search, space};
+use crate::sys::trim;
 use crate::{Context, Result};
 
 /// How long to wait between two looks at the cleaner.
@@ -25,10 +26,7 @@ impl Btrfs {
             QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project => 0,
         };
         self.free_empty_block_groups()?;
-        let trimmed = match space::fitrim(&self.fd) {
-            Err(Errno::EOPNOTSUPP) => 0,
-            other => other.context(|| self.call("FITRIM"))?,
-        };
+        let trimmed = trim::fitrim(&self.fd).context(|| self.call("FITRIM"))?;
         Ok(Reclaimed { removed: groups, trimmed })
     }
 

@@ -5,7 +5,7 @@ use super::{Output, format};
 use crate::cli::progress::Layers;
 use crate::engine::load::{Progress, Silent};
 use crate::engine::{Engine, Settings};
-use crate::oci::{Input, Reference, Source, SourceLimits};
+use crate::oci::{Input, Reference, Source};
 use crate::store::Image;
 use crate::{Context, Error, Kind, Result};
 
@@ -36,7 +36,7 @@ pub struct LayerLimits {
 impl LayerLimits {
     pub fn apply(&self, settings: &mut Settings) {
         if let Some(bytes) = self.max_layer_size {
-            settings.layer_limits = crate::layer::Limits::for_bytes(bytes);
+            settings.layer_limits = settings.layer_limits.with_bytes(bytes);
         }
     }
 }
@@ -44,7 +44,7 @@ impl LayerLimits {
 impl Load {
     pub fn run(self, engine: &Engine, out: &mut Output) -> Result<()> {
         let file = self.input.unwrap_or(self.file);
-        let source = Source::open(input(&file)?, &engine.spool_directory(), &SourceLimits::default())
+        let source = Source::open(input(&file)?, &engine.spool_directory(), engine.source_limits())
             .context(|| format!("cannot load {}", file.display()))?;
         stop_on_signals(engine)?;
         let layers = Layers::new(self.quiet);

@@ -18,7 +18,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::Engine;
-use crate::backend::copy;
+use crate::backend::clone::{Content, clone_tree};
 use crate::{Context, Error, Kind, Result};
 
 pub use spec::Network;
@@ -104,7 +104,10 @@ fn make_volumes(root: &Path, directory: &Path, wanted: &BTreeSet<String>) -> Res
         let source = directory.join("volumes").join(number.to_string());
         let filled = match crate::sys::rooted::directory(root, destination)? {
             // By its descriptor: what runs in the container can't swap it for a link.
-            Some(inside) => copy::copy_tree(Path::new(&format!("/proc/self/fd/{}/.", inside.as_raw_fd())), &source),
+            Some(inside) => {
+                let inside = format!("/proc/self/fd/{}/.", inside.as_raw_fd());
+                clone_tree(Path::new(&inside), &source, Content::Copy, None).map(drop)
+            }
             None => fs::create_dir(&source).context(|| format!("mkdir {}", source.display())),
         };
         filled.context(|| format!("cannot fill volume {destination}"))?;

@@ -6,8 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::lock::{self, Lock};
-use super::{Pool, holders, remove_if_there};
-use crate::backend::btrfs::format;
+use super::{Pool, Volume, holders, remove_if_there};
 use crate::sys::{loopdev, mount};
 use crate::{Context, Kind, Result};
 
@@ -70,14 +69,14 @@ impl Pool {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             file => Some(file.context(|| format!("open {}", self.file.display()))?),
         };
-        let fsid = match &file {
-            Some(file) => format::identify(file)?,
+        let uuid = match &file {
+            Some(file) => Volume::identify(file)?.map(|volume| volume.uuid),
             None => lock::recorded(&self.lock)?,
         };
         // Several mounts may lie on top of each other.
         while let Some(mounted) = mount::mounted_at(&self.root)?
-            && fsid.is_some()
-            && mounted.btrfs == fsid
+            && uuid.is_some()
+            && mounted.uuid == uuid
         {
             unmount_views(mounted.id)?;
             let unmounted = patiently(BRIEFLY, || match mount::unmount(&self.root) {

@@ -1,10 +1,11 @@
 //! A tar stream as a sequence of entries.
 //!
 //! Touches no filesystem and believes nothing: every number is checked where it is read, extension headers
-//! are bounded ([`pax::MAX_PAYLOAD`]), file data passes through one fixed buffer. Where readers of tar
-//! disagree, this one sides with Go's `archive/tar`, which Docker and containerd use, so that an image means
-//! the same here as there: only regular files carry data, whatever another type's header claims; a GNU long
-//! name wins over a PAX path; a lone zero block inside the archive is an error.
+//! are bounded (1 MiB each), file data passes through one fixed buffer. Where readers of tar disagree, this one
+//! sides with Go's `archive/tar`, which Docker and containerd use, so that an image means the same here as
+//! there: only regular files carry data, whatever another type's header claims; a GNU long name wins over a PAX
+//! path; a lone zero block inside the archive is an error. It differs from Go in taking owners and times from
+//! global PAX headers, as POSIX says and all other readers do.
 
 mod header;
 mod pax;
@@ -21,21 +22,23 @@ use header::Header;
 use pax::Records;
 use source::{BLOCK, Source, padded, truncated};
 
-pub(crate) use pax::Time;
-pub(crate) use sparse::Segment;
+pub use pax::Time;
+pub use sparse::Segment;
 
 /// One entry, everything about it merged from its headers.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// As it stands in the archive: not empty, without NUL, otherwise unjudged.
-    pub(crate) name: Vec<u8>,
-    pub(crate) what: What,
-    pub(crate) attributes: Attributes,
+    pub name: Vec<u8>,
+    pub what: What,
+    pub attributes: Attributes,
+    /// How many extended attributes were left out because Linux has no place for them.
+    pub foreign_attributes: u64,
 }
 
 /// What kind of thing an entry is.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub enum What {
     /// Length in bytes. With a map, only its parts are in the archive, one after the other; without, all is.
     File {
         size: u64,
@@ -59,17 +62,18 @@ pub(crate) enum What {
 
 /// What an inode has besides its content.
 #[derive(Debug, Default)]
-pub(crate) struct Attributes {
+pub struct Attributes {
     /// Permissions, set-id and sticky bits.
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: Time,
-    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: Time,
+    /// Extended attributes by their whole names.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// The entries of a tar stream.
-pub(crate) struct Archive<'a> {
+pub struct Archive<'a> {
     source: Source<'a>,
     global: Records,
     /// Data of the current entry still in the stream, and its padding.
@@ -86,19 +90,21 @@ struct Pending {
 }
 
 impl<'a> Archive<'a> {
-    /// Read at most `max_bytes` of `stream`.
-    pub(crate) fn new(stream: &'a mut dyn Read, max_bytes: u64, cancelled: &'a dyn Fn() -> bool) -> Self {
+    /// Read at most `max_bytes` of `stream`. `cancelled` is asked at every entry and every block of data.
+    ///
+    /// All of these have the errors of [`unpack`](super::unpack) that come from the archive.
+    pub fn new(stream: &'a mut dyn Read, max_bytes: u64, cancelled: &'a dyn Fn() -> bool) -> Self {
         let source = Source::new(stream, max_bytes, cancelled);
         Self { source, global: Records::default(), data: 0, padding: 0 }
     }
 
     /// An error if the caller wants us to stop.
-    pub(crate) fn check_cancelled(&self) -> Result<()> {
+    pub fn check_cancelled(&self) -> Result<()> {
         self.source.check_cancelled()
     }
 
     /// The next entry, or `None` at the archive's end. Data of the one before that wasn't read is skipped.
-    pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
+    pub fn next(&mut self) -> Result<Option<Entry>> {
         self.source.skip(self.data + self.padding)?;
         (self.data, self.padding) = (0, 0);
         let mut pending = Pending::default();
@@ -131,7 +137,7 @@ impl<'a> Archive<'a> {
     }
 
     /// Take up to `wanted` bytes of the current entry's data, not none, and lend them until the next call.
-    pub(crate) fn data(&mut self, wanted: u64) -> Result<&[u8]> {
+    pub fn data(&mut self, wanted: u64) -> Result<&[u8]> {
         debug_assert!(wanted > 0 && wanted <= self.data);
         self.source.check_cancelled()?;
         let lent = self.source.data(wanted)?;
@@ -203,7 +209,7 @@ impl<'a> Archive<'a> {
             mtime: records.mtime.unwrap_or(Time { seconds: header.mtime, nanoseconds: 0 }),
             xattrs: records.xattrs,
         };
-        Ok(Entry { name, what, attributes })
+        Ok(Entry { name, what, attributes, foreign_attributes: records.foreign })
     }
 
     /// A regular file with `stored` bytes in the archive: find its length and its map.
@@ -225,7 +231,14 @@ impl<'a> Archive<'a> {
         let size = u64::try_from(size).map_err(|_| bad("its size is negative"))?;
         self.data = stored - taken;
         sparse::check(&map, size, self.data)?;
+        self.source.charge(sparse::overhead(&map))?;
         Ok(What::File { size, map: Some(map) })
+    }
+}
+
+impl std::fmt::Debug for Archive<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Archive").field("position", &self.source.position()).finish_non_exhaustive()
     }
 }
 

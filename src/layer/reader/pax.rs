@@ -1,23 +1,32 @@
 //! PAX extended headers: `LENGTH KEY=VALUE\n` records (POSIX.1-2001, "pax Extended Header").
 //!
 //! A record overrides the header's field for one entry (`x`), or for all that follow (`g`). Only keys that
-//! say something about the tree are kept. A global header may not speak of names, sizes or sparse maps:
-//! they belong to one entry each, no tool writes them, and readers disagree about what they would mean.
+//! say something about the tree are kept. A global header may not speak of names, sizes, sparse maps or
+//! extended attributes: they belong to one entry each, no tool writes them, readers disagree about what they
+//! would mean, and a megabyte of attributes given to each of a million empty files is a bomb.
 
 use std::collections::BTreeMap;
 
 use super::super::bad;
+use super::super::name::quoted;
 pub(crate) use super::sparse::PaxSparse;
 use crate::error::Result;
 
-/// Bytes that one PAX header or GNU long name may have, and all global records together.
+/// Bytes that one PAX header or GNU long name may have. Go's `archive/tar` has the same limit.
 pub(crate) const MAX_PAYLOAD: u64 = 1 << 20;
+/// Bytes that the names of an entry's attributes may have, each with a NUL (`XATTR_LIST_MAX` in
+/// linux/limits.h). Filesystems take more than that, and then nobody can list them any more.
+const MAX_ATTRIBUTE_NAMES: usize = 65536;
+
+/// Records of extended attributes: star's, which everybody writes, and libarchive's.
+const SCHILY: &[u8] = b"SCHILY.xattr.";
+const LIBARCHIVE: &[u8] = b"LIBARCHIVE.xattr.";
 
 /// A point in time: seconds since 1970, and nanoseconds after that second (0 to 999,999,999).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Time {
-    pub(crate) seconds: i64,
-    pub(crate) nanoseconds: u32,
+pub struct Time {
+    pub seconds: i64,
+    pub nanoseconds: u32,
 }
 
 /// What PAX records say, the last of a key winning.
@@ -31,28 +40,34 @@ pub(crate) struct Records {
     pub(crate) mtime: Option<Time>,
     /// Extended attributes by name.
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Records of attributes that Linux has no place for.
+    pub(crate) foreign: u64,
     pub(crate) sparse: PaxSparse,
 }
 
 impl Records {
     /// Read the records of an `x` header over what `g` headers said before.
     pub(crate) fn extend(&mut self, payload: &[u8]) -> Result<()> {
-        each(payload, |key, value| self.set(key, value))
+        each(payload, |key, value| self.set(key, value))?;
+        let names: usize = self.xattrs.keys().map(|name| name.len() + 1).sum();
+        if names > MAX_ATTRIBUTE_NAMES {
+            return Err(bad(format!(
+                "the names of its attributes take {names} bytes, more than the {MAX_ATTRIBUTE_NAMES} that Linux can list"
+            )));
+        }
+        Ok(())
     }
 
     /// Read the records of a `g` header.
     pub(crate) fn extend_global(&mut self, payload: &[u8]) -> Result<()> {
         each(payload, |key, value| {
-            if matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse.") {
-                return Err(bad(format!("a global PAX header sets \"{}\" for all entries", key.escape_ascii())));
+            let one_entrys = matches!(key, b"path" | b"linkpath" | b"size")
+                || [&b"GNU.sparse."[..], SCHILY, LIBARCHIVE].iter().any(|prefix| key.starts_with(prefix));
+            if one_entrys {
+                return Err(bad(format!("a global PAX header sets {} for all entries", quoted(key))));
             }
             self.set(key, value)
-        })?;
-        let held: usize = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if held as u64 > MAX_PAYLOAD {
-            return Err(bad(format!("global PAX headers hold more than {MAX_PAYLOAD} bytes")));
-        }
-        Ok(())
+        })
     }
 
     /// An empty value takes back what was said before, except of an attribute, which may be empty.
@@ -66,19 +81,31 @@ impl Records {
             b"gid" => self.gid = some.map(|v| decimal(key, v)).transpose()?,
             b"mtime" => self.mtime = some.map(time).transpose()?,
             _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.xattrs.insert(whole(key, name)?, value.to_vec());
-                } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
+                if let Some(name) = key.strip_prefix(SCHILY) {
+                    if let Some(name) = self.attribute(whole(key, name)?) {
+                        self.xattrs.insert(name, value.to_vec());
+                    }
+                } else if let Some(name) = key.strip_prefix(LIBARCHIVE) {
                     // bsdtar writes both forms; SCHILY's is the binary one and wins.
-                    let name = whole(key, &percent_decoded(key, name)?)?;
-                    let value = base64_decoded(key, value)?;
-                    self.xattrs.entry(name).or_insert(value);
+                    if let Some(name) = self.attribute(whole(key, &percent_decoded(key, name)?)?) {
+                        let value = base64_decoded(key, value)?;
+                        self.xattrs.entry(name).or_insert(value);
+                    }
                 } else if let Some(rest) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse.set(rest, value)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// The name of an attribute, unless it is one that is left out: of another system (`com.apple.provenance`), or
+    /// a filesystem's own setting (`btrfs.compression`), which would mean something on one backend only.
+    fn attribute(&mut self, name: Vec<u8>) -> Option<Vec<u8>> {
+        let known = [&b"user."[..], b"trusted.", b"security.", b"system.posix_acl_"];
+        let ours = known.iter().any(|namespace| name.starts_with(namespace));
+        self.foreign += u64::from(!ours);
+        ours.then_some(name)
     }
 }
 
@@ -103,7 +130,7 @@ fn each(mut payload: &[u8], mut f: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Re
 /// A name: anything but NUL, which the kernel would take for its end.
 fn whole(key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
     if value.is_empty() || value.contains(&0) {
-        return Err(bad(format!("the PAX record \"{}\" is empty or holds a NUL", key.escape_ascii())));
+        return Err(bad(format!("the PAX record {} is empty or holds a NUL", quoted(key))));
     }
     Ok(value.to_vec())
 }
@@ -111,10 +138,10 @@ fn whole(key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
 /// A decimal number without sign that fits in 63 bits.
 pub(crate) fn decimal(key: &[u8], value: &[u8]) -> Result<i64> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-    digits.then(|| str::from_utf8(value).ok()?.parse().ok()).flatten().ok_or_else(|| {
-        let shown = value[..value.len().min(40)].escape_ascii();
-        bad(format!("the PAX record \"{}\" is not a number: \"{shown}\"", key.escape_ascii()))
-    })
+    digits
+        .then(|| str::from_utf8(value).ok()?.parse().ok())
+        .flatten()
+        .ok_or_else(|| bad(format!("the PAX record {} is not a number: {}", quoted(key), quoted(value))))
 }
 
 /// `[-]SECONDS[.FRACTION]`; what is finer than a nanosecond is cut off.
@@ -127,7 +154,7 @@ fn time(value: &[u8]) -> Result<Time> {
     let seconds = decimal(b"mtime", halves.next().unwrap_or_default())?;
     let fraction = halves.next().unwrap_or_default();
     if !fraction.iter().all(u8::is_ascii_digit) {
-        return Err(bad(format!("the PAX record \"mtime\" is not a time: \"{}\"", value.escape_ascii())));
+        return Err(bad(format!("the PAX record \"mtime\" is not a time: {}", quoted(value))));
     }
     let nanoseconds = (0..9).fold(0, |ns, at| ns * 10 + u32::from(fraction.get(at).map_or(0, |digit| digit - b'0')));
     Ok(match (negative, nanoseconds) {
@@ -149,7 +176,7 @@ fn percent_decoded(key: &[u8], name: &[u8]) -> Result<Vec<u8>> {
         }
         let hex = rest.first_chunk::<2>().and_then(|hex| u8::from_str_radix(str::from_utf8(hex).ok()?, 16).ok());
         let Some(byte) = hex else {
-            return Err(bad(format!("the PAX record \"{}\" is badly encoded", key.escape_ascii())));
+            return Err(bad(format!("the PAX record {} is badly encoded", quoted(key))));
         };
         decoded.push(byte);
         rest = &rest[2..];
@@ -167,7 +194,7 @@ fn base64_decoded(key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
             b'0'..=b'9' => byte - b'0' + 52,
             b'+' => 62,
             b'/' => 63,
-            _ => return Err(bad(format!("the PAX record \"{}\" is badly encoded", key.escape_ascii()))),
+            _ => return Err(bad(format!("the PAX record {} is badly encoded", quoted(key)))),
         };
         bits = bits << 6 | u32::from(six);
         count += 6;
@@ -190,6 +217,12 @@ mod tests {
         records.extend(payload).map(|()| records)
     }
 
+    /// `KEY=VALUE` with its length, which counts itself.
+    fn record(text: &str) -> Vec<u8> {
+        let length = (text.len()..).find(|n| *n == format!("{n} {text}\n").len()).unwrap();
+        format!("{length} {text}\n").into_bytes()
+    }
+
     #[test]
     fn records_override_and_take_back() {
         let records = read(b"9 path=a\n9 path=b\n12 size=123\n9 uid=70\n7 uid=\n13 comment=x\n").unwrap();
@@ -205,6 +238,36 @@ mod tests {
         assert_eq!(records.xattrs[&b"user.e"[..]], b"");
         let records = read(b"36 LIBARCHIVE.xattr.user.a%3Db=aGk=\n").unwrap();
         assert_eq!(records.xattrs[&b"user.a=b"[..]], b"hi");
+    }
+
+    #[test]
+    fn attributes_of_other_systems_are_counted_and_left_out() {
+        let payload = ["com.apple.provenance=x", "btrfs.compression=y", "user.ok=y"]
+            .map(|attribute| record(&format!("SCHILY.xattr.{attribute}")))
+            .concat();
+        let records = read(&payload).unwrap();
+        assert_eq!((records.foreign, records.xattrs.len()), (2, 1));
+        assert_eq!(records.xattrs[&b"user.ok"[..]], b"y");
+    }
+
+    #[test]
+    fn no_entry_has_more_attributes_than_can_be_listed() {
+        let names = |count: usize| -> Vec<u8> {
+            (0..count).flat_map(|n| record(&format!("SCHILY.xattr.user.{n:0250}="))).collect()
+        };
+        // Each takes "user.", 250 digits and a NUL.
+        assert_eq!(read(&names(256)).unwrap().xattrs.len(), 256);
+        let error = read(&names(257)).unwrap_err().to_string();
+        assert!(error.contains("more than the 65536 that Linux can list"), "{error}");
+    }
+
+    #[test]
+    fn messages_stay_short() {
+        let long = "k".repeat(100_000);
+        for text in [format!("SCHILY.xattr.{long}\0="), format!("mtime={long}"), format!("uid={long}")] {
+            let error = read(&record(&text)).unwrap_err().to_string();
+            assert!(error.len() < 1000 && !error.contains("malformed"), "{error}");
+        }
     }
 
     #[test]
@@ -247,7 +310,14 @@ mod tests {
         global.extend_global(b"52 comment=0123456789012345678901234567890123456789\n").unwrap();
         global.extend_global(b"9 uid=70\n").unwrap();
         assert_eq!(global.uid, Some(70));
-        for payload in [&b"9 path=a\n"[..], b"9 size=1\n", b"14 linkpath=a\n", b"21 GNU.sparse.size=1\n"] {
+        for payload in [
+            &b"9 path=a\n"[..],
+            b"9 size=1\n",
+            b"14 linkpath=a\n",
+            b"21 GNU.sparse.size=1\n",
+            b"24 SCHILY.xattr.user.a=b\n",
+            b"32 LIBARCHIVE.xattr.user.a=YQ==\n",
+        ] {
             assert!(global.extend_global(payload).is_err(), "{}", payload.escape_ascii());
         }
     }

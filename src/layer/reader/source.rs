@@ -23,13 +23,15 @@ pub(crate) struct Source<'a> {
     end: usize,
     /// Bytes taken so far.
     position: u64,
+    /// Bytes that what was taken costs beyond itself.
+    charged: u64,
     max_bytes: u64,
 }
 
 impl<'a> Source<'a> {
     pub(crate) fn new(stream: &'a mut dyn Read, max_bytes: u64, cancelled: &'a dyn Fn() -> bool) -> Self {
         let buffer = vec![0; BUFFER].into_boxed_slice();
-        Self { stream, cancelled, buffer, start: 0, end: 0, position: 0, max_bytes }
+        Self { stream, cancelled, buffer, start: 0, end: 0, position: 0, charged: 0, max_bytes }
     }
 
     /// Bytes taken so far: where in the stream the next header or datum starts.
@@ -39,11 +41,18 @@ impl<'a> Source<'a> {
 
     /// Refuse now what `more` bytes would run past the limit later.
     pub(crate) fn check_room(&self, more: u64) -> Result<()> {
-        match self.position.checked_add(more) {
+        match self.position.saturating_add(self.charged).checked_add(more) {
             Some(total) if total <= self.max_bytes => Ok(()),
             _ => Err(bad(format!("the layer is larger than the limit of {} bytes", self.max_bytes))
                 .with_hint("if you trust the image, raise the limit with --max-layer-size")),
         }
+    }
+
+    /// Count `bytes` towards the limit that aren't in the stream.
+    pub(crate) fn charge(&mut self, bytes: u64) -> Result<()> {
+        self.check_room(bytes)?;
+        self.charged += bytes;
+        Ok(())
     }
 
     pub(crate) fn check_cancelled(&self) -> Result<()> {

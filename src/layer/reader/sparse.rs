@@ -14,11 +14,14 @@ use crate::error::Result;
 /// Parts that one file may have: 16 MiB of map.
 const MAX_SEGMENTS: usize = 1 << 20;
 
+/// Bytes that filesystems give to a file at least.
+const DISK_BLOCK: u64 = 4096;
+
 /// A part of a file that is data, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Segment {
-    pub(crate) offset: u64,
-    pub(crate) length: u64,
+pub struct Segment {
+    pub offset: u64,
+    pub length: u64,
 }
 
 /// Append a part, refusing what is out of order or past `i64::MAX`.
@@ -47,6 +50,17 @@ pub(crate) fn check(map: &[Segment], file: u64, stored: u64) -> Result<()> {
         return Err(bad(format!("its sparse map is of {sum} bytes of data, but {stored} are stored")));
     }
     Ok(())
+}
+
+/// Bytes on disk that a map's parts need beyond their own: a part of one byte takes a block.
+pub(crate) fn overhead(map: &[Segment]) -> u64 {
+    let (mut blocks, mut end) = (0, 0);
+    for part in map.iter().filter(|part| part.length > 0) {
+        let first = (part.offset / DISK_BLOCK).max(end);
+        end = (part.offset + part.length).div_ceil(DISK_BLOCK);
+        blocks += end - first;
+    }
+    blocks * DISK_BLOCK - map.iter().map(|part| part.length).sum::<u64>()
 }
 
 /// The old GNU map: four parts in the header, the file's length, then blocks of 21 parts each.

@@ -7,10 +7,10 @@
 
 use serde::Deserialize;
 
-use super::loader::{Loader, merge};
+use super::loader::{Document, Loader};
 use super::{SourceImage, SourceLayer};
 use crate::oci::digest::{DiffId, Digest, ImageId, quoted};
-use crate::oci::json::{list, null_default};
+use crate::oci::json::null_default;
 use crate::oci::manifest::Descriptor;
 use crate::oci::reference::Reference;
 use crate::{Context, Error, Kind, Result};
@@ -21,16 +21,16 @@ pub(super) const MANIFEST: &str = "manifest.json";
 /// The contents of `manifest.json`.
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Archive(#[serde(deserialize_with = "list")] Vec<Entry>);
+pub(super) struct Archive(#[serde(deserialize_with = "null_default")] Vec<Entry>);
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Entry {
     #[serde(default, deserialize_with = "null_default")]
     config: String,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "null_default")]
     repo_tags: Vec<String>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "null_default")]
     layers: Vec<String>,
 }
 
@@ -51,7 +51,8 @@ pub(super) fn images(loader: &mut Loader<'_>, archive: &Archive) -> Result<Vec<S
     let mut images = Vec::new();
     for entry in &archive.0 {
         loader.count_document()?;
-        merge(&mut images, image(loader, entry).context(|| entry.label())?);
+        let image = image(loader, entry).context(|| entry.label())?;
+        loader.merge(&mut images, image)?;
     }
     if images.is_empty() {
         return Err(Error::new(Kind::BadInput, "it holds no image: its manifest.json is empty"));
@@ -60,15 +61,11 @@ pub(super) fn images(loader: &mut Loader<'_>, archive: &Archive) -> Result<Vec<S
 }
 
 /// Add the archive's names to images that came from the OCI layout beside it.
-pub(super) fn add_names(archive: &Archive, images: &mut [SourceImage]) -> Result<()> {
+pub(super) fn add_names(loader: &Loader<'_>, archive: &Archive, images: &mut [SourceImage]) -> Result<()> {
     for entry in &archive.0 {
         let Some(digest) = digest_in(&entry.config)? else { continue };
         for image in images.iter_mut().filter(|image| image.id == ImageId(digest)) {
-            for name in entry.names().context(|| MANIFEST)? {
-                if !image.names.contains(&name) {
-                    image.names.push(name);
-                }
-            }
+            loader.add_names(image, entry.names().context(|| MANIFEST)?)?;
         }
     }
     Ok(())
@@ -78,7 +75,7 @@ fn image(loader: &mut Loader<'_>, entry: &Entry) -> Result<SourceImage> {
     let missing = |noun| Error::new(Kind::BadInput, format!("it is missing from the {noun}"));
     let noun = loader.files.noun();
     let label = || format!("config {}", quoted(&entry.config));
-    let bytes = loader.read(&entry.config, loader.limits.config_bytes).context(label)?;
+    let bytes = loader.read(&entry.config, Document::Config).context(label)?;
     let config_bytes = bytes.ok_or_else(|| missing(noun)).context(label)?;
     let digest = Digest::of(&config_bytes);
     if let Some(expected) = digest_in(&entry.config).context(label)?

@@ -8,16 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use super::loader::{Loader, blob_name, merge};
+use super::loader::{Document, Loader, blob_name};
 use super::{SourceImage, SourceLayer};
 use crate::oci::digest::{DiffId, ImageId, quoted};
+use crate::oci::limits::beyond;
 use crate::oci::manifest::{Descriptor, Index, Manifest, Media};
 use crate::oci::platform::{Platform, listed};
 use crate::oci::reference::Reference;
 use crate::{Context, Error, Kind, Result};
 
-/// Indexes within indexes below `index.json`.
-const MAX_DEPTH: usize = 3;
 /// A full name, written by containerd, Docker and BuildKit.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 /// A tag or a name, as each tool likes (annotations.md).
@@ -51,7 +50,7 @@ struct Version {
 
 /// The images of the input's layout, or nothing if it has none.
 pub(super) fn images(loader: &mut Loader<'_>) -> Result<Option<Found>> {
-    let Some(bytes) = loader.read("index.json", loader.limits.manifest_bytes).context(|| "index.json")? else {
+    let Some(bytes) = loader.read("index.json", Document::Manifest).context(|| "index.json")? else {
         return Ok(None);
     };
     // Docker wrote layouts without the version's file, so only a wrong one counts.
@@ -69,7 +68,7 @@ pub(super) fn images(loader: &mut Loader<'_>) -> Result<Option<Found>> {
         let label = names.first().map_or_else(|| format!("image {}", entry.digest), |name| format!("image {name}"));
         if let Some(mut image) = walk.visit(entry, 0).context(|| label)? {
             image.names = names;
-            merge(&mut images, image);
+            walk.loader.merge(&mut images, image)?;
         }
     }
     Ok(Some(Found { images, artifacts: walk.artifacts }))
@@ -136,9 +135,10 @@ impl Walk<'_, '_> {
     fn visit(&mut self, entry: &Descriptor, depth: usize) -> Result<Option<SourceImage>> {
         match Media::of(&entry.media_type) {
             Media::Manifest => self.image(entry).context(|| format!("manifest {}", entry.digest)),
-            Media::Index if depth == MAX_DEPTH => {
-                Err(Error::new(Kind::BadInput, format!("it has indexes within indexes more than {MAX_DEPTH} deep")))
-            }
+            Media::Index if depth == self.loader.limits.index_depth => Err(beyond(
+                format!("it has indexes within indexes more than the limit of {depth} deep"),
+                "max_index_depth",
+            )),
             Media::Index => {
                 let index = self.document(entry).and_then(|bytes| Index::parse(&bytes));
                 let index = index.context(|| format!("index {}", entry.digest))?;
@@ -189,7 +189,7 @@ impl Walk<'_, '_> {
     /// The verified bytes of a manifest or index.
     fn document(&mut self, entry: &Descriptor) -> Result<Vec<u8>> {
         self.loader.count_document()?;
-        let bytes = self.loader.blob(entry, self.loader.limits.manifest_bytes)?;
+        let bytes = self.loader.blob(entry, Document::Manifest)?;
         bytes.ok_or_else(|| self.missing())
     }
 
@@ -205,10 +205,9 @@ impl Walk<'_, '_> {
             return Ok(None);
         }
         let digest = manifest.config.digest;
-        let limit = self.loader.limits.config_bytes;
         let (config_bytes, config) = self
             .loader
-            .blob(&manifest.config, limit)
+            .blob(&manifest.config, Document::Config)
             .and_then(|bytes| bytes.ok_or_else(|| self.missing()))
             .and_then(|bytes| self.loader.config(&bytes).map(|config| (bytes, config)))
             .context(|| format!("config {digest}"))?;

@@ -6,11 +6,13 @@
 use serde::de::DeserializeOwned;
 
 use super::files::Files;
-use super::{SourceImage, SourceLayer, SourceLimits, docker, layout};
+use super::{SourceImage, SourceLayer, docker, layout};
 use crate::oci::config::ImageConfig;
 use crate::oci::digest::{DiffId, Digest};
 use crate::oci::json;
+use crate::oci::limits::{SourceLimits, beyond};
 use crate::oci::manifest::Descriptor;
+use crate::oci::reference::Reference;
 use crate::{Context, Error, Kind, Result};
 
 /// An input being opened.
@@ -21,6 +23,14 @@ pub(super) struct Loader<'a> {
     bytes_left: u64,
     /// Manifests and indexes that may still be looked at.
     documents_left: usize,
+}
+
+/// What a document is read as, and so which limit it has.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Document {
+    /// Indexes, too.
+    Manifest,
+    Config,
 }
 
 fn bad(why: impl Into<String>) -> Error {
@@ -44,7 +54,7 @@ impl<'a> Loader<'a> {
         match (layout, manifest) {
             (Some(mut found), manifest) if !found.images.is_empty() => {
                 if let Some(archive) = manifest {
-                    docker::add_names(&archive, &mut found.images)?;
+                    docker::add_names(self, &archive, &mut found.images)?;
                 }
                 Ok(found.images)
             }
@@ -66,24 +76,24 @@ impl<'a> Loader<'a> {
 
     /// Count one manifest or index.
     pub(super) fn count_document(&mut self) -> Result<()> {
-        self.documents_left = self
-            .documents_left
-            .checked_sub(1)
-            .ok_or_else(|| bad(format!("it has more than {} images, manifests and indexes", self.limits.images)))?;
+        self.documents_left = self.documents_left.checked_sub(1).ok_or_else(|| {
+            let why = format!("it has more images, manifests and indexes than the limit of {}", self.limits.images);
+            beyond(why, "max_images")
+        })?;
         Ok(())
     }
 
     /// A document that no digest vouches for.
     pub(super) fn document<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
-        match self.read(name, self.limits.manifest_bytes).context(|| name.to_string())? {
+        match self.read(name, Document::Manifest).context(|| name.to_string())? {
             Some(bytes) => json::parse(&bytes).context(|| name.to_string()).map(Some),
             None => Ok(None),
         }
     }
 
     /// The bytes of a document that a descriptor vouches for; `None` if the blob is missing.
-    pub(super) fn blob(&mut self, descriptor: &Descriptor, limit: u64) -> Result<Option<Vec<u8>>> {
-        let Some(bytes) = self.read(&blob_name(descriptor.digest), limit)? else { return Ok(None) };
+    pub(super) fn blob(&mut self, descriptor: &Descriptor, document: Document) -> Result<Option<Vec<u8>>> {
+        let Some(bytes) = self.read(&blob_name(descriptor.digest), document)? else { return Ok(None) };
         if bytes.len() as u64 != descriptor.size {
             return Err(bad(format!("it has {} bytes, its descriptor says {}", bytes.len(), descriptor.size)));
         }
@@ -94,16 +104,21 @@ impl<'a> Loader<'a> {
         Ok(Some(bytes))
     }
 
-    /// The bytes of a file, at most `limit`.
-    pub(super) fn read(&mut self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+    /// The bytes of a file that is to be read as JSON, within its limits.
+    pub(super) fn read(&mut self, name: &str, document: Document) -> Result<Option<Vec<u8>>> {
         let Some(extent) = self.files.find(name)? else { return Ok(None) };
         let len = extent.len;
+        let (limit, key) = match document {
+            Document::Manifest => (self.limits.manifest_bytes, "max_manifest_size"),
+            Document::Config => (self.limits.config_bytes, "max_config_size"),
+        };
         if len > limit {
-            return Err(bad(format!("it has {len} bytes, more than the {limit} that are accepted")));
+            return Err(beyond(format!("it has {len} bytes, more than the limit of {limit}"), key));
         }
         self.charge(len)?;
         let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
         std::io::Read::read_to_end(&mut extent.reader(), &mut bytes).context(|| format!("read {name}"))?;
+        json::check(&bytes, self.limits)?;
         Ok(Some(bytes))
     }
 
@@ -117,7 +132,10 @@ impl<'a> Loader<'a> {
     fn charge(&mut self, bytes: u64) -> Result<()> {
         let limit = self.limits.metadata_bytes;
         self.bytes_left = self.bytes_left.checked_sub(bytes).ok_or_else(|| {
-            bad(format!("its manifests and configs take more than the {limit} bytes that are accepted"))
+            beyond(
+                format!("its manifests and configs take more than the limit of {limit} bytes"),
+                "max_metadata_size",
+            )
         })?;
         Ok(())
     }
@@ -125,10 +143,8 @@ impl<'a> Loader<'a> {
     /// Whether so many layers are as many as the config has, and not absurdly many.
     pub(super) fn check_layer_count(&self, layers: usize, config: &ImageConfig) -> Result<()> {
         if layers > self.limits.layers {
-            return Err(bad(format!(
-                "it has {layers} layers, more than the {} that are accepted",
-                self.limits.layers
-            )));
+            let limit = self.limits.layers;
+            return Err(beyond(format!("it has {layers} layers, more than the limit of {limit}"), "max_layers"));
         }
         let diff_ids = config.diff_ids.len();
         if layers != diff_ids {
@@ -152,19 +168,31 @@ impl<'a> Loader<'a> {
         }
         Ok(Some(SourceLayer { diff_id, blob: blob.cloned(), size: extent.len, name }))
     }
-}
 
-/// Add an image, or its names to the one that is already there.
-pub(super) fn merge(images: &mut Vec<SourceImage>, image: SourceImage) {
-    let digest = |image: &SourceImage| image.manifest.as_ref().map(|(digest, _)| *digest);
-    match images.iter_mut().find(|known| known.id == image.id && digest(known) == digest(&image)) {
-        None => images.push(image),
-        Some(known) => {
-            for name in image.names {
-                if !known.names.contains(&name) {
-                    known.names.push(name);
-                }
+    /// Add an image, or its names to the one that is already there.
+    pub(super) fn merge(&self, images: &mut Vec<SourceImage>, mut image: SourceImage) -> Result<()> {
+        let digest = |image: &SourceImage| image.manifest.as_ref().map(|(digest, _)| *digest);
+        let names = std::mem::take(&mut image.names);
+        let known = images.iter().position(|known| known.id == image.id && digest(known) == digest(&image));
+        let at = known.unwrap_or_else(|| {
+            images.push(image);
+            images.len() - 1
+        });
+        self.add_names(&mut images[at], names)
+    }
+
+    /// Give an image the names that it doesn't have yet.
+    pub(super) fn add_names(&self, image: &mut SourceImage, names: Vec<Reference>) -> Result<()> {
+        for name in names {
+            if image.names.contains(&name) {
+                continue;
             }
+            if image.names.len() == self.limits.images {
+                let why = format!("image {name} has more names than the limit of {}", self.limits.images);
+                return Err(beyond(why, "max_images"));
+            }
+            image.names.push(name);
         }
+        Ok(())
     }
 }

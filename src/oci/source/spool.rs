@@ -8,11 +8,9 @@ use std::io::{BufReader, Cursor, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use bytesize::ByteSize;
-
-use super::SourceLimits;
 use super::tar_index::TarIndex;
 use crate::oci::decompress::{Compression, MAGIC_LEN};
+use crate::oci::limits::{SourceLimits, beyond};
 use crate::{Context, Error, Kind, Result};
 
 const BUFFER: usize = 256 << 10;
@@ -60,9 +58,9 @@ fn copy(form: Compression, from: impl Read, spool_dir: &Path, limits: &SourceLim
         };
         bytes += n as u64;
         if bytes > limits.spool_bytes {
-            let limit = ByteSize(limits.spool_bytes).display().si();
-            return Err(Error::new(Kind::BadInput, format!("the archive is larger than {limit}"))
-                .with_hint("if you trust it, decompress it into a file and load that"));
+            let limit = limits.spool_bytes;
+            let why = format!("the archive is larger than the limit of {limit} bytes");
+            return Err(beyond(why, "max_archive_size"));
         }
         copy.write_all(&buffer[..n]).context(place)?;
     }

@@ -14,6 +14,7 @@ use tar::{EntryType, Header, PaxExtensions};
 
 use super::files::{Extent, normalized};
 use crate::oci::digest::quoted;
+use crate::oci::limits::beyond;
 use crate::{Context, Error, Kind, Result};
 
 const BLOCK: u64 = 512;
@@ -72,7 +73,8 @@ impl TarIndex {
         while let Some(header) = scan.header()? {
             count += 1;
             if count > max_entries {
-                return Err(bad(format!("the archive has more than {max_entries} entries")));
+                let why = format!("the archive has more entries than the limit of {max_entries}");
+                return Err(beyond(why, "max_archive_entries"));
             }
             match header.entry_type() {
                 EntryType::GNULongName => extensions.path = Some(text(&scan.extension(&header)?)),

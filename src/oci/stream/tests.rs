@@ -73,6 +73,32 @@ fn every_form_comes_out_whole_and_verified() {
 }
 
 #[test]
+fn what_stands_behind_is_ignored_only_where_the_diff_id_vouches_for_what_came_before() {
+    for plain in [sample(3_000_001), sample(100), Vec::new()] {
+        for blob in [gzip(&plain), zstd(&plain)] {
+            let blob = [&blob[..], &[0; 600], &b"somebody's notes\n".repeat(100_000)].concat();
+            let good = expected(&blob, &plain);
+            let (out, verified) = run(&blob, good);
+            assert!(out.as_deref() == Some(&plain[..]));
+            assert_eq!(
+                (verified.as_ref().unwrap().blob, verified.unwrap().plain_size),
+                (good.blob.unwrap().0, plain.len() as u64)
+            );
+            for doubtful in
+                [Expected { diff_id: None, ..good }, Expected { diff_id: Some(DiffId(Digest::of(b"other"))), ..good }]
+            {
+                let (out, verified) = run(&blob, doubtful);
+                assert_eq!(out, None);
+                assert!(verified.unwrap_err().to_string().contains("corrupt"));
+            }
+            // The blob itself is still digested to its end.
+            let longer = [&blob[..], b"!"].concat();
+            assert!(run(&longer, good).1.unwrap_err().to_string().contains("its descriptor says"));
+        }
+    }
+}
+
+#[test]
 fn nothing_has_to_be_expected_and_nothing_may_be_there() {
     let nothing = Expected { blob: None, diff_id: None, max_bytes: 0 };
     let (out, verified) = run(b"", nothing);
@@ -167,7 +193,7 @@ fn a_bomb_is_stopped_at_the_limit() {
         stream.read_to_end(&mut out).unwrap_err();
         assert!(out.len() <= 1_000_000, "{}", out.len());
         let error = stream.finish().unwrap_err();
-        assert_eq!(error.to_string(), "it is larger than 1.0 MB when decompressed");
+        assert_eq!(error.to_string(), "it is larger than the limit of 1000000 bytes when decompressed");
         assert!(error.hint().unwrap().contains("--max-layer-size"));
         assert_eq!(error.kind(), Kind::BadInput);
     }

@@ -282,14 +282,6 @@ pub(super) const BALANCE_METADATA: u64 = 4;
 /// `BTRFS_BALANCE_ARGS_USAGE`.
 pub(super) const BALANCE_ARGS_USAGE: u64 = 2;
 
-/// `struct fstrim_range` (linux/fs.h).
-#[repr(C)]
-pub(super) struct FstrimRange {
-    pub(super) start: u64,
-    pub(super) len: u64,
-    pub(super) minlen: u64,
-}
-
 const _: () = {
     assert!(size_of::<VolArgs>() == 4096);
     assert!(size_of::<VolArgsV2>() == 4096);
@@ -305,7 +297,6 @@ const _: () = {
     assert!(size_of::<SubvolInfoArgs>() == 504);
     assert!(size_of::<SpaceArgs>() == 16 + 24 * SPACE_SLOTS);
     assert!(size_of::<FsInfoArgs>() == 1024);
-    assert!(size_of::<FstrimRange>() == 24);
     assert!(size_of::<BalanceArgs>() == 136);
     assert!(size_of::<BalanceIoctlArgs>() == 1024);
 };
@@ -336,7 +327,6 @@ nix::ioctl_write_ptr!(quota_rescan, MAGIC, 44, QuotaRescanArgs);
 nix::ioctl_none!(quota_rescan_wait, MAGIC, 46);
 nix::ioctl_read!(get_subvol_info, MAGIC, 60, SubvolInfoArgs);
 nix::ioctl_write_ptr!(snap_destroy_v2, MAGIC, 63, VolArgsV2);
-nix::ioctl_readwrite!(fitrim, b'X', 121, FstrimRange);
 
 #[cfg(test)]
 mod tests {
@@ -363,7 +353,6 @@ mod tests {
         assert_eq!(size_of::<SubvolInfoArgs>(), size_of::<k::btrfs_ioctl_get_subvol_info_args>());
         assert_eq!(size_of::<SpaceInfo>(), size_of::<k::btrfs_ioctl_space_info>());
         assert_eq!(size_of::<FsInfoArgs>(), size_of::<k::btrfs_ioctl_fs_info_args>());
-        assert_eq!(size_of::<FstrimRange>(), size_of::<k::fstrim_range>());
         assert_eq!(size_of::<BalanceArgs>(), size_of::<k::btrfs_balance_args>());
         assert_eq!(size_of::<BalanceIoctlArgs>(), size_of::<k::btrfs_ioctl_balance_args>());
     }
@@ -409,7 +398,6 @@ mod tests {
             (request_code_none!(MAGIC, 46), op::BTRFS_IOC_QUOTA_RESCAN_WAIT),
             (request_code_read!(MAGIC, 60, size_of::<SubvolInfoArgs>()), op::BTRFS_IOC_GET_SUBVOL_INFO),
             (request_code_write!(MAGIC, 63, size_of::<VolArgsV2>()), op::BTRFS_IOC_SNAP_DESTROY_V2),
-            (request_code_readwrite!(b'X', 121, size_of::<FstrimRange>()), op::FITRIM),
             (request_code_readwrite!(MAGIC, 32, size_of::<BalanceIoctlArgs>()), op::BTRFS_IOC_BALANCE_V2),
         ];
         for (ours, kernels) in pairs {

@@ -83,24 +83,24 @@ fn absurd_documents_are_refused_before_they_are_read() {
     assert!(open(&image.layout(&json!({}))).is_ok());
     let mut padded = image.manifest();
     padded["annotations"] = json!({ "x": "x".repeat(5_000) });
-    refused(open(&image.layout_with(&padded, &json!({}))), "more than the 5000");
+    refused(open(&image.layout_with(&padded, &json!({}))), "more than the limit of 5000");
     let mut padded = image.clone();
     padded.config["x"] = "x".repeat(5_000).into();
-    refused(open(&padded.layout(&json!({}))), "more than the 5000");
-    refused(open(&padded.docker(&["a"])), "more than the 5000");
+    refused(open(&padded.layout(&json!({}))), "more than the limit of 5000");
+    refused(open(&padded.docker(&["a"])), "more than the limit of 5000");
     let index = json!({ "manifests": [], "x": "x".repeat(5_000) }).to_string();
-    refused(open(&TestFiles::new().with("index.json", index)), "more than the 5000");
+    refused(open(&TestFiles::new().with("index.json", index)), "more than the limit of 5000");
     let many = Image::new(&["a", "b", "c", "d"]);
-    refused(open(&many.layout(&json!({}))), "4 layers, more than the 3");
-    refused(open(&many.docker(&["a"])), "4 layers, more than the 3");
+    refused(open(&many.layout(&json!({}))), "4 layers, more than the limit of 3");
+    refused(open(&many.docker(&["a"])), "4 layers, more than the limit of 3");
     let (files, entry) = image.blobs(TestFiles::new(), &image.manifest());
-    refused(open(&with_index(files, &vec![entry; 4])), "more than 3 images");
+    refused(open(&with_index(files, &vec![entry; 4])), "more images, manifests and indexes than the limit of 3");
     let deep = format!("{{\"manifests\":[],\"x\":{}{}}}", "[".repeat(1000), "]".repeat(1000));
-    refused(open(&TestFiles::new().with("index.json", deep)), "nested more than 64 deep");
+    refused(open(&TestFiles::new().with("index.json", deep)), "nested more than the limit of 64 deep");
     let tight = SourceLimits { metadata_bytes: 500, ..SourceLimits::default() };
     refused(open_bytes(image.layout(&json!({})).tar(), &tight), "manifests and configs take more");
     let few = SourceLimits { entries: 3, ..SourceLimits::default() };
-    refused(open_bytes(image.layout(&json!({})).tar(), &few), "more than 3 entries");
+    refused(open_bytes(image.layout(&json!({})).tar(), &few), "more entries than the limit of 3");
 }
 
 #[test]
@@ -165,6 +165,6 @@ fn truncated_and_damaged_archives_are_refused_wherever_they_are_cut() {
 #[test]
 fn an_archive_larger_than_its_limit_is_not_spooled_to_the_end() {
     let limits = SourceLimits { spool_bytes: 1 << 20, ..SourceLimits::default() };
-    refused(open_bytes(gzip(&vec![0; 50 << 20]), &limits), "larger than 1.0 MB");
-    refused(open_bytes(vec![0; 2 << 20], &limits), "larger than 1.0 MB");
+    refused(open_bytes(gzip(&vec![0; 50 << 20]), &limits), "larger than the limit of 1048576 bytes");
+    refused(open_bytes(vec![0; 2 << 20], &limits), "larger than the limit of 1048576 bytes");
 }
