@@ -151,7 +151,7 @@ impl Reflink {
         }
         self.sync()?;
         if let Some(xfs) = &self.xfs {
-            project::free_preallocated(xfs).context(|| self.call("XFS_IOC_FREE_EOFBLOCKS"))?;
+            project::free_eofblocks(xfs).context(|| self.call("XFS_IOC_FREE_EOFBLOCKS"))?;
         }
         let trimmed = trim::fitrim(&self.directory).context(|| self.call("FITRIM"))?;
         Ok(Reclaimed { removed, trimmed })
