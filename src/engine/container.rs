@@ -124,6 +124,7 @@ impl Engine {
         let content = Content::Container(container.clone());
         if let Some(parent) = parent
             && !container.read_only
+            && self.keeps_spares()
             && let Some(draft) = self.store.claim_spare(parent, &Owner::cli(), &content)?
         {
             return Ok(draft);

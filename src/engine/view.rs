@@ -34,7 +34,8 @@ impl Engine {
 
     /// Mount the root of a read-only container if it isn't, in this mount namespace.
     pub(super) fn show_view(&self, record: &Record) -> Result<()> {
-        let shown = self.shown_by(record)?.root();
+        let shown = self.parent_tree(record)?;
+        let shown = shown.ok_or_else(|| Error::new(Kind::Damaged, "its record names no layer"))?.root();
         let root = self.tree(record).root();
         if is_same(&shown, &root)? {
             return Ok(());
@@ -55,7 +56,7 @@ impl Engine {
     /// # Errors
     /// `InUse` naming what is mounted in it.
     pub(super) fn user_of_view(&self, record: &Record) -> Result<Option<User>> {
-        let (shown, view) = (self.shown_by(record)?, self.tree(record));
+        let view = self.tree(record);
         let nested = mount::table("self")?.into_iter().find(|entry| is_in(&entry.target, &view.root()));
         if let Some(nested) = nested {
             let what = format!("something is mounted in it at {}", nested.target.display());
@@ -64,11 +65,9 @@ impl Engine {
         let others = self.store.list(TreeKind::Container)?;
         let last =
             !others.iter().any(|other| other.is_view() && other.parent == record.parent && other.uuid != record.uuid);
-        users::user_of_view(view.place(), shown.place(), last)
-    }
-
-    fn shown_by(&self, view: &Record) -> Result<Tree> {
-        self.parent_tree(view)?.ok_or_else(|| Error::new(Kind::Damaged, "its record names no layer"))
+        // By the record alone: also if the layer is damaged or gone, this one can go.
+        let shown = record.parent.map(|layer| self.store.place(layer));
+        shown.map_or(Ok(None), |shown| users::user_of_view(view.place(), &shown, last))
     }
 }
 
