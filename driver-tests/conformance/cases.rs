@@ -36,6 +36,7 @@ macro_rules! cases {
             charges::apparent_counts_files_made_or_changed
             charges::what_the_origin_wrote_is_not_charged_to_its_clones
             charges::a_group_is_charged_together
+            charges::what_a_clone_keeps_does_not_come_back
             charges::measuring_needs_trees
             charges::space_moves_and_comes_back
             charges::reclaim_leaves_nothing

@@ -185,6 +185,16 @@ pub(crate) fn a_group_is_charged_together(f: &Fixture) {
     assert!((5 * MB..5 * MB + 2 * f.setup.overhead()).contains(&charged), "the layer's group holds {charged} bytes");
 }
 
+pub(crate) fn what_a_clone_keeps_does_not_come_back(f: &Fixture) {
+    let live = |tree: &Tree| tree.group().into_iter().collect();
+    // The tree it was made in is removed, and perhaps not cleaned up yet.
+    let image = f.image("image", |root| write_random(&root.join("data"), 5 * MB));
+    f.backend.sync().expect("sync");
+    let pending: u64 = f.backend.leftovers(&live(&image)).expect("leftovers").iter().map(|left| left.charged).sum();
+    // But for inodes and directories of its own.
+    assert!(pending < MB, "{pending} bytes are to come back");
+}
+
 pub(crate) fn measuring_needs_trees(f: &Fixture) {
     let (there, gone) = (f.created("there"), f.tree("gone"));
     let want = Want { sync: false, apparent: true };

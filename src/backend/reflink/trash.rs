@@ -9,6 +9,7 @@
 //! (XFS answers ENOSPC). Then the tree is taken apart in its place, under the name that nobody takes for a tree: that
 //! takes its time, but gives room.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -19,7 +20,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::manifest::Manifest;
+use super::manifest::{Head, Manifest};
 use super::measure::Meter;
 use super::{Reflink, place};
 use crate::backend::{Backend, Leftover, Reclaimed, Tree, remove};
@@ -119,7 +120,9 @@ impl Reflink {
     pub(super) fn trashed_trees(&self) -> Result<Vec<Leftover>> {
         let mut meter = Meter::new(self, false);
         let mut leftovers = Vec::new();
-        for trashed in self.trashed("fs")? {
+        let trashed = self.trashed("fs")?;
+        let cloned = if trashed.is_empty() { HashSet::new() } else { self.cloned()? };
+        for trashed in trashed {
             let path = manifest_of(&trashed);
             let manifest = match Manifest::read(&path) {
                 Ok(manifest) => Some(manifest),
@@ -131,12 +134,28 @@ impl Reflink {
                 }
                 Err(e) => return Err(e),
             };
-            let Some(size) = meter.measure(&trashed, manifest.as_ref())? else { continue };
+            // What a clone has of it stays: the layer that was unpacked in it.
+            let alone = manifest.as_ref().filter(|manifest| !cloned.contains(&manifest.head.id));
+            let Some(size) = meter.measure(&trashed, alone)? else { continue };
             let overhead = manifest.map_or(Ok(0), |manifest| place::overhead(&path, &manifest.head))?;
             let name = trashed.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             leftovers.push(Leftover { kind: "tree", name, charged: size.charged + overhead });
         }
         Ok(leftovers)
+    }
+
+    /// The trees that those which are not removed were cloned from, there or not.
+    fn cloned(&self) -> Result<HashSet<Uuid>> {
+        let mut cloned = HashSet::new();
+        let trash = path(&self.root);
+        for manifest in self.all_manifests()?.iter().filter(|manifest| !manifest.starts_with(&trash)) {
+            match Head::read(manifest) {
+                Ok(head) => cloned.extend(head.base.map(|base| base.id)),
+                Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Damaged) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(cloned)
     }
 
     /// Take trees in the trash apart until it is empty or `patience` is over, and give the blocks back. One process at a
