@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A rename into the trash needs no room but for a longer directory, and on a full disk there may be none even for that
-//! (XFS answers ENOSPC). Then the tree is taken apart where it is, under the name that nobody takes for a tree: that
+//! (XFS answers ENOSPC). Then the tree is taken apart in its place, under the name that nobody takes for a tree: that
 //! takes its time, but gives room.
 
 use std::collections::HashSet;
@@ -24,7 +24,7 @@ use super::manifest::{Head, Manifest};
 use super::measure::Meter;
 use super::{Reflink, place};
 use crate::backend::{Backend, Leftover, Reclaimed, Tree, remove};
-use crate::sys::{trim, xfs};
+use crate::sys::trim;
 use crate::{Context, Error, Kind, Result};
 
 /// How long to wait between two looks at another process's work.
@@ -73,7 +73,7 @@ impl Reflink {
         }
         match rename(&manifest, &manifest_of(&trashed)) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(Errno::NOSPC | Errno::DQUOT) => place::remove_file(&manifest),
+            Err(Errno::NOSPC | Errno::DQUOT) => self.forget(&manifest),
             Err(e) => Err(e).context(|| format!("rename {} into the trash", manifest.display())),
         }
     }
@@ -83,11 +83,25 @@ impl Reflink {
         let Some(manifest) = place::manifest_path(root)? else { return Ok(()) };
         place::unlock(root)?;
         let spare = Tree::new(root.parent().unwrap_or(root), None).spare();
-        if root != spare {
-            rename(root, &spare).context(|| format!("rename {} to {}", root.display(), spare.display()))?;
+        let moved = if root == spare { Ok(()) } else { rename(root, &spare) };
+        match moved {
+            Ok(()) => {
+                remove::remove_tree(&spare)?;
+                self.forget(&manifest)
+            }
+            // Btrfs has room for removals only. Without its manifest nobody takes what a crash leaves for a tree.
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                self.forget(&manifest)?;
+                remove::remove_tree(root).map(drop)
+            }
+            Err(e) => Err(e).context(|| format!("rename {} to {}", root.display(), spare.display())),
         }
-        remove::remove_tree(&spare)?;
-        place::remove_file(&manifest)
+    }
+
+    /// Remove the manifest of a tree that is gone, the last thing that tells of its limit.
+    fn forget(&self, manifest: &Path) -> Result<()> {
+        self.drop_limit(manifest);
+        place::remove_file(manifest)
     }
 
     /// Remove what crashes left in a place: a tree at [`Tree::spare`], and manifests without a tree.
@@ -96,7 +110,7 @@ impl Reflink {
         let keep = place::manifest_path(&tree.root())?;
         for manifest in place::manifests(tree.place())? {
             if Some(&manifest) != keep.as_ref() {
-                place::remove_file(&manifest)?;
+                self.forget(&manifest)?;
             }
         }
         Ok(())
@@ -152,7 +166,7 @@ impl Reflink {
         let mut removed = 0;
         if let Some(_lock) = self.lock_trash(left)? {
             for trashed in self.trashed("fs")? {
-                match remove::remove_tree(&trashed).and_then(|_| place::remove_file(&manifest_of(&trashed))) {
+                match remove::remove_tree(&trashed).and_then(|_| self.forget(&manifest_of(&trashed))) {
                     Ok(()) => removed += 1,
                     // It stays among the leftovers, and doesn't keep the others.
                     Err(error) => tracing::warn!(%error, "cannot take a removed tree apart"),
@@ -163,14 +177,12 @@ impl Reflink {
             }
             for manifest in self.trashed_manifests()? {
                 if !manifest.with_extension("fs").exists() {
-                    place::remove_file(&manifest)?;
+                    self.forget(&manifest)?;
                 }
             }
         }
         self.sync()?;
-        if let Some(xfs) = &self.xfs {
-            xfs::space::free_unused(xfs).context(|| self.call("XFS_IOC_FREE_EOFBLOCKS"))?;
-        }
+        self.free_preallocated()?;
         let trimmed = trim::fitrim(&self.directory).context(|| self.call("FITRIM"))?;
         Ok(Reclaimed { removed, trimmed })
     }
