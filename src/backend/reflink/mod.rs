@@ -34,11 +34,12 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, SizeMethod, Space,
-    Tree, TreeSize, Want,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, SizeMethod, Space, Tree,
+    TreeSize, Want,
 };
 use crate::sys::btrfs::BtrfsFd;
-use crate::sys::xfs::{self, XfsFd};
+use crate::sys::trim;
+use crate::sys::xfs::{self, XfsFd, project};
 use crate::{Context, Error, Kind, Result};
 use manifest::Head;
 use measure::Meter;
@@ -234,8 +235,15 @@ impl Backend for Reflink {
         self.trashed_trees()
     }
 
-    fn reclaim(&self, _live: &BTreeSet<GroupId>, patience: Duration) -> Result<Reclaimed> {
+    fn reclaim(&self, _live: &BTreeSet<GroupId>, patience: Duration) -> Result<u64> {
         self.empty_trash(patience)
+    }
+
+    fn trim(&self) -> Result<u64> {
+        if let Some(xfs) = &self.xfs {
+            project::free_eofblocks(xfs).context(|| self.call("XFS_IOC_FREE_EOFBLOCKS"))?;
+        }
+        trim::fitrim(&self.directory).context(|| self.call("FITRIM"))
     }
 
     fn highest_group(&self) -> Result<Option<GroupId>> {

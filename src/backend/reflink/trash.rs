@@ -22,9 +22,7 @@ use uuid::Uuid;
 use super::manifest::Manifest;
 use super::measure::Meter;
 use super::{Reflink, place};
-use crate::backend::{Backend, Leftover, Reclaimed, Tree, remove};
-use crate::sys::trim;
-use crate::sys::xfs::project;
+use crate::backend::{Backend, Leftover, Tree, remove};
 use crate::{Context, Error, Kind, Result};
 
 /// How long to wait between two looks at another process's work.
@@ -126,9 +124,9 @@ impl Reflink {
         Ok(leftovers)
     }
 
-    /// Take trees in the trash apart until it is empty or `patience` is over, and give the blocks back. One process at a
-    /// time: others wait for it.
-    pub(super) fn empty_trash(&self, patience: Duration) -> Result<Reclaimed> {
+    /// Take trees in the trash apart until it is empty or `patience` is over; how many. One process at a time: others wait
+    /// for it.
+    pub(super) fn empty_trash(&self, patience: Duration) -> Result<u64> {
         let start = Instant::now();
         let left = || patience.checked_sub(start.elapsed()).filter(|left| !left.is_zero());
         let mut removed = 0;
@@ -149,12 +147,11 @@ impl Reflink {
                 }
             }
         }
-        self.sync()?;
-        if let Some(xfs) = &self.xfs {
-            project::free_eofblocks(xfs).context(|| self.call("XFS_IOC_FREE_EOFBLOCKS"))?;
+        if removed > 0 {
+            // Only then their blocks are free.
+            self.sync()?;
         }
-        let trimmed = trim::fitrim(&self.directory).context(|| self.call("FITRIM"))?;
-        Ok(Reclaimed { removed, trimmed })
+        Ok(removed)
     }
 
     /// Lock the trash against others that take it apart. `None` if they did so for too long.
