@@ -5,6 +5,10 @@
 
 #[path = "unpack/cases.rs"]
 mod cases;
+#[path = "unpack/differential.rs"]
+mod differential;
+#[path = "unpack/doubtful.rs"]
+mod doubtful;
 #[path = "unpack/escape.rs"]
 mod escape;
 #[path = "unpack/fixture.rs"]
@@ -13,6 +17,8 @@ mod fixture;
 mod foreign;
 #[path = "unpack/generate.rs"]
 mod generate;
+#[path = "unpack/listing.rs"]
+mod listing;
 #[path = "unpack/model.rs"]
 mod model;
 #[path = "unpack/property.rs"]

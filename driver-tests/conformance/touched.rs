@@ -49,12 +49,12 @@ pub(crate) fn a_rename_charges_nothing(f: &Fixture) {
     open(&path("one")).write_all_at(&random_bytes(BLOCK), MIB).expect("write");
     write_random(&path("own"), MIB);
     let touched = f.charged(&web);
-    assert_charged(f, touched, MIB + BLOCK);
+    assert_charged(f, touched, f.setup.charge(MIB, BLOCK, 0));
     fs::rename(path("one"), path("dir/one")).expect("rename a touched file");
     fs::rename(path("own"), path("dir/three")).expect("rename over an untouched file");
     fs::rename(path("dir/two"), path("two")).expect("rename an untouched file");
     fs::rename(path("dir"), path("renamed")).expect("rename a directory");
-    assert_charged(f, f.charged(&web), MIB + BLOCK);
+    assert_charged(f, f.charged(&web), f.setup.charge(MIB, BLOCK, 2 * MIB));
 }
 
 pub(crate) fn a_change_with_its_times_put_back_is_seen(f: &Fixture) {
@@ -68,7 +68,7 @@ pub(crate) fn a_change_with_its_times_put_back_is_seen(f: &Fixture) {
     let now = file.metadata().expect("stat");
     assert_eq!((now.len(), now.mtime_nsec()), (before.len(), before.mtime_nsec()));
     let size = f.sizes(&[&web])[0];
-    assert_charged(f, size.charged, 3 * BLOCK);
+    assert_charged(f, size.charged, f.setup.charge(0, 3 * BLOCK, 0));
     assert_eq!(size.apparent, Some(5 * MIB));
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn a_change_right_after_the_clone_is_seen(f: &Fixture) {
         let web = f.container(&image, &format!("web-{turn}"));
         open(&web.root().join("data")).write_all_at(&random_bytes(2 * BLOCK), 0).expect("write");
         let size = f.sizes(&[&web])[0];
-        assert!(size.charged >= 2 * BLOCK, "turn {turn}: {size:?}");
+        assert!(size.charged >= f.setup.charge(0, 2 * BLOCK, 0), "turn {turn}: {size:?}");
         assert_eq!(size.apparent, Some(2 * BLOCK), "turn {turn}");
     }
 }
@@ -106,7 +106,7 @@ pub(crate) fn a_hard_linked_file_counts_once(f: &Fixture) {
     open(&path("dir/data-too")).write_all_at(&random_bytes(BLOCK), MIB).expect("write");
     fs::hard_link(path("data"), path("data-three")).expect("link");
     let size = f.sizes(&[&web])[0];
-    assert_charged(f, size.charged, BLOCK);
+    assert_charged(f, size.charged, f.setup.charge(0, BLOCK, 0));
     assert_eq!(size.apparent, Some(2 * MIB));
 }
 
@@ -124,7 +124,8 @@ pub(crate) fn a_file_in_the_inode_of_a_removed_one_counts(f: &Fixture) {
         write_random(&path(number), 2 * BLOCK);
     }
     let size = f.sizes(&[&web])[0];
-    let (least, most) = (64 * 2 * BLOCK, 64 * 2 * BLOCK + 4 * f.setup.overhead());
+    let least = f.setup.charge(64 * 2 * BLOCK, 0, 64 * 2 * BLOCK);
+    let most = least + 4 * f.setup.overhead();
     assert!((least..=most).contains(&size.charged), "charged {}, not {least}..={most}", size.charged);
     assert_eq!(size.apparent, Some(64 * 2 * BLOCK));
 }

@@ -148,6 +148,10 @@ impl Backend for Double {
         Some(self)
     }
 
+    fn no_limits(&self) -> Result<Error> {
+        self.inner.no_limits()
+    }
+
     fn quota_mode(&self) -> Result<QuotaMode> {
         Ok(QuotaMode::Project)
     }

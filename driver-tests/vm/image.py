@@ -72,16 +72,9 @@ def write_user_space(path, root, guest, init):
             raise Unavailable(f"none of the guest's packages has the program {program}")
         cpio.add(f"usr/bin/{program}", found.read_bytes())
         needed |= libraries(root, found)
-    for name, target in guest["links"].items():
-        cpio.link(f"usr/bin/{name}", target)
     for library in needed:
         # What the loader calls it is where it is looked for.
         cpio.add(str(library.relative_to(root)), library.read_bytes())
-    for name in guest["files"]:
-        below = root / name
-        for file in sorted(below.rglob("*")) if below.is_dir() else [below]:
-            if file.is_file():
-                cpio.add(str(file.relative_to(root)), file.read_bytes(), 0o644)
     cpio.add("init", init.read_bytes())
     cpio.close()
 

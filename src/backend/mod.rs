@@ -37,7 +37,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::Result;
+use crate::{Error, Result};
 
 pub mod btrfs;
 pub mod clone;
@@ -251,6 +251,13 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// What each tree holds of its own. One commit (if asked for) and one search for any number of trees.
     fn measure(&self, trees: &[&Tree], want: Want) -> Result<Measured>;
 
+    /// What a tree holds of its own after a commit, and by which method: for a number that is kept. It may take its time where
+    /// [`Backend::measure`] has an inexact number at once.
+    fn measure_for_good(&self, tree: &Tree) -> Result<(SizeMethod, u64)> {
+        let measured = self.measure(&[tree], Want { sync: true, apparent: false })?;
+        Ok((measured.method, measured.sizes.first().map_or(0, |size| size.charged)))
+    }
+
     /// Bytes that these trees take besides what [`Backend::measure`] and a layer's size count: inodes and directories
     /// of their own. 0 where clones share them. Costs a file read per tree.
     fn overhead(&self, trees: &[&Tree]) -> Result<u64>;
@@ -283,6 +290,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Limits, where the filesystem holds them now.
     fn quotas(&self) -> Option<&dyn Quotas>;
+
+    /// Why [`Backend::quotas`] is `None`, and the way out: an error of kind `Unsupported` for whoever asks for a limit.
+    fn no_limits(&self) -> Result<Error>;
 
     /// The quota mode, for `info` and `quota status`.
     fn quota_mode(&self) -> Result<QuotaMode>;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::image::short;
 use super::{Engine, names, tree_at};
-use crate::backend::{Access, Guarantee, QuotaMode, Tree};
+use crate::backend::{Access, Guarantee, Tree};
 use crate::store::{Container, Content, Draft, Held, New, NewGroup, Owner, Record, TreeKind};
 use crate::sys::users;
 use crate::{Context, Error, Kind, Result};
@@ -148,21 +148,7 @@ impl Engine {
         if limit == 0 {
             return Err(Error::new(Kind::Invalid, "a size limit of 0 bytes leaves nothing to write"));
         }
-        let Some(quotas) = self.backend.quotas() else {
-            let root = self.root().display();
-            return Err(match self.backend.quota_mode()? {
-                QuotaMode::Inconsistent => Error::new(
-                    Kind::Unsupported,
-                    format!("the quota groups on {root} are inconsistent and hold no limit"),
-                )
-                .with_hint("btrfs quota rescan -w, then try again"),
-                _ => Error::new(
-                    Kind::Unsupported,
-                    format!("quotas are off on {root}, so nothing would hold the limit"),
-                )
-                .with_hint("reflinkd quota enable --simple"),
-            });
-        };
+        let Some(quotas) = self.backend.quotas() else { return Err(self.backend.no_limits()?) };
         Ok(match quotas.guarantee() {
             Guarantee::Holds => Vec::new(),
             Guarantee::CountsTheClone => {

@@ -196,6 +196,10 @@ impl Backend for Btrfs {
         }
     }
 
+    fn no_limits(&self) -> Result<Error> {
+        Ok(self.refusal(self.mode()?))
+    }
+
     fn quota_mode(&self) -> Result<QuotaMode> {
         self.mode()
     }

@@ -132,7 +132,10 @@ impl<'a> Worker<'a> {
                 return Ok(None);
             }
             let Some(entry) = listing.next() else { break };
-            let entry = entry.context(|| "list").context(|| why(b""))?;
+            let entry = match entry {
+                Err(Errno::NOENT) => break, // somebody removed the directory
+                entry => entry.context(|| "list").context(|| why(b""))?,
+            };
             let name = entry.file_name();
             if name != c"." && name != c".." {
                 self.entry(pair, name, entry.file_type(), below).context(|| why(name.to_bytes()))?;

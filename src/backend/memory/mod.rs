@@ -226,6 +226,10 @@ impl Backend for Memory {
         None
     }
 
+    fn no_limits(&self) -> Result<Error> {
+        Ok(Error::new(Kind::Unsupported, format!("plain directories at {} have no quotas", self.root.display())))
+    }
+
     fn quota_mode(&self) -> Result<QuotaMode> {
         Ok(QuotaMode::None)
     }
@@ -233,10 +237,9 @@ impl Backend for Memory {
     fn set_quota_mode(&self, mode: QuotaMode) -> Result<()> {
         match mode {
             QuotaMode::None => Ok(()),
-            QuotaMode::Simple | QuotaMode::Full | QuotaMode::Inconsistent | QuotaMode::Project => Err(Error::new(
-                Kind::Unsupported,
-                format!("plain directories at {} have no quotas", self.root.display()),
-            )),
+            QuotaMode::Simple | QuotaMode::Full | QuotaMode::Inconsistent | QuotaMode::Project => {
+                Err(self.no_limits()?)
+            }
         }
     }
 }

@@ -27,7 +27,7 @@ const MOST_TICKS: u32 = 20;
 impl Reflink {
     pub(super) fn create_tree(&self, tree: &Tree, limit: Option<u64>) -> Result<()> {
         let (root, spare) = (tree.root(), tree.spare());
-        self.refuse_limit(&root, limit)?;
+        self.check_limit(tree, limit)?;
         refuse_present(&root)?;
         self.clear(tree)?;
         let make = || -> Result<()> {
@@ -51,26 +51,27 @@ impl Reflink {
                 blocks: 0,
             };
             write_manifest(&spare, &head, &[])?;
+            self.limit_new(&spare, &head, limit)?;
             publish(tree)
         };
         make().inspect_err(|_| self.undo(&spare))
     }
 
     pub(super) fn clone_into(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
-        self.refuse_limit(&to.root(), limit)?;
+        self.check_limit(to, limit)?;
         refuse_present(&to.root())?;
-        self.prepare(from, to, access)?;
+        self.prepare(from, to, access, limit)?;
         publish(to).inspect_err(|_| self.undo(&to.spare()))?;
         fsync(to.place())
     }
 
     pub(super) fn replace_tree(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         let (root, spare) = (fresh.root(), fresh.spare());
-        self.refuse_limit(&root, limit)?;
+        self.check_limit(fresh, limit)?;
         if !self.exists(fresh)? {
             return Err(place::missing(&root));
         }
-        self.prepare(from, fresh, Access::Writable)?;
+        self.prepare(from, fresh, Access::Writable, limit)?;
         // What its users locked can't be renamed either.
         place::unlock(&root).inspect_err(|_| self.undo(&spare))?;
         renameat_with(CWD, &spare, CWD, &root, RenameFlags::EXCHANGE)
@@ -81,24 +82,27 @@ impl Reflink {
     }
 
     /// Make a clone of `from` at the spare of `to`, whole and durable. Nothing is left of it on failure.
-    fn prepare(&self, from: &Tree, to: &Tree, access: Access) -> Result<()> {
+    fn prepare(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
         let origin = place::head(from)?;
         let base = Base { place: self.named(from.place()), id: origin.id, read_only: origin.read_only };
         let spare = to.spare();
         self.clear(to)?;
         let make = || {
-            let cloned = clone_tree(&from.root(), &spare, Content::Reflink, self.project(to.group()))?;
-            let (unshared, shared) = blocks(&cloned);
+            // Nobody writes into a layer: it shares its group with the tree it was unpacked in, whose size it would falsify.
+            let project = self.project(to.group()).filter(|_| access == Access::Writable);
+            let cloned = clone_tree(&from.root(), &spare, Content::Reflink, project)?;
+            let (directories, blocks) = blocks(&cloned);
             let head = Head {
                 id: Uuid::new_v4(),
                 group: to.group(),
                 read_only: access == Access::ReadOnly,
                 base: Some(base),
                 entries: cloned.entries.len() as u64,
-                metadata: inodes(&cloned.counts) * self.inode_bytes + unshared,
-                blocks: unshared + shared,
+                metadata: inodes(&cloned.counts) * self.inode_bytes + directories,
+                blocks,
             };
             write_manifest(&spare, &head, &cloned.entries)?;
+            self.limit_new(&spare, &head, limit)?;
             self.sync()?;
             outlast(&cloned);
             Ok(())
@@ -121,13 +125,13 @@ fn inodes(counts: &Counts) -> u64 {
     directories + cloned + copied + empty + symlinks + nodes
 }
 
-/// Bytes of a clone's blocks: of directories and symlinks, and of regular files, which share them.
+/// Bytes of a clone's blocks: those of directories, and all.
 fn blocks(cloned: &Cloned) -> (u64, u64) {
-    let (mut unshared, mut shared, mut seen) = (cloned.root.blocks, 0, HashSet::new());
+    let (mut directories, mut others, mut seen) = (cloned.root.blocks, 0, HashSet::new());
     for entry in cloned.entries.iter().filter(|entry| entry.blocks > 0 && seen.insert(entry.inode)) {
-        *(if entry.kind.is_file() { &mut shared } else { &mut unshared }) += entry.blocks;
+        *(if entry.kind.is_dir() { &mut directories } else { &mut others }) += entry.blocks;
     }
-    (unshared * 512, shared * 512)
+    (directories * 512, (directories + others) * 512)
 }
 
 fn write_manifest(root: &Path, head: &Head, entries: &[Entry]) -> Result<()> {
