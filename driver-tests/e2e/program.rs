@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::support::{arg, reflinkd_command, run};
 use crate::world::{World, base_image};
 
-/// The programs that a command ran, by strace: itself, and what it started, each once.
+/// The programs that a command ran, by strace: itself, and what it started, each once; `exe` is itself again, by /proc.
 fn programs_run(root: &Path, args: &[&str]) -> BTreeSet<String> {
     let trace = root.with_extension("trace");
     let mut command = Command::new("strace");
@@ -26,7 +26,7 @@ fn programs_run(root: &Path, args: &[&str]) -> BTreeSet<String> {
 }
 
 fn set(programs: &[&str]) -> BTreeSet<String> {
-    programs.iter().map(|program| program.to_string()).collect()
+    programs.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -63,6 +63,8 @@ fn no_verb_runs_another_program_but_mkfs_xfs() {
     ];
     // Stores in place, and in embedded pools.
     let (pool_btrfs, pool_xfs) = (files.join("pooled-btrfs"), files.join("pooled-xfs"));
+    // Where clones and removals take time, these leave some of it to the program itself in the background.
+    let slow = ["load", "import", "create", "reset", "rm", "rmi"];
     let inits: [(&Path, &[&str], &[&str]); 4] = [
         (btrfs.root(), &["init"], &["reflinkd"]),
         (xfs.root(), &["init"], &["reflinkd"]),
@@ -73,7 +75,9 @@ fn no_verb_runs_another_program_but_mkfs_xfs() {
         let _ = fs::remove_dir_all(&bundle);
         assert_eq!(programs_run(root, init), set(ran), "{init:?}");
         for verb in verbs {
-            assert_eq!(programs_run(root, verb), set(&["reflinkd"]), "{verb:?} at {}", root.display());
+            let background = slow.contains(&verb[0]) && (root == xfs.root() || root == pool_xfs);
+            let expected = if background { set(&["reflinkd", "exe"]) } else { set(&["reflinkd"]) };
+            assert_eq!(programs_run(root, verb), expected, "{verb:?} at {}", root.display());
         }
         assert!(!root.exists() && !root.with_extension("pool").exists(), "destroyed");
     }

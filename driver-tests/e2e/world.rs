@@ -69,6 +69,14 @@ impl Ground {
         self != Self::XfsPrjquota
     }
 
+    /// A number of files or containers that takes its time on each, but not longer: a tree of XFS is cloned file by file.
+    pub(crate) fn many(self, count: usize) -> usize {
+        match self {
+            Self::Btrfs(_) => count,
+            Self::Xfs => count / 2,
+        }
+    }
+
     /// These arguments where limits are held, none elsewhere.
     pub(crate) fn limit<'a>(self, args: &'a [&'a str]) -> &'a [&'a str] {
         if self.holds_limits() { args } else { &[] }

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use reflinkd::backend::memory::Memory;
 use reflinkd::backend::{
-    Access, Backend, CloneCost, GroupId, Guarantee, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, Space,
-    Tree, Want,
+    Access, Backend, CloneCost, GroupId, Guarantee, Leftover, Measured, Nested, QuotaMode, Quotas, Space, Tree, Want,
 };
 use reflinkd::{Error, Kind, Result};
 
@@ -127,10 +126,14 @@ impl Backend for Double {
         self.inner.leftovers(live)
     }
 
-    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<Reclaimed> {
+    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<u64> {
         let removed = self.controls.removed.swap(0, Ordering::SeqCst) as u64;
         self.controls.reclaimed.fetch_add(usize::from(removed > 0), Ordering::SeqCst);
-        Ok(Reclaimed { removed, ..self.inner.reclaim(live, patience)? })
+        Ok(removed + self.inner.reclaim(live, patience)?)
+    }
+
+    fn trim(&self) -> Result<u64> {
+        self.inner.trim()
     }
 
     fn highest_group(&self) -> Result<Option<GroupId>> {
@@ -143,6 +146,10 @@ impl Backend for Double {
 
     fn quotas(&self) -> Option<&dyn Quotas> {
         Some(self)
+    }
+
+    fn no_limits(&self) -> Result<Error> {
+        self.inner.no_limits()
     }
 
     fn quota_mode(&self) -> Result<QuotaMode> {

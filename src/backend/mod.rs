@@ -173,15 +173,6 @@ pub struct Leftover {
     pub charged: u64,
 }
 
-/// What [`Backend::reclaim`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Reclaimed {
-    /// Groups removed, or trees, where it is for us to take them apart.
-    pub removed: u64,
-    /// Bytes given back to the device below by FITRIM; 0 where it takes none.
-    pub trimmed: u64,
-}
-
 /// A subvolume that somebody made inside a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nested {
@@ -285,8 +276,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn leftovers(&self, live: &BTreeSet<GroupId>) -> Result<Vec<Leftover>>;
 
     /// Wait until removed trees are cleaned up (at most `patience`), or clean them up where nobody else does; drop the
-    /// groups not in `live` that nothing charges to any more, and hand freed blocks back to the device below.
-    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: std::time::Duration) -> Result<Reclaimed>;
+    /// groups not in `live` that nothing charges to any more. How many groups were dropped, or trees taken apart.
+    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: std::time::Duration) -> Result<u64>;
+
+    /// Give freed blocks back to the device below (FITRIM): bytes, 0 where it takes none. A look at all that is free.
+    fn trim(&self) -> Result<u64>;
 
     /// The highest group this filesystem knows of this store: where a lost sequence goes on.
     fn highest_group(&self) -> Result<Option<GroupId>>;

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::FalseyValueParser;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::engine::Engine;
@@ -31,7 +32,7 @@ pub struct Cli {
     #[arg(long, global = true, env = "REFLINKD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Leave slow work (spare clones, emptying what was removed) to `reflinkd tend`, run by a timer
-    #[arg(long, global = true, env = "REFLINKD_NO_TEND", hide = true)]
+    #[arg(long, global = true, env = "REFLINKD_NO_TEND", hide = true, value_parser = FalseyValueParser::new())]
     no_tend: bool,
     /// Say on standard error what is being done
     #[arg(long, global = true)]

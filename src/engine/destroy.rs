@@ -53,6 +53,7 @@ impl Engine {
             self.store.remove_any(&place)?;
         }
         self.backend.reclaim(&BTreeSet::new(), PATIENCE)?;
+        self.backend.trim()?;
         drop(self.store);
         remove_own_files(&root)?;
         remove_if_empty(&root)?;

@@ -100,6 +100,8 @@ impl Engine {
         }));
         if !dry_run {
             self.backend.reclaim(&self.live_groups()?, PATIENCE)?;
+            self.backend.sync()?;
+            self.backend.trim()?;
         }
         let freed = before.saturating_sub(self.backend.space()?.used);
         Ok(Collected { garbage, freed })

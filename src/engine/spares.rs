@@ -56,6 +56,15 @@ impl Engine {
         Ok(space.available < space.total / 20 || self.guard_host().is_err_and(|e| e.kind() == Kind::NoSpace))
     }
 
+    /// Wait until removed trees are cleaned up; how many there were. The host of a pool gets their space back.
+    pub(super) fn reclaim(&self) -> Result<u64> {
+        let removed = self.backend.reclaim(&self.live_groups()?, PATIENCE)?;
+        if removed > 0 && self.pool.is_some() {
+            self.backend.trim()?;
+        }
+        Ok(removed)
+    }
+
     /// Remove spares and wait until their space is free. Whether there were any.
     fn give_up_spares(&self, which: impl FnMut(&Record) -> bool) -> Result<bool> {
         let dropped = self.drop_spares(which)?;
@@ -63,7 +72,7 @@ impl Engine {
             return Ok(false);
         }
         tracing::debug!(count = dropped.len(), "gave up spares for want of room");
-        self.backend.reclaim(&self.live_groups()?, PATIENCE)?;
+        self.reclaim()?;
         Ok(true)
     }
 }

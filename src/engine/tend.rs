@@ -14,7 +14,6 @@ use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use super::gc::PATIENCE;
 use super::{Engine, tree_at};
 use crate::Result;
 use crate::backend::{Access, Tree};
@@ -66,7 +65,7 @@ impl Engine {
                 }
                 continue;
             }
-            let emptied = self.backend.reclaim(&self.live_groups()?, PATIENCE)?.removed;
+            let emptied = self.reclaim()?;
             tended.emptied += emptied;
             if emptied == 0 {
                 break;

@@ -34,8 +34,8 @@ use rustix::io::Errno;
 use super::clone::{Content, clone_tree};
 use super::remove::remove_tree;
 use super::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, SizeMethod, Space,
-    Tree, TreeSize, Want,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, SizeMethod, Space, Tree,
+    TreeSize, Want,
 };
 use crate::{Context, Error, Kind, Result};
 use survey::Survey;
@@ -203,8 +203,12 @@ impl Backend for Memory {
         Ok(Vec::new())
     }
 
-    fn reclaim(&self, _live: &BTreeSet<GroupId>, _patience: Duration) -> Result<Reclaimed> {
-        Ok(Reclaimed::default())
+    fn reclaim(&self, _live: &BTreeSet<GroupId>, _patience: Duration) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn trim(&self) -> Result<u64> {
+        Ok(0)
     }
 
     fn highest_group(&self) -> Result<Option<GroupId>> {

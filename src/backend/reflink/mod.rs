@@ -34,10 +34,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, SizeMethod, Space,
-    Tree, TreeSize, Want,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, SizeMethod, Space, Tree,
+    TreeSize, Want,
 };
 use crate::sys::btrfs::BtrfsFd;
+use crate::sys::trim;
 use crate::sys::xfs::{self, XfsFd};
 use crate::{Context, Error, Kind, Result};
 use manifest::Head;
@@ -257,8 +258,13 @@ impl Backend for Reflink {
         self.trashed_trees()
     }
 
-    fn reclaim(&self, _live: &BTreeSet<GroupId>, patience: Duration) -> Result<Reclaimed> {
+    fn reclaim(&self, _live: &BTreeSet<GroupId>, patience: Duration) -> Result<u64> {
         self.empty_trash(patience)
+    }
+
+    fn trim(&self) -> Result<u64> {
+        self.free_preallocated()?;
+        trim::fitrim(&self.directory).context(|| self.call("FITRIM"))
     }
 
     fn highest_group(&self) -> Result<Option<GroupId>> {

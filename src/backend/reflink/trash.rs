@@ -23,8 +23,7 @@ use uuid::Uuid;
 use super::manifest::{Head, Manifest};
 use super::measure::Meter;
 use super::{Reflink, place};
-use crate::backend::{Backend, Leftover, Reclaimed, Tree, remove};
-use crate::sys::trim;
+use crate::backend::{Backend, Leftover, Tree, remove};
 use crate::{Context, Error, Kind, Result};
 
 /// How long to wait between two looks at another process's work.
@@ -158,9 +157,9 @@ impl Reflink {
         Ok(cloned)
     }
 
-    /// Take trees in the trash apart until it is empty or `patience` is over, and give the blocks back. One process at a
-    /// time: others wait for it.
-    pub(super) fn empty_trash(&self, patience: Duration) -> Result<Reclaimed> {
+    /// Take trees in the trash apart until it is empty or `patience` is over; how many. One process at a time: others wait
+    /// for it.
+    pub(super) fn empty_trash(&self, patience: Duration) -> Result<u64> {
         let start = Instant::now();
         let left = || patience.checked_sub(start.elapsed()).filter(|left| !left.is_zero());
         let mut removed = 0;
@@ -181,10 +180,11 @@ impl Reflink {
                 }
             }
         }
-        self.sync()?;
-        self.free_preallocated()?;
-        let trimmed = trim::fitrim(&self.directory).context(|| self.call("FITRIM"))?;
-        Ok(Reclaimed { removed, trimmed })
+        if removed > 0 {
+            // Only then their blocks are free.
+            self.sync()?;
+        }
+        Ok(removed)
     }
 
     /// Lock the trash against others that take it apart. `None` if they did so for too long.
