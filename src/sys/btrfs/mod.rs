@@ -28,6 +28,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 pub mod qgroup;
 mod raw;
 pub mod search;
+pub mod send;
 pub mod space;
 pub mod subvol;
 
