@@ -42,6 +42,7 @@ use crate::Result;
 pub mod btrfs;
 pub(crate) mod copy;
 pub mod memory;
+pub mod reflink;
 
 /// Where a tree's writes are charged: a number of the store's own sequence, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
