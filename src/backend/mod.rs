@@ -37,9 +37,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use self::changes::{Changes, Comparison};
 use crate::Result;
 
 pub mod btrfs;
+pub mod changes;
 pub(crate) mod copy;
 pub mod memory;
 pub mod reflink;
@@ -258,6 +260,16 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// What each tree holds of its own. One commit (if asked for) and one search for any number of trees.
     fn measure(&self, trees: &[&Tree], want: Want) -> Result<Measured>;
+
+    /// What a tree holds that the one it was cloned from doesn't, from scratch that is empty again when this returns. See
+    /// [`changes`]. Where the filesystem can't name what was touched, both are walked.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such tree; `Unsupported` naming the file for an active swapfile; `InUse` for a mount in
+    /// the tree.
+    fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
+        changes::walk(wanted)
+    }
 
     /// Bytes that these trees take besides what [`Backend::measure`] and a layer's size count: inodes and directories
     /// of their own. 0 where clones share them. Costs a file read per tree.

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
 
 use crate::{Context, Error, Kind, Result};
 
@@ -45,4 +46,30 @@ pub fn directory(root: &Path, path: &str) -> Result<Option<OwnedFd>> {
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
         Err(e) => Err(e).context(shown),
     }
+}
+
+/// Longest path that the kernel takes, its final NUL included (linux/limits.h).
+const PATH_MAX: usize = 4096;
+
+/// Open the directory `path` below `root`, through no symlink, no `..` and no mount, however long the path is; `root`
+/// itself if it is empty. The bytes of `path` are names with single slashes between them.
+///
+/// # Errors
+/// What openat2(2) says: ELOOP for a symlink on the way, EXDEV for a mount.
+pub fn beneath(root: impl AsFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let open = |at: BorrowedFd<'_>, part: &[u8]| {
+        openat2(at, part, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+    };
+    if path.is_empty() {
+        return open(root.as_fd(), b".");
+    }
+    let (mut rest, mut reached): (_, Option<OwnedFd>) = (path, None);
+    while rest.len() >= PATH_MAX {
+        // A name has at most 255 bytes.
+        let end = rest[..PATH_MAX].iter().rposition(|&b| b == b'/').ok_or(Errno::NAMETOOLONG)?;
+        reached = Some(open(reached.as_ref().map_or(root.as_fd(), AsFd::as_fd), &rest[..end])?);
+        rest = &rest[end + 1..];
+    }
+    open(reached.as_ref().map_or(root.as_fd(), AsFd::as_fd), rest)
 }

@@ -22,12 +22,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::backend::changes::{Changes, Comparison};
 use crate::backend::{
     Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, Space, Tree, Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
 use crate::{Context, Error, Kind, Result};
 
+mod changes;
 mod destroy;
 pub mod format;
 mod group;
@@ -139,6 +141,10 @@ impl Backend for Btrfs {
 
     fn measure(&self, trees: &[&Tree], want: Want) -> Result<Measured> {
         self.measure_trees(trees, want)
+    }
+
+    fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
+        self.changes_of(wanted)
     }
 
     fn overhead(&self, _trees: &[&Tree]) -> Result<u64> {

@@ -51,7 +51,9 @@ pub(super) const FILEID_BTRFS_WITHOUT_PARENT: i32 = 0x4d;
 pub(super) const ROOT_TREE: u64 = 1;
 pub(super) const QUOTA_TREE: u64 = 8;
 
-/// Object ids: `BTRFS_ROOT_TREE_DIR_OBJECTID`, `BTRFS_ORPHAN_OBJECTID`, `BTRFS_FIRST_FREE_OBJECTID`.
+/// Object ids: `BTRFS_EMPTY_SUBVOL_DIR_OBJECTID`, `BTRFS_ROOT_TREE_DIR_OBJECTID`, `BTRFS_ORPHAN_OBJECTID`,
+/// `BTRFS_FIRST_FREE_OBJECTID`.
+pub(super) const EMPTY_SUBVOLUME_DIRECTORY: u64 = 2;
 pub(super) const ROOT_TREE_DIR: u64 = 6;
 pub(super) const ORPHANS: u64 = -5_i64 as u64;
 pub(super) const FIRST_FREE: u64 = 256;
@@ -464,6 +466,7 @@ mod tests {
         let trees = [
             (ROOT_TREE, k::BTRFS_ROOT_TREE_OBJECTID),
             (QUOTA_TREE, k::BTRFS_QUOTA_TREE_OBJECTID),
+            (EMPTY_SUBVOLUME_DIRECTORY, k::BTRFS_EMPTY_SUBVOL_DIR_OBJECTID),
             (ROOT_TREE_DIR, k::BTRFS_ROOT_TREE_DIR_OBJECTID),
             (FIRST_FREE, k::BTRFS_FIRST_FREE_OBJECTID),
         ];
