@@ -53,8 +53,12 @@ struct Listing {
 }
 
 fn list(root: &Path) -> Listing {
-    let mut listing =
-        Listing { directories: vec![root.to_path_buf()], files: Vec::new(), others: Vec::new(), subvolumes: Vec::new() };
+    let mut listing = Listing {
+        directories: vec![root.to_path_buf()],
+        files: Vec::new(),
+        others: Vec::new(),
+        subvolumes: Vec::new(),
+    };
     let mut at = 0;
     while let Some(directory) = listing.directories.get(at).cloned() {
         at += 1;
@@ -97,8 +101,11 @@ impl Editor {
     /// One edit. One that the filesystem refuses (a directory into itself, say) changes nothing.
     pub(crate) fn step(&mut self) {
         let listing = list(&self.root);
-        let all: Vec<_> =
-            [&listing.files, &listing.others, &listing.directories[1..].to_vec()].into_iter().flatten().cloned().collect();
+        let all: Vec<_> = [&listing.files, &listing.others, &listing.directories[1..].to_vec()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
         let random = &mut self.random;
         let pick = |random: &mut Random, of: &[PathBuf]| random.one(of).cloned().unwrap_or_default();
         let (file, any, another) = (pick(random, &listing.files), pick(random, &all), pick(random, &all));
@@ -145,7 +152,21 @@ impl Editor {
 /// One of a few, so that they meet again; some are no UTF-8, some have all that a line may not have.
 fn new_name(random: &mut Random) -> &'static OsStr {
     const NAMES: [&[u8]; 16] = [
-        b"a", b"b", b"c", b"d", b"e", b"f", b"A", b"a.b", b"a-b", b"o257-6-0", b"\xff\xfe", b"new\nline", b" ", b"\\", b"ab",
+        b"a",
+        b"b",
+        b"c",
+        b"d",
+        b"e",
+        b"f",
+        b"A",
+        b"a.b",
+        b"a-b",
+        b"o257-6-0",
+        b"\xff\xfe",
+        b"new\nline",
+        b" ",
+        b"\\",
+        b"ab",
         b"\xc3\xa9",
     ];
     OsStr::from_bytes(random.one(&NAMES).expect("some"))

@@ -61,7 +61,12 @@ fn moved(old: &Picture, new: &Picture) -> BTreeSet<Vec<u8>> {
         common.iter().map(of).collect::<Vec<_>>()
     };
     let (before, after) = (first_names(old), first_names(new));
-    common.iter().zip(before.iter().zip(&after)).filter(|(_, (a, b))| a != b).map(|(path, _)| (*path).clone()).collect()
+    common
+        .iter()
+        .zip(before.iter().zip(&after))
+        .filter(|(_, (a, b))| a != b)
+        .map(|(path, _)| (*path).clone())
+        .collect()
 }
 
 fn kind(facts: &EntryFacts) -> EntryKind {

@@ -24,13 +24,15 @@ pub(in crate::backend) struct Look {
     pub(in crate::backend) below: bool,
 }
 
-/// All that may differ.
+/// All that may differ, by the paths of directories.
+pub(in crate::backend) type Plan = BTreeMap<Vec<u8>, Directory>;
+
+/// What may differ in a directory that both trees have.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(in crate::backend) struct Plan {
-    /// Whether the root directory itself may.
-    pub(in crate::backend) root: bool,
-    /// Names by the paths of their directories.
-    pub(in crate::backend) names: BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Look>>,
+pub(in crate::backend) struct Directory {
+    /// What is said of the directory itself.
+    pub(in crate::backend) itself: bool,
+    pub(in crate::backend) names: BTreeMap<Vec<u8>, Look>,
 }
 
 /// An entry that isn't as it was.
@@ -47,6 +49,8 @@ struct Job {
     path: Vec<u8>,
     /// Whether the old tree has it.
     old: bool,
+    /// Whether it is compared as such. Else whoever put it here has done that.
+    itself: bool,
     /// `None` for all that are in it.
     names: Option<BTreeMap<Vec<u8>, Look>>,
 }
@@ -67,42 +71,42 @@ impl<'a> Comparer<'a> {
 
     /// Compare everything.
     pub(in crate::backend) fn everything(mut self) -> Result<Vec<Found>> {
-        self.root()?;
-        self.jobs.push(Job { path: Vec::new(), old: self.old.is_some(), names: None });
+        self.jobs.push(Job { path: Vec::new(), old: self.old.is_some(), itself: true, names: None });
         self.work()?;
         self.finish()
     }
 
-    /// Compare what is in the plan, with all further names of the inodes that are met; `names` knows those.
+    /// Compare what is in the plan, with all further names of the inodes that are met; `names` knows those, as directory
+    /// and name.
     pub(in crate::backend) fn planned(
         mut self,
-        plan: Plan,
+        mut plan: Plan,
         names: &dyn Fn(Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>>,
     ) -> Result<Vec<Found>> {
-        if plan.root {
-            self.root()?;
-        }
-        self.jobs.extend(plan.names.into_iter().map(|(path, names)| Job { path, old: true, names: Some(names) }));
-        loop {
+        while !plan.is_empty() {
+            self.jobs.extend(plan.into_iter().map(|(path, Directory { itself, names })| Job {
+                path,
+                old: true,
+                itself,
+                names: Some(names),
+            }));
             self.work()?;
-            let mut further: BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Look>> = BTreeMap::new();
+            plan = Plan::new();
             for inode in self.links.unasked() {
                 for (directory, name) in names(inode)? {
                     if !self.links.knows(&join(&directory, &name)) {
-                        further.entry(directory).or_default().insert(name, Look::default());
+                        plan.entry(directory).or_default().names.insert(name, Look::default());
                     }
                 }
             }
-            if further.is_empty() {
-                return self.finish();
-            }
-            self.jobs.extend(further.into_iter().map(|(path, names)| Job { path, old: true, names: Some(names) }));
         }
+        self.finish()
     }
 
     /// What was found, in order.
     fn finish(mut self) -> Result<Vec<Found>> {
-        let moved: Vec<_> = self.links.moved().filter(|path| !self.found.contains_key(*path)).map(<[u8]>::to_vec).collect();
+        let moved: Vec<_> =
+            self.links.moved().filter(|path| !self.found.contains_key(*path)).map(<[u8]>::to_vec).collect();
         for path in moved {
             let (directory, name) = split(&path);
             let Some(open) = self.new.directory(directory)? else { continue };
@@ -115,24 +119,6 @@ impl<'a> Comparer<'a> {
         Ok(found)
     }
 
-    fn root(&mut self) -> Result<()> {
-        let new = self.new.root()?;
-        let Some(old) = self.old else {
-            self.add(Vec::new(), What::Added, new);
-            return Ok(());
-        };
-        let facts = old.root()?;
-        let directories = old.directory(b"")?.zip(self.new.directory(b"")?);
-        if let Some((here, there)) = directories {
-            let entries = (
-                Entry { directory: &here, name: b".", facts: &facts },
-                Entry { directory: &there, name: b".", facts: &new },
-            );
-            self.compare(Vec::new(), entries.0, entries.1, false)?;
-        }
-        Ok(())
-    }
-
     fn work(&mut self) -> Result<()> {
         while let Some(job) = self.jobs.pop() {
             self.directory(job)?;
@@ -141,12 +127,23 @@ impl<'a> Comparer<'a> {
     }
 
     fn directory(&mut self, job: Job) -> Result<()> {
-        let Job { path, old, names } = job;
+        let Job { path, old, itself, names } = job;
         let Some(new) = self.new.directory(&path)? else { return Ok(()) };
         let old = match self.old.filter(|_| old) {
             Some(side) => side.directory(&path)?.map(|directory| (side, directory)),
             None => None,
         };
+        if itself {
+            let is = self.new.itself(&new, &path)?;
+            match &old {
+                None => self.add(path.clone(), What::Added, is),
+                Some((side, directory)) => {
+                    let was = side.itself(directory, &path)?;
+                    let entry = |directory, facts| Entry { directory, name: b".", facts };
+                    self.compare(path.clone(), entry(directory, &was), entry(&new, &is), false)?;
+                }
+            }
+        }
         let names = match names {
             Some(names) => names,
             None => {
@@ -192,7 +189,7 @@ impl<'a> Comparer<'a> {
             self.links.add(&path, same_type.map(|(_, was)| was.id), is.id);
         }
         if directory && (look.below || same_type.is_none()) {
-            self.jobs.push(Job { path: path.clone(), old: same_type.is_some(), names: None });
+            self.jobs.push(Job { path: path.clone(), old: same_type.is_some(), itself: false, names: None });
         }
         match (was, same_type) {
             (None, _) => self.add(path, What::Added, is),

@@ -4,9 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{
-    FileType, Mode, OFlags, SeekFrom, Statx, lgetxattr, llistxattr, makedev, openat, readlinkat, seek,
-};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Statx, lgetxattr, llistxattr, makedev, openat, readlinkat, seek};
 use rustix::io::Errno;
 
 use super::EntryKind;

@@ -92,7 +92,10 @@ mod tests {
         assert_eq!(moved(&[("a", Some(1), 1), ("b", Some(1), 2)]), ["b"]);
         assert_eq!(moved(&[("a", Some(1), 1), ("b", Some(2), 1)]), ["b"]);
         assert_eq!(moved(&[("a", Some(1), 1), ("b", Some(1), 2), ("c", Some(1), 2)]), ["b", "c"]);
-        assert_eq!(moved(&[("a", Some(1), 1), ("b", Some(1), 2), ("c", Some(2), 1), ("d", Some(2), 2)]), ["b", "c", "d"]);
+        assert_eq!(
+            moved(&[("a", Some(1), 1), ("b", Some(1), 2), ("c", Some(2), 1), ("d", Some(2), 2)]),
+            ["b", "c", "d"]
+        );
     }
 
     #[test]

@@ -47,12 +47,12 @@ mod links;
 mod side;
 mod walk;
 
-pub(super) use compare::{Comparer, Found, Look, Plan};
+pub(super) use compare::{Comparer, Directory, Found, Look, Plan};
 pub(super) use entry::Id;
 pub(super) use links::Inode;
 pub(super) use side::{Grafts, Side, join};
-pub use walk::walk;
 pub(super) use walk::listed;
+pub use walk::walk;
 
 /// What a feed is asked.
 #[derive(Debug, Clone, Copy)]
@@ -99,9 +99,7 @@ pub enum What {
     /// A directory of which nothing but the time of modification is another one: names in it came or went, as a rule.
     Touched,
     /// Another type. What was there is gone with all below it; what is below it now is added.
-    Replaced {
-        was: EntryKind,
-    },
+    Replaced { was: EntryKind },
     /// Gone with all below it, which is not listed.
     Deleted,
 }

@@ -39,7 +39,10 @@ pub(in crate::backend) struct Grafts<'a> {
 
 impl fmt::Debug for Grafts<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Grafts").field("placeholder", &self.placeholder).field("ids", self.ids).finish_non_exhaustive()
+        f.debug_struct("Grafts")
+            .field("placeholder", &self.placeholder)
+            .field("ids", self.ids)
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,7 +73,12 @@ impl<'a> Side<'a> {
 
     /// What the root directory is.
     pub(in crate::backend) fn root(&self) -> Result<Facts> {
-        self.look(self.root.as_fd(), b".").context(|| self.call("stat", b""))
+        self.itself(&self.root, b"")
+    }
+
+    /// What the open directory `path` is.
+    pub(super) fn itself(&self, directory: &OwnedFd, path: &[u8]) -> Result<Facts> {
+        self.look(directory.as_fd(), b".").context(|| self.call("stat", path))
     }
 
     /// Open the directory `path`; `None` if it isn't one, or isn't there any more.

@@ -51,16 +51,30 @@ mod attribute {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// A file, directory, node or symlink comes into being.
-    Make { path: Vec<u8> },
+    Make {
+        path: Vec<u8>,
+    },
     /// `path` becomes a further name of `target`.
-    Link { path: Vec<u8>, target: Vec<u8> },
-    Rename { from: Vec<u8>, to: Vec<u8> },
+    Link {
+        path: Vec<u8>,
+        target: Vec<u8>,
+    },
+    Rename {
+        from: Vec<u8>,
+        to: Vec<u8>,
+    },
     /// A name, or an empty directory, goes.
-    Remove { path: Vec<u8> },
+    Remove {
+        path: Vec<u8>,
+    },
     /// The bytes of a file.
-    Data { path: Vec<u8> },
+    Data {
+        path: Vec<u8>,
+    },
     /// Owner, mode, times or xattrs. The times of all that was looked at are set, often to what they were.
-    Attributes { path: Vec<u8> },
+    Attributes {
+        path: Vec<u8>,
+    },
 }
 
 /// Write into `to` what `snapshot` has that subvolume `parent` has not, without the bytes of files

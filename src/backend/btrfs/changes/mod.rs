@@ -27,12 +27,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
-use super::tree::{self, Inner};
 use super::Btrfs;
+use super::tree::{self, Inner};
 use crate::backend::changes::{
     Changes, Comparer, Comparison, FeedMethod, Found, Grafts, Id, Inode, Plan, Side, listed, walk,
 };
-use crate::backend::{QuotaMode, Tree};
+use crate::backend::{Backend, QuotaMode, Tree};
 use crate::sys::btrfs::search::{self, Name};
 use crate::sys::btrfs::send::{self, Stream};
 use crate::sys::btrfs::subvol::{self, SubvolInfo};
@@ -58,7 +58,8 @@ struct Subvolume {
 impl Subvolume {
     fn open(tree: &Tree) -> Result<Self> {
         let (root, fd) = (tree.root(), tree::open_tree(tree)?);
-        let info = subvol::get_subvol_info(&fd).context(|| format!("BTRFS_IOC_GET_SUBVOL_INFO {}", root.display()))?;
+        let info =
+            subvol::get_subvol_info(&fd).context(|| format!("BTRFS_IOC_GET_SUBVOL_INFO {}", root.display()))?;
         Ok(Self { root, fd, info })
     }
 
@@ -164,6 +165,10 @@ impl Btrfs {
             }
             _ => (comparer.everything()?, FeedMethod::Walk),
         };
+        if sizes && !nested.is_empty() {
+            // The snapshot wrote out the tree's own data; what isn't written out has no size yet.
+            self.sync()?;
+        }
         let mut counted = Sizes::new(self, parent.map(|parent| &parent.info), &live.info, snapshot.info.id);
         let mut size = |found: &Found| {
             let nested = new.graft_above(&found.path).map(|(id, _)| id);

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use crate::backend::changes::{Look, Plan, join};
+use crate::backend::changes::{Directory, Look, Plan, join};
 use crate::sys::btrfs::send::Command;
 use crate::{Error, Kind, Result};
 
@@ -87,7 +87,7 @@ impl Namespace {
 
     /// All that may differ between the parent and what the stream made of it.
     pub(super) fn into_plan(self) -> Plan {
-        let mut plan = Plan { root: self.root.touched, names: BTreeMap::new() };
+        let mut plan = Plan::new();
         plan_below(self.root, &[], &mut plan);
         plan
     }
@@ -131,24 +131,25 @@ impl Node {
     }
 }
 
-/// Add what may differ below a directory that is where it was.
+/// Add what may differ in and below a directory that is where it was.
 fn plan_below(directory: Node, path: &[u8], plan: &mut Plan) {
-    let mut looks = BTreeMap::new();
+    let mut planned = Directory { itself: directory.touched, names: BTreeMap::new() };
     for (name, state) in directory.names {
         let at = join(path, &name);
-        match state.node {
-            Some(node) if node.origin.as_ref() == Some(&at) => {
-                if node.touched {
-                    looks.insert(name, Look { content: node.data, below: false });
-                }
+        let look = match state.node {
+            None => Look::default(),
+            Some(node) if node.origin.as_ref() != Some(&at) => Look { content: true, below: true },
+            Some(node) if !node.names.is_empty() => {
                 plan_below(node, &at, plan);
+                continue;
             }
-            Some(_) => drop(looks.insert(name, Look { content: true, below: true })),
-            None => drop(looks.insert(name, Look::default())),
-        }
+            Some(node) if node.touched => Look { content: node.data, below: false },
+            Some(_) => continue,
+        };
+        planned.names.insert(name, look);
     }
-    if !looks.is_empty() {
-        plan.names.insert(path.to_vec(), looks);
+    if planned.itself || !planned.names.is_empty() {
+        plan.insert(path.to_vec(), planned);
     }
 }
 
@@ -195,24 +196,26 @@ mod tests {
         Command::Attributes { path: path(at) }
     }
 
+    /// What the commands lead to: directories, those with a `!` to be compared themselves, and names in them.
     #[track_caller]
-    fn plan(commands: &[Command], root: bool, expected: &[(&str, &[(&str, Look)])]) {
+    fn plan(commands: &[Command], expected: &[(&str, &[(&str, Look)])]) {
         let mut namespace = Namespace::new();
         for command in commands {
             namespace.apply(command).unwrap_or_else(|e| panic!("{command:?}: {e}"));
         }
-        let names = expected.iter().map(|(directory, names)| {
-            (path(directory), names.iter().map(|(name, look)| (path(name), *look)).collect())
-        });
-        assert_eq!(namespace.into_plan(), Plan { root, names: names.collect() });
+        let directory = |(at, names): &(&str, &[(&str, Look)])| {
+            let names = names.iter().map(|(name, look)| (path(name), *look)).collect();
+            let planned = Directory { itself: at.starts_with('!'), names };
+            (path(at.trim_start_matches('!')), planned)
+        };
+        assert_eq!(namespace.into_plan(), expected.iter().map(directory).collect::<Plan>());
     }
 
     #[test]
     fn what_is_touched_is_looked_at_where_it_is() {
         plan(
             &[data("a/b/f"), attributes("a/b/g"), attributes("")],
-            true,
-            &[("a/b", &[("f", DATA), ("g", HERE)])],
+            &[("!", &[]), ("a/b", &[("f", DATA), ("g", HERE)])],
         );
     }
 
@@ -220,8 +223,7 @@ mod tests {
     fn what_is_made_gets_its_name_later() {
         plan(
             &[make("o260-7-0"), rename("o260-7-0", "a/new"), data("a/new"), attributes("a")],
-            false,
-            &[("", &[("a", HERE)]), ("a", &[("new", ALL)])],
+            &[("!a", &[("new", ALL)])],
         );
     }
 
@@ -229,39 +231,30 @@ mod tests {
     fn a_renamed_directory_is_compared_with_what_was_there() {
         plan(
             &[rename("a/d", "a/e"), attributes("a/e/f"), remove("a/e/gone"), attributes("a")],
-            false,
-            &[("", &[("a", HERE)]), ("a", &[("d", HERE), ("e", ALL)])],
+            &[("!a", &[("d", HERE), ("e", ALL)])],
         );
     }
 
     #[test]
     fn what_only_stood_aside_is_where_it_was() {
-        // Two directories change places with what is in them, and back.
         plan(
             &[rename("a", "o257-6-0"), data("o257-6-0/f"), rename("o257-6-0", "a"), remove("a/g")],
-            false,
             &[("a", &[("f", DATA), ("g", HERE)])],
         );
     }
 
     #[test]
     fn a_name_given_to_something_else_is_compared_wholly() {
-        plan(
-            &[remove("d/f"), remove("d"), make("d"), make("d/f")],
-            false,
-            &[("", &[("d", ALL)])],
-        );
-        plan(&[rename("a", "o1-1-0"), rename("b", "a"), rename("o1-1-0", "b")], false, &[
-            ("", &[("a", ALL), ("b", ALL)]),
-        ]);
+        plan(&[remove("d/f"), remove("d"), make("d"), make("d/f")], &[("", &[("d", ALL)])]);
+        plan(&[rename("a", "o1-1-0"), rename("b", "a"), rename("o1-1-0", "b")], &[("", &[("a", ALL), ("b", ALL)])]);
     }
 
     #[test]
     fn a_link_touches_what_it_leads_to() {
-        plan(&[Command::Link { path: path("d/new"), target: path("old") }], false, &[
-            ("", &[("old", HERE)]),
-            ("d", &[("new", ALL)]),
-        ]);
+        plan(
+            &[Command::Link { path: path("d/new"), target: path("old") }],
+            &[("", &[("old", HERE)]), ("d", &[("new", ALL)])],
+        );
     }
 
     #[test]
