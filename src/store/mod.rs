@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/store.json            schema number, identity, prefix of the charge groups; written last by `init`
 //! ROOT/snapshots/<uuid>/     a place: the record in its attribute `trusted.reflinkd`, the tree at `fs`
+//! ROOT/trash/                the backend's, if it needs one: removed trees
 //! ROOT/images/<uuid>.json    one image: ID, top layer, names
 //! ROOT/images/lock           held exclusively while images change, shared while a container of one is begun
 //! ROOT/images/load.lock      held shared by each running load, so that nobody collects its layers
