@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::manifest::{Base, Head, Manifest, nanoseconds};
 use super::{Reflink, place};
-use crate::backend::clone::{Cloned, Content, Counts, Entry, clone_tree};
+use crate::backend::clone::{Cloned, Content, Counts, Entry, Source, clone_tree};
 use crate::backend::{Access, Backend, Tree};
 use crate::sys::reflink;
 use crate::{Context, Error, Kind, Result};
@@ -85,7 +85,8 @@ impl Reflink {
         let spare = to.spare();
         self.clear(to)?;
         let make = || {
-            let cloned = clone_tree(&from.root(), &spare, Content::Reflink, self.project(to.group()))?;
+            let state = if origin.read_only { Source::Still } else { Source::Live };
+            let cloned = clone_tree(&from.root(), &spare, state, Content::Reflink, self.project(to.group()))?;
             let head = Head {
                 id: Uuid::new_v4(),
                 group: to.group(),
