@@ -11,7 +11,6 @@ use reflinkd::backend::clone::{Content, Counts, Source, clone_tree};
 use reflinkd::backend::remove::remove_tree;
 use reflinkd::sys::fiemap::{self, Place};
 use reflinkd::sys::reflink;
-use reflinkd::sys::xfs::{XfsFd, project};
 use rustix::fs::{IFlags, XattrFlags, lsetxattr};
 
 use crate::fixture::{ACL, Setup, assert_listed, clone, data_map, everything, holey, set_flags};
@@ -226,9 +225,13 @@ fn a_clone_belongs_to_its_project() {
     let mut seen = 0;
     for (path, facts) in tree_digest(&to) {
         if matches!(facts.kind, "file" | "dir") {
-            let file = XfsFd::prove(File::open(full(&to, &path)).unwrap().into()).unwrap();
-            let wanted = project::Project { id: 4242, inherited: facts.kind == "dir" };
-            assert_eq!(project::get(&file).unwrap(), wanted, "{}", path.escape_ascii());
+            let project = reflink::project(File::open(full(&to, &path)).unwrap()).unwrap();
+            assert_eq!(
+                project,
+                reflink::Project { id: 4242, inherited: facts.kind == "dir" },
+                "{}",
+                path.escape_ascii()
+            );
             seen += 1;
         }
     }

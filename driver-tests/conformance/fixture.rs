@@ -10,6 +10,9 @@ use reflinkd::backend::btrfs::Btrfs;
 use reflinkd::backend::memory::Memory;
 use reflinkd::backend::reflink::Reflink;
 use reflinkd::backend::{Backend, GroupId, QuotaMode, SizeMethod, Tree, TreeSize, Want};
+use reflinkd::sys::xfs::XfsFd;
+use reflinkd::sys::xfs::quota::ProjectQuotas;
+use reflinkd::sys::xfs::space::free_preallocated;
 use reflinkd::{Error, Kind, Result};
 
 use crate::support::{GIB, KIB, LoopFs, QuotaSetup};
@@ -20,6 +23,8 @@ const PREFIX: u16 = 0x7e57;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A backend on a filesystem in a quota mode.
+// Each of the two test binaries makes some of them.
+#[allow(dead_code)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Setup {
     Memory,
@@ -29,6 +34,8 @@ pub(crate) enum Setup {
     Inconsistent,
     /// Reflink trees on XFS mounted without quotas.
     Xfs,
+    /// Reflink trees on XFS mounted with project quotas, which hosts seldom have.
+    XfsPrjquota,
     /// Reflink trees on Btrfs without quotas.
     ReflinkOnBtrfs,
 }
@@ -43,6 +50,7 @@ impl Setup {
             Self::None => LoopFs::btrfs(size, QuotaSetup::None),
             Self::Inconsistent => LoopFs::btrfs(size, QuotaSetup::Inconsistent),
             Self::Xfs => LoopFs::xfs(size),
+            Self::XfsPrjquota => LoopFs::xfs_mounted(size, "prjquota"),
             Self::ReflinkOnBtrfs => LoopFs::btrfs(size, QuotaSetup::None),
         };
         if self.is_reflink() {
@@ -55,7 +63,7 @@ impl Setup {
     fn open(self, root: &Path) -> Box<dyn Backend> {
         match self {
             Self::Memory => Box::new(Memory::new(root).expect("open the memory backend")),
-            Self::Xfs | Self::ReflinkOnBtrfs => {
+            Self::Xfs | Self::XfsPrjquota | Self::ReflinkOnBtrfs => {
                 Box::new(Reflink::open(root, PREFIX).expect("open the reflink backend"))
             }
             Self::Simple | Self::Full | Self::None | Self::Inconsistent => {
@@ -76,7 +84,7 @@ impl Setup {
 
     /// Whether trees are directories whose files share blocks, with a manifest beside each.
     pub(crate) fn is_reflink(self) -> bool {
-        matches!(self, Self::Xfs | Self::ReflinkOnBtrfs)
+        matches!(self, Self::Xfs | Self::XfsPrjquota | Self::ReflinkOnBtrfs)
     }
 
     pub(crate) fn mode(self) -> QuotaMode {
@@ -85,6 +93,7 @@ impl Setup {
             Self::Simple => QuotaMode::Simple,
             Self::Full => QuotaMode::Full,
             Self::Inconsistent => QuotaMode::Inconsistent,
+            Self::XfsPrjquota => QuotaMode::Project,
         }
     }
 
@@ -93,13 +102,25 @@ impl Setup {
             Self::Memory => SizeMethod::Blocks,
             Self::Simple => SizeMethod::SimpleQuota,
             Self::Full => SizeMethod::Qgroup,
+            Self::XfsPrjquota => SizeMethod::ProjectQuota,
             Self::None | Self::Inconsistent | Self::Xfs | Self::ReflinkOnBtrfs => SizeMethod::Extents,
         }
     }
 
     /// Whether limits are held.
     pub(crate) fn limits(self) -> bool {
-        matches!(self, Self::Simple | Self::Full)
+        matches!(self, Self::Simple | Self::Full | Self::XfsPrjquota)
+    }
+
+    /// What a writer is told at a limit.
+    pub(crate) fn refusal(self) -> i32 {
+        if self == Self::XfsPrjquota { libc::ENOSPC } else { libc::EDQUOT }
+    }
+
+    /// What a clone is charged for so many bytes of its own, so many of what it was cloned from overwritten, and so many of
+    /// that removed. Project quotas count all blocks of a tree, whoever else has them.
+    pub(crate) fn charge(self, own: u64, overwritten: u64, removed: u64) -> u64 {
+        if self == Self::XfsPrjquota { own.saturating_sub(removed) } else { own + overwritten }
     }
 
     /// Whether a tree's [`GroupId`] is known from the filesystem alone. Full qgroups charge each subvolume by itself.
@@ -107,9 +128,24 @@ impl Setup {
         self == Self::Simple || self.is_reflink()
     }
 
+    /// Whether blocks that several files of a tree share are charged once.
+    pub(crate) fn shares_blocks(self) -> bool {
+        !matches!(self, Self::Memory | Self::XfsPrjquota)
+    }
+
+    /// Whether room that is allocated and not written to is charged.
+    pub(crate) fn counts_room(self) -> bool {
+        self != Self::Memory
+    }
+
     /// Most bytes that may be charged above the blocks written.
     pub(crate) fn overhead(self) -> u64 {
-        if self.is_btrfs() { 128 * KIB } else { 0 }
+        match self {
+            Self::Simple | Self::Full | Self::None | Self::Inconsistent => 128 * KIB,
+            // Directories.
+            Self::XfsPrjquota => 16 * KIB,
+            Self::Memory | Self::Xfs | Self::ReflinkOnBtrfs => 0,
+        }
     }
 }
 
@@ -200,14 +236,32 @@ impl Fixture {
         live
     }
 
-    /// The level-1 qgroups that the kernel knows, as sysfs shows them; empty without qgroups.
+    /// The level-1 qgroups that the kernel knows, as sysfs shows them, or the projects that hold something or have a limit.
+    /// Empty without quotas.
     pub(crate) fn kernel_groups(&self) -> BTreeSet<String> {
+        if self.setup == Setup::XfsPrjquota {
+            return self.projects();
+        }
         if !self.setup.is_btrfs() {
             return BTreeSet::new();
         }
         let Ok(entries) = fs::read_dir(self.fs.qgroups_dir()) else { return BTreeSet::new() };
         let names = entries.map(|e| e.expect("read sysfs").file_name().to_string_lossy().into_owned());
         names.filter(|name| name.starts_with("1_")).collect()
+    }
+
+    fn projects(&self) -> BTreeSet<String> {
+        let open = || XfsFd::open(self.fs.path()).expect("open the filesystem");
+        // Before that, what has just been removed counts.
+        free_preallocated(&open()).expect("free what is preallocated");
+        let quotas = ProjectQuotas::open(open()).expect("open the quotas");
+        let mut next = 1;
+        let mut found = BTreeSet::new();
+        while let Some((project, _)) = quotas.next(next).expect("the next project") {
+            found.insert(format!("{project:#x}"));
+            next = project + 1;
+        }
+        found
     }
 
     /// Run what must fail, and see that it left neither a tree nor a group, and named the place.

@@ -6,10 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use reflinkd::sys::reflink::{Project, ficlone, project, set_project};
 use reflinkd::sys::xfs::XfsFd;
-use reflinkd::sys::xfs::project::{self, Project};
 use reflinkd::sys::xfs::quota::{Dquot, ProjectQuotas, State};
-use rustix::fs::ioctl_ficlone;
+use reflinkd::sys::xfs::space::free_preallocated;
 
 use crate::support::{GIB, LoopFs, MB, MIB, fill, random_bytes, write_random};
 
@@ -32,7 +32,7 @@ fn quotas(fs: &LoopFs) -> ProjectQuotas {
 fn directory_of(fs: &LoopFs, name: &str, id: u32) -> std::path::PathBuf {
     let path = fs.path().join(name);
     fs::create_dir(&path).expect("mkdir");
-    project::set(&open(&path), Project { id, inherited: true }).expect("set the project");
+    set_project(open(&path), id).expect("set the project");
     path
 }
 
@@ -42,7 +42,7 @@ fn held(quotas: &ProjectQuotas, id: u32) -> u64 {
 
 fn clone(from: &Path, to: &Path) {
     let (from, to) = (File::open(from).expect("open"), File::create_new(to).expect("create"));
-    ioctl_ficlone(&to, &from).expect("FICLONE");
+    ficlone(&to, &from).expect("FICLONE");
 }
 
 fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> Option<i32> {
@@ -103,7 +103,7 @@ fn a_limit_answers_enospc_and_lets_unlink_work() {
         "statfs has the limit"
     );
     fs::remove_file(&log).expect("unlink at the limit");
-    project::free_eofblocks(&open(fs.path())).expect("wait for what is unlinked");
+    free_preallocated(&open(fs.path())).expect("wait for what is unlinked");
     assert_eq!(held(&quotas, PROJECT), 0);
     write_random(&log, 8 * MIB);
 }
@@ -127,14 +127,14 @@ fn a_clone_is_charged_in_full_and_overwriting_it_costs_nothing() {
         file.sync_all().expect("fsync");
     }
     drop(file);
-    project::free_eofblocks(&open(fs.path())).expect("free what is preallocated");
+    free_preallocated(&open(fs.path())).expect("free what is preallocated");
     let after = held(&quotas, PROJECT);
     assert!((20 * MIB..=20 * MIB + 64 * 1024).contains(&after), "8 MiB overwritten, {after} held");
 
     // Removing what was cloned makes room for as much.
     fs::remove_file(tree.join("data")).expect("unlink");
     // Since 5.14 another thread does the work.
-    project::free_eofblocks(&open(fs.path())).expect("wait for what is unlinked");
+    free_preallocated(&open(fs.path())).expect("wait for what is unlinked");
     assert_eq!(held(&quotas, PROJECT), 0);
     let written = fill(&tree.join("log"), GIB);
     assert!((20 * MIB..=21 * MIB).contains(&written), "stopped at {written}");
@@ -152,7 +152,7 @@ fn what_is_preallocated_counts_until_it_is_freed() {
     let open_still = held(&quotas, PROJECT);
     rustix::fs::syncfs(&file).expect("syncfs");
     let synced = held(&quotas, PROJECT);
-    project::free_eofblocks(&open(fs.path())).expect("free what is preallocated");
+    free_preallocated(&open(fs.path())).expect("free what is preallocated");
     let freed = held(&quotas, PROJECT);
     assert!(open_still > 20 * MIB, "{open_still}: counted before it is written back");
     assert!(synced > 20 * MIB, "{synced}: this kernel preallocates nothing");
@@ -171,7 +171,7 @@ fn nothing_is_moved_into_a_project_from_outside() {
     // The way out, and a move of the whole tree within a directory that hands down nothing, are free.
     fs::rename(tree.join("copy"), fs.path().join("out")).expect("out of the project");
     fs::rename(&tree, fs.path().join("moved")).expect("the tree itself");
-    assert_eq!(project::get(&open(&fs.path().join("moved"))), Ok(Project { id: PROJECT, inherited: true }));
+    assert_eq!(project(open(&fs.path().join("moved"))), Ok(Project { id: PROJECT, inherited: true }));
 }
 
 #[test]
@@ -180,8 +180,8 @@ fn an_exchange_below_an_inheriting_directory_fails() {
     let place = directory_of(&fs, "place", OTHER);
     let tree = place.join("fs.new");
     fs::create_dir(&tree).expect("mkdir");
-    assert_eq!(project::get(&open(&tree)), Ok(Project { id: OTHER, inherited: true }), "handed down");
-    project::set(&open(&tree), Project { id: PROJECT, inherited: true }).expect("set the project");
+    assert_eq!(project(open(&tree)), Ok(Project { id: OTHER, inherited: true }), "handed down");
+    set_project(open(&tree), PROJECT).expect("set the project");
     assert_eq!(errno(fs::rename(&tree, place.join("fs"))), Some(libc::EXDEV));
 }
 
@@ -192,7 +192,7 @@ fn root_can_take_a_file_out_of_its_project() {
     let inside = tree.join("directory");
     fs::create_dir(&inside).expect("mkdir");
     quotas.set_limit(PROJECT, Some(MIB)).expect("limit");
-    project::set(&open(&inside), Project { id: OTHER, inherited: true }).expect("relabel");
+    set_project(open(&inside), OTHER).expect("relabel");
     write_random(&inside.join("escaped"), 10 * MIB);
     assert!(held(&quotas, PROJECT) < MIB);
     assert!(held(&quotas, OTHER) >= 10 * MIB);
@@ -210,6 +210,6 @@ fn a_project_of_nothing_and_without_limit_is_not_listed() {
     quotas.set_limit(OTHER, None).expect("lift");
     assert_eq!(quotas.next(PROJECT + 1), Ok(None));
     fs::remove_dir(&tree).expect("rmdir");
-    project::free_eofblocks(&open(fs.path())).expect("wait for what is unlinked");
+    free_preallocated(&open(fs.path())).expect("wait for what is unlinked");
     assert_eq!(quotas.next(1), Ok(None));
 }

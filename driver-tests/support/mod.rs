@@ -90,10 +90,11 @@ pub(crate) fn reflinkd(root: &Path, args: &[&str]) -> Answer {
     Answer { status: status.code(), stdout: text(stdout), stderr: text(stderr) }
 }
 
-/// The command that [`reflinkd`] runs, for a test that wants its input, environment or process id.
+/// The command that [`reflinkd`] runs, for a test that wants its input, environment or process id. Nothing goes on in the
+/// background after it, so that what is on disk then is what it left.
 pub(crate) fn reflinkd_command(root: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reflinkd"));
-    command.arg("--root").arg(root).args(args);
+    command.arg("--root").arg(root).args(args).env("REFLINKD_NO_TEND", "1");
     command
 }
 

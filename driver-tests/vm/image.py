@@ -57,8 +57,9 @@ class Cpio:
         self.file.close()
 
 
-def write_user_space(path, root, guest, init):
-    """The programs of the matrix's [guest], unpacked below `root`, with their libraries; and the first process."""
+def write_user_space(path, root, guest, images):
+    """The programs of the matrix's [guest], unpacked below `root`, with their libraries; the first process, and scripts
+    that come before programs of the same name, from the directory `images`."""
     cpio = Cpio(path)
     cpio.character_device("dev/console", 5, 1)
     for name in ("proc", "sys", "tmp", "run", "bin"):
@@ -72,17 +73,12 @@ def write_user_space(path, root, guest, init):
             raise Unavailable(f"none of the guest's packages has the program {program}")
         cpio.add(f"usr/bin/{program}", found.read_bytes())
         needed |= libraries(root, found)
-    for name, target in guest["links"].items():
-        cpio.link(f"usr/bin/{name}", target)
     for library in needed:
         # What the loader calls it is where it is looked for.
         cpio.add(str(library.relative_to(root)), library.read_bytes())
-    for name in guest["files"]:
-        below = root / name
-        for file in sorted(below.rglob("*")) if below.is_dir() else [below]:
-            if file.is_file():
-                cpio.add(str(file.relative_to(root)), file.read_bytes(), 0o644)
-    cpio.add("init", init.read_bytes())
+    cpio.add("init", (images / "init").read_bytes())
+    for script in guest["scripts"]:
+        cpio.add(f"usr/local/bin/{script}", (images / script).read_bytes())
     cpio.close()
 
 

@@ -6,6 +6,8 @@
 //! pool_fs = "xfs"           # a new store goes into a pool: btrfs or xfs
 //! pool_size = "20G"         # apparent size of a new embedded pool
 //! host_reserve = "500M"     # refuse creates and loads when the pool's host has less room
+//! spares = 1                # clones kept ready of each image in use, on filesystems where a clone takes time
+//! tend = true               # whether commands leave slow work to a process of its own
 //!
 //! # What is believed of images; past it they are refused.
 //! max_layer_size = "64GiB"     # of one layer, unpacked
@@ -33,7 +35,7 @@ use crate::engine::home::{BackendKind, Layout};
 use crate::engine::pool::PoolFs;
 use crate::layer;
 use crate::oci::SourceLimits;
-use crate::{Error, Kind, Result};
+use crate::{Context, Error, Kind, Result};
 
 const DEFAULT_FILE: &str = "/etc/reflinkd/config.toml";
 
@@ -47,6 +49,8 @@ struct File {
     pool_size: Option<u64>,
     #[serde(deserialize_with = "size")]
     host_reserve: Option<u64>,
+    spares: Option<usize>,
+    tend: Option<bool>,
     #[serde(deserialize_with = "size")]
     max_layer_size: Option<u64>,
     max_layer_entries: Option<u64>,
@@ -161,9 +165,13 @@ pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<S
         settings.root = std::path::absolute(&root)
             .map_err(|e| Error::new(Kind::Invalid, format!("root directory {}: {e}", root.display())))?;
     }
-    settings.layout = layout(file.backend, file.pool_fs)?.unwrap_or_default();
+    let layout =
+        layout(file.backend, file.pool_fs).context(|| "cannot use backend and pool_fs of the configuration")?;
+    settings.layout = layout.unwrap_or_default();
     settings.pool_size = file.pool_size.unwrap_or(settings.pool_size);
     settings.host_reserve = file.host_reserve.unwrap_or(settings.host_reserve);
+    settings.spares = file.spares.unwrap_or(settings.spares);
+    settings.tend = file.tend.unwrap_or(settings.tend);
     Ok(settings)
 }
 

@@ -256,6 +256,11 @@ fn existing(root: &Path) -> PathBuf {
     root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_path_buf()
 }
 
+/// Whether the filesystem at `root` met an error and answers nothing any more, as XFS does.
+pub(super) fn has_shut_down(root: &Path) -> bool {
+    rustix::fs::stat(root).is_err_and(|errno| errno == rustix::io::Errno::IO)
+}
+
 /// linux/magic.h
 const BTRFS_SUPER_MAGIC: u32 = 0x9123_683e;
 

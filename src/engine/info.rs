@@ -85,6 +85,9 @@ impl Engine {
 
     /// Subvolumes that somebody made inside a container.
     pub fn nested(&self, container: &Record) -> Result<Vec<Nested>> {
+        if container.is_view() {
+            return Ok(Vec::new());
+        }
         self.backend.nested(&self.tree(container))
     }
 }

@@ -33,6 +33,10 @@ pub enum Initialised {
     Made(Home),
 }
 
+/// For a store in place; a pool has words of its own.
+const SHUT_DOWN: &str = "its filesystem met an error and has shut down (dmesg has the cause): end what uses it, unmount \
+                         it, and mount it again; what was synced is there";
+
 impl Engine {
     /// Open the store, attaching its pool, or making it in place where ROOT lies on a filesystem that can hold it. One
     /// of an older schema is upgraded first.
@@ -54,6 +58,7 @@ impl Engine {
                 }
             }
         })()
+        .map_err(|error| if home::has_shut_down(&root) { error.with_hint(SHUT_DOWN) } else { error })
         .context(|| format!("cannot open the store at {}", root.display()))
     }
 
@@ -102,6 +107,18 @@ impl Engine {
         Self::assemble(settings, entered, backend, pool)
     }
 
+    /// The store if it is there and can be worked in as it is: makes none, and attaches no pool. For work that nobody
+    /// waits for.
+    pub fn open_existing(settings: Settings) -> Result<Option<Self>> {
+        let root = settings.root.clone();
+        (|| {
+            require_root()?;
+            let pool = Some(Pool::at(&root)).filter(Pool::exists);
+            enter(&root)?.map(|entered| Self::with(settings, entered, pool)).transpose()
+        })()
+        .context(|| format!("cannot open the store at {}", root.display()))
+    }
+
     /// An engine on a given backend: for tests with the in-memory double.
     pub fn on_backend(settings: Settings, backend: Box<dyn Backend>) -> Result<Self> {
         loop {
@@ -116,7 +133,15 @@ impl Engine {
         let instance = backend.instance()?;
         let highest_group = || Ok(backend.highest_group()?.map(|group| group.0));
         let store = Store::open(&settings.root, entered.identity, &instance, &highest_group)?;
-        Ok(Self { settings, store, backend, pool, lock: entered.lock, cancelled: Arc::new(AtomicBool::new(false)) })
+        Ok(Self {
+            settings,
+            store,
+            backend,
+            pool,
+            lock: entered.lock,
+            cancelled: Arc::new(AtomicBool::new(false)),
+            removed: AtomicBool::new(false),
+        })
     }
 }
 

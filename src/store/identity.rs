@@ -10,10 +10,13 @@ use super::files;
 use crate::{Context, Error, Kind, Result};
 
 /// The on-disk format that this program reads and writes. What each number brought is told in `upgrade`.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 const DIRECTORIES: [&str; 4] = ["snapshots", "images", "blobs", "blobs/sha256"];
-const LOCK_FILES: [&str; 5] = ["images/lock", "images/load.lock", "index.lock", "index.turn", super::places::FILE];
+const LOCK_FILES: [&str; 8] = {
+    let [next, working, stop] = super::tending::FILES;
+    ["images/lock", "images/load.lock", "index.lock", "index.turn", super::places::FILE, next, working, stop]
+};
 
 /// Identity of one store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

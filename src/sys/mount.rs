@@ -150,7 +150,11 @@ pub struct MountEntry {
     pub id: u64,
     /// The mount that it stands on.
     pub parent: u64,
+    /// The directory of the filesystem that is mounted.
+    pub root: PathBuf,
     pub target: PathBuf,
+    /// The peer groups that it is in, or gets the mounts of.
+    pub peers: Vec<u64>,
     /// The device as the filesystem names it: for Btrfs the path under which it last saw the device.
     pub source: PathBuf,
 }
@@ -170,9 +174,15 @@ fn entry(line: &[u8]) -> Option<MountEntry> {
     let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
     let (id, parent) = (number()?, number()?);
     let path = |field| PathBuf::from(OsString::from_vec(unescaped(field)));
-    let target = path(fields.nth(2)?);
-    let source = path(fields.skip_while(|&field| field != b"-").nth(2)?);
-    Some(MountEntry { id, parent, target, source })
+    let (root, target) = (path(fields.nth(1)?), path(fields.next()?));
+    let groups = fields.by_ref().skip(1).take_while(|&field| field != b"-");
+    let peers = groups.filter_map(|field| {
+        let text = std::str::from_utf8(field).ok()?;
+        text.strip_prefix("shared:").or_else(|| text.strip_prefix("master:"))?.parse().ok()
+    });
+    let peers = peers.collect();
+    let source = path(fields.nth(1)?);
+    Some(MountEntry { id, parent, root, target, peers, source })
 }
 
 /// mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
@@ -200,7 +210,14 @@ mod tests {
         let found = entry(line).expect("a line of proc(5)");
         assert_eq!(
             found,
-            MountEntry { id: 36, parent: 35, target: PathBuf::from("/mnt 2\\x"), source: PathBuf::from("/dev/root") }
+            MountEntry {
+                id: 36,
+                parent: 35,
+                root: PathBuf::from("/mnt1"),
+                target: PathBuf::from("/mnt 2\\x"),
+                peers: vec![1],
+                source: PathBuf::from("/dev/root")
+            }
         );
         assert_eq!(entry(b""), None);
         assert_eq!(entry(b"36 x 98:12 /a /b rw"), None);

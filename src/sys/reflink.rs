@@ -88,6 +88,25 @@ pub fn set_flags(fd: impl AsFd, flags: IFlags, mask: IFlags) -> rustix::io::Resu
     if wanted == now { Ok(()) } else { ioctl_setflags(fd, wanted) }
 }
 
+/// Which project a file or directory is charged to, where the filesystem has projects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Project {
+    /// 0 for none.
+    pub id: u32,
+    /// Of a directory: whether what is made in it is of the project, too. Nothing of another project can be renamed or
+    /// linked into it then (EXDEV).
+    pub inherited: bool,
+}
+
+/// `FS_IOC_FSGETXATTR`: the project of an open file or directory.
+///
+/// # Errors
+/// EOPNOTSUPP or ENOTTY where the filesystem has no projects.
+pub fn project(fd: impl AsFd) -> rustix::io::Result<Project> {
+    let now = fsgetxattr(fd)?;
+    Ok(Project { id: now.projid, inherited: now.xflags & XFLAG_PROJINHERIT != 0 })
+}
+
 /// `FS_IOC_FSSETXATTR`: charge a directory, and what will be made in it, to a project.
 ///
 /// # Errors

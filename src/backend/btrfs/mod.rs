@@ -23,9 +23,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::backend::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, Space, Tree, Want,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Space, Tree, Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
+use crate::sys::trim;
 use crate::{Context, Error, Kind, Result};
 
 mod destroy;
@@ -166,8 +167,12 @@ impl Backend for Btrfs {
         self.leftover_groups(live)
     }
 
-    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<Reclaimed> {
+    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<u64> {
         self.reclaim_groups(live, patience)
+    }
+
+    fn trim(&self) -> Result<u64> {
+        trim::fitrim(&self.fd).context(|| self.call("FITRIM"))
     }
 
     fn highest_group(&self) -> Result<Option<GroupId>> {
@@ -189,6 +194,10 @@ impl Backend for Btrfs {
             Ok(QuotaMode::Simple | QuotaMode::Full) => Some(self),
             Ok(QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project) | Err(_) => None,
         }
+    }
+
+    fn no_limits(&self) -> Result<Error> {
+        Ok(self.refusal(self.mode()?))
     }
 
     fn quota_mode(&self) -> Result<QuotaMode> {

@@ -6,17 +6,16 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::Btrfs;
-use crate::backend::{Backend, GroupId, QuotaMode, Reclaimed};
+use crate::backend::{Backend, GroupId, QuotaMode};
 use crate::sys::btrfs::space::BlockGroups;
 use crate::sys::btrfs::{qgroup, search, space};
-use crate::sys::trim;
 use crate::{Context, Result};
 
 /// How long to wait between two looks at the cleaner.
 const POLL: Duration = Duration::from_millis(20);
 
 impl Btrfs {
-    pub(super) fn reclaim_groups(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<Reclaimed> {
+    pub(super) fn reclaim_groups(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<u64> {
         self.wait_for_cleaner(patience)?;
         // The cleaner's last steps reach the charges with the next commit.
         self.sync()?;
@@ -26,8 +25,7 @@ impl Btrfs {
             QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project => 0,
         };
         self.free_empty_block_groups()?;
-        let trimmed = trim::fitrim(&self.fd).context(|| self.call("FITRIM"))?;
-        Ok(Reclaimed { removed: groups, trimmed })
+        Ok(groups)
     }
 
     /// Give a new, grown filesystem metadata room of the size that the kernel picks for it.

@@ -117,7 +117,7 @@ pub struct Entry {
     /// A directory's own number, greater than that of the directory it is in. They count up from 0, but for directories
     /// that vanished meanwhile.
     pub child: Option<u32>,
-    /// What a directory itself takes, in blocks of 512 bytes; 0 for all else.
+    /// What its inode has, in blocks of 512 bytes: of a regular file those that it shares.
     pub blocks: u64,
 }
 
@@ -132,8 +132,8 @@ pub struct Cloned {
 
 impl Entry {
     fn new((directory, name): (u32, Box<[u8]>), kind: FileType, made: Made, child: Option<u32>) -> Self {
-        let blocks = if child.is_some() { made.blocks } else { 0 };
-        Self { directory, name, inode: made.inode, ctime: made.ctime, kind, child, blocks }
+        let Made { inode, ctime, blocks } = made;
+        Self { directory, name, inode, ctime, kind, child, blocks }
     }
 }
 

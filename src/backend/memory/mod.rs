@@ -34,8 +34,8 @@ use rustix::io::Errno;
 use super::clone::{Content, Source, clone_tree};
 use super::remove::remove_tree;
 use super::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, SizeMethod, Space,
-    Tree, TreeSize, Want,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, SizeMethod, Space, Tree,
+    TreeSize, Want,
 };
 use crate::{Context, Error, Kind, Result};
 use survey::Survey;
@@ -203,8 +203,12 @@ impl Backend for Memory {
         Ok(Vec::new())
     }
 
-    fn reclaim(&self, _live: &BTreeSet<GroupId>, _patience: Duration) -> Result<Reclaimed> {
-        Ok(Reclaimed::default())
+    fn reclaim(&self, _live: &BTreeSet<GroupId>, _patience: Duration) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn trim(&self) -> Result<u64> {
+        Ok(0)
     }
 
     fn highest_group(&self) -> Result<Option<GroupId>> {
@@ -222,6 +226,10 @@ impl Backend for Memory {
         None
     }
 
+    fn no_limits(&self) -> Result<Error> {
+        Ok(Error::new(Kind::Unsupported, format!("plain directories at {} have no quotas", self.root.display())))
+    }
+
     fn quota_mode(&self) -> Result<QuotaMode> {
         Ok(QuotaMode::None)
     }
@@ -229,10 +237,9 @@ impl Backend for Memory {
     fn set_quota_mode(&self, mode: QuotaMode) -> Result<()> {
         match mode {
             QuotaMode::None => Ok(()),
-            QuotaMode::Simple | QuotaMode::Full | QuotaMode::Inconsistent | QuotaMode::Project => Err(Error::new(
-                Kind::Unsupported,
-                format!("plain directories at {} have no quotas", self.root.display()),
-            )),
+            QuotaMode::Simple | QuotaMode::Full | QuotaMode::Inconsistent | QuotaMode::Project => {
+                Err(self.no_limits()?)
+            }
         }
     }
 }

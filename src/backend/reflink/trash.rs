@@ -6,9 +6,10 @@
 //! ```
 //!
 //! A rename into the trash needs no room but for a longer directory, and on a full disk there may be none even for that
-//! (XFS answers ENOSPC). Then the tree is taken apart where it is, under the name that nobody takes for a tree: that
+//! (XFS answers ENOSPC). Then the tree is taken apart in its place, under the name that nobody takes for a tree: that
 //! takes its time, but gives room.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -19,11 +20,10 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::manifest::Manifest;
+use super::manifest::{Head, Manifest};
 use super::measure::Meter;
 use super::{Reflink, place};
-use crate::backend::{Backend, Leftover, Reclaimed, Tree, remove};
-use crate::sys::{trim, xfs};
+use crate::backend::{Backend, Leftover, Tree, remove};
 use crate::{Context, Error, Kind, Result};
 
 /// How long to wait between two looks at another process's work.
@@ -72,7 +72,7 @@ impl Reflink {
         }
         match rename(&manifest, &manifest_of(&trashed)) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(Errno::NOSPC | Errno::DQUOT) => place::remove_file(&manifest),
+            Err(Errno::NOSPC | Errno::DQUOT) => self.forget(&manifest),
             Err(e) => Err(e).context(|| format!("rename {} into the trash", manifest.display())),
         }
     }
@@ -82,11 +82,25 @@ impl Reflink {
         let Some(manifest) = place::manifest_path(root)? else { return Ok(()) };
         place::unlock(root)?;
         let spare = Tree::new(root.parent().unwrap_or(root), None).spare();
-        if root != spare {
-            rename(root, &spare).context(|| format!("rename {} to {}", root.display(), spare.display()))?;
+        let moved = if root == spare { Ok(()) } else { rename(root, &spare) };
+        match moved {
+            Ok(()) => {
+                remove::remove_tree(&spare)?;
+                self.forget(&manifest)
+            }
+            // Btrfs has room for removals only. Without its manifest nobody takes what a crash leaves for a tree.
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                self.forget(&manifest)?;
+                remove::remove_tree(root).map(drop)
+            }
+            Err(e) => Err(e).context(|| format!("rename {} to {}", root.display(), spare.display())),
         }
-        remove::remove_tree(&spare)?;
-        place::remove_file(&manifest)
+    }
+
+    /// Remove the manifest of a tree that is gone, the last thing that tells of its limit.
+    fn forget(&self, manifest: &Path) -> Result<()> {
+        self.drop_limit(manifest);
+        place::remove_file(manifest)
     }
 
     /// Remove what crashes left in a place: a tree at [`Tree::spare`], and manifests without a tree.
@@ -95,7 +109,7 @@ impl Reflink {
         let keep = place::manifest_path(&tree.root())?;
         for manifest in place::manifests(tree.place())? {
             if Some(&manifest) != keep.as_ref() {
-                place::remove_file(&manifest)?;
+                self.forget(&manifest)?;
             }
         }
         Ok(())
@@ -105,7 +119,9 @@ impl Reflink {
     pub(super) fn trashed_trees(&self) -> Result<Vec<Leftover>> {
         let mut meter = Meter::new(self, false);
         let mut leftovers = Vec::new();
-        for trashed in self.trashed("fs")? {
+        let trashed = self.trashed("fs")?;
+        let cloned = if trashed.is_empty() { HashSet::new() } else { self.cloned()? };
+        for trashed in trashed {
             let path = manifest_of(&trashed);
             let manifest = match Manifest::read(&path) {
                 Ok(manifest) => Some(manifest),
@@ -117,7 +133,9 @@ impl Reflink {
                 }
                 Err(e) => return Err(e),
             };
-            let Some(size) = meter.measure(&trashed, manifest.as_ref())? else { continue };
+            // What a clone has of it stays: the layer that was unpacked in it.
+            let alone = manifest.as_ref().filter(|manifest| !cloned.contains(&manifest.head.id));
+            let Some(size) = meter.measure(&trashed, alone)? else { continue };
             let overhead = manifest.map_or(Ok(0), |manifest| place::overhead(&path, &manifest.head))?;
             let name = trashed.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             leftovers.push(Leftover { kind: "tree", name, charged: size.charged + overhead });
@@ -125,15 +143,29 @@ impl Reflink {
         Ok(leftovers)
     }
 
-    /// Take trees in the trash apart until it is empty or `patience` is over, and give the blocks back. One process at a
-    /// time: others wait for it.
-    pub(super) fn empty_trash(&self, patience: Duration) -> Result<Reclaimed> {
+    /// The trees that those which are not removed were cloned from, there or not.
+    fn cloned(&self) -> Result<HashSet<Uuid>> {
+        let mut cloned = HashSet::new();
+        let trash = path(&self.root);
+        for manifest in self.all_manifests()?.iter().filter(|manifest| !manifest.starts_with(&trash)) {
+            match Head::read(manifest) {
+                Ok(head) => cloned.extend(head.base.map(|base| base.id)),
+                Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Damaged) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(cloned)
+    }
+
+    /// Take trees in the trash apart until it is empty or `patience` is over; how many. One process at a time: others wait
+    /// for it.
+    pub(super) fn empty_trash(&self, patience: Duration) -> Result<u64> {
         let start = Instant::now();
         let left = || patience.checked_sub(start.elapsed()).filter(|left| !left.is_zero());
         let mut removed = 0;
         if let Some(_lock) = self.lock_trash(left)? {
             for trashed in self.trashed("fs")? {
-                match remove::remove_tree(&trashed).and_then(|_| place::remove_file(&manifest_of(&trashed))) {
+                match remove::remove_tree(&trashed).and_then(|_| self.forget(&manifest_of(&trashed))) {
                     Ok(()) => removed += 1,
                     // It stays among the leftovers, and doesn't keep the others.
                     Err(error) => tracing::warn!(%error, "cannot take a removed tree apart"),
@@ -144,16 +176,15 @@ impl Reflink {
             }
             for manifest in self.trashed_manifests()? {
                 if !manifest.with_extension("fs").exists() {
-                    place::remove_file(&manifest)?;
+                    self.forget(&manifest)?;
                 }
             }
         }
-        self.sync()?;
-        if let Some(xfs) = &self.xfs {
-            xfs::space::free_unused(xfs).context(|| self.call("XFS_IOC_FREE_EOFBLOCKS"))?;
+        if removed > 0 {
+            // Only then their blocks are free.
+            self.sync()?;
         }
-        let trimmed = trim::fitrim(&self.directory).context(|| self.call("FITRIM"))?;
-        Ok(Reclaimed { removed, trimmed })
+        Ok(removed)
     }
 
     /// Lock the trash against others that take it apart. `None` if they did so for too long.

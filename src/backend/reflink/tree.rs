@@ -3,6 +3,7 @@
 //! A tree is made at [`Tree::spare`], made durable with its manifest, and only then renamed to its root: what is at a
 //! root is whole.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -26,7 +27,7 @@ const MOST_TICKS: u32 = 20;
 impl Reflink {
     pub(super) fn create_tree(&self, tree: &Tree, limit: Option<u64>) -> Result<()> {
         let (root, spare) = (tree.root(), tree.spare());
-        self.refuse_limit(&root, limit)?;
+        self.check_limit(tree, limit)?;
         refuse_present(&root)?;
         self.clear(tree)?;
         let make = || -> Result<()> {
@@ -47,55 +48,62 @@ impl Reflink {
                 base: None,
                 entries: 0,
                 metadata: self.inode_bytes,
+                blocks: 0,
             };
             write_manifest(&spare, &head, &[])?;
+            self.limit_new(&spare, &head, limit)?;
             publish(tree)
         };
         make().inspect_err(|_| self.undo(&spare))
     }
 
     pub(super) fn clone_into(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
-        self.refuse_limit(&to.root(), limit)?;
+        self.check_limit(to, limit)?;
         refuse_present(&to.root())?;
-        self.prepare(from, to, access)?;
+        self.prepare(from, to, access, limit)?;
         publish(to).inspect_err(|_| self.undo(&to.spare()))?;
-        fsync(to.place())
+        commit(to)
     }
 
     pub(super) fn replace_tree(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         let (root, spare) = (fresh.root(), fresh.spare());
-        self.refuse_limit(&root, limit)?;
+        self.check_limit(fresh, limit)?;
         if !self.exists(fresh)? {
             return Err(place::missing(&root));
         }
-        self.prepare(from, fresh, Access::Writable)?;
+        self.prepare(from, fresh, Access::Writable, limit)?;
         // What its users locked can't be renamed either.
         place::unlock(&root).inspect_err(|_| self.undo(&spare))?;
         renameat_with(CWD, &spare, CWD, &root, RenameFlags::EXCHANGE)
             .context(|| format!("exchange {} with {}", spare.display(), root.display()))
             .inspect_err(|_| self.undo(&spare))?;
-        fsync(fresh.place())?;
+        commit(fresh)?;
         self.discard(&spare)
     }
 
     /// Make a clone of `from` at the spare of `to`, whole and durable. Nothing is left of it on failure.
-    fn prepare(&self, from: &Tree, to: &Tree, access: Access) -> Result<()> {
+    fn prepare(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
         let origin = place::head(from)?;
         let base = Base { place: self.named(from.place()), id: origin.id, read_only: origin.read_only };
         let spare = to.spare();
         self.clear(to)?;
         let make = || {
+            // Nobody writes into a layer: it shares its group with the tree it was unpacked in, whose size it would falsify.
+            let project = self.project(to.group()).filter(|_| access == Access::Writable);
             let state = if origin.read_only { Source::Still } else { Source::Live };
-            let cloned = clone_tree(&from.root(), &spare, state, Content::Reflink, self.project(to.group()))?;
+            let cloned = clone_tree(&from.root(), &spare, state, Content::Reflink, project)?;
+            let (directories, blocks) = blocks(&cloned);
             let head = Head {
                 id: Uuid::new_v4(),
                 group: to.group(),
                 read_only: access == Access::ReadOnly,
                 base: Some(base),
                 entries: cloned.entries.len() as u64,
-                metadata: self.metadata(&cloned),
+                metadata: inodes(&cloned.counts) * self.inode_bytes + directories,
+                blocks,
             };
             write_manifest(&spare, &head, &cloned.entries)?;
+            self.limit_new(&spare, &head, limit)?;
             self.sync()?;
             outlast(&cloned);
             Ok(())
@@ -111,14 +119,20 @@ impl Reflink {
             tracing::warn!(%error, path = %spare.display(), "cannot clear away a tree that failed");
         }
     }
+}
 
-    /// Bytes of a clone's inodes, and of its directories.
-    fn metadata(&self, cloned: &Cloned) -> u64 {
-        let Counts { directories, cloned: files, copied, empty, links: _, symlinks, nodes } = cloned.counts;
-        let inodes = directories + files + copied + empty + symlinks + nodes;
-        let blocks = cloned.root.blocks + cloned.entries.iter().map(|entry| entry.blocks).sum::<u64>();
-        inodes * self.inode_bytes + blocks * 512
+fn inodes(counts: &Counts) -> u64 {
+    let Counts { directories, cloned, copied, empty, links: _, symlinks, nodes } = counts;
+    directories + cloned + copied + empty + symlinks + nodes
+}
+
+/// Bytes of a clone's blocks: those of directories, and all.
+fn blocks(cloned: &Cloned) -> (u64, u64) {
+    let (mut directories, mut others, mut seen) = (cloned.root.blocks, 0, HashSet::new());
+    for entry in cloned.entries.iter().filter(|entry| entry.blocks > 0 && seen.insert(entry.inode)) {
+        *(if entry.kind.is_dir() { &mut directories } else { &mut others }) += entry.blocks;
     }
+    (directories * 512, (directories + others) * 512)
 }
 
 fn write_manifest(root: &Path, head: &Head, entries: &[Entry]) -> Result<()> {
@@ -147,8 +161,16 @@ fn publish(tree: &Tree) -> Result<()> {
     }
 }
 
-fn fsync(directory: &Path) -> Result<()> {
-    File::open(directory).and_then(|d| d.sync_all()).context(|| format!("fsync {}", directory.display()))
+/// Make durable that a tree is where it is. XFS says yes to that even after it has shut down because of an I/O error, but
+/// not when it is asked about a file.
+fn commit(tree: &Tree) -> Result<()> {
+    let root = tree.root();
+    let manifest = place::manifest_path(&root)?.ok_or_else(|| place::missing(&root))?;
+    let fsync = |path: &Path| {
+        File::open(path).and_then(|file| file.sync_all()).context(|| format!("fsync {}", path.display()))
+    };
+    fsync(tree.place())?;
+    fsync(&manifest)
 }
 
 /// Wait until the clock that files get their change times from is past all of those in a clone: then whatever is

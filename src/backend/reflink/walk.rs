@@ -137,7 +137,11 @@ where
         };
         let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {
-            let entry = entry.context(|| format!("read {}", shown(path)))?;
+            let entry = match entry {
+                // Somebody removed the directory.
+                Err(Errno::NOENT) => break,
+                entry => entry.context(|| format!("read {}", shown(path)))?,
+            };
             let name = entry.file_name();
             if name == c"." || name == c".." {
                 continue;

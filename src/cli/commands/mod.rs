@@ -25,4 +25,5 @@ pub(super) mod reset;
 pub(super) mod rm;
 pub(super) mod rmi;
 pub(super) mod tag;
+pub(super) mod tend;
 pub(super) mod update;

@@ -42,7 +42,7 @@ impl Engine {
             let record = self.find_container(name)?;
             let container = record.container().ok_or_else(|| Error::new(Kind::Damaged, "it is not a container"))?;
             let config = self.image_config(&container.image_id)?;
-            let root = self.tree(&record).root();
+            let root = self.root_of(&record)?;
             let user = user::resolve(&root, &config.user)?;
             let made = make_empty(directory)?;
             let written = (|| {
@@ -55,6 +55,7 @@ impl Engine {
                     config: &config,
                     user: &user,
                     volumes: &volumes,
+                    read_only: container.read_only || options.read_only,
                     options,
                 })?;
                 let path = directory.join("config.json");

@@ -78,6 +78,7 @@ impl Pool {
             && uuid.is_some()
             && mounted.uuid == uuid
         {
+            unmount_views(mounted.id)?;
             let unmounted = patiently(BRIEFLY, || match mount::unmount(&self.root) {
                 Err(error) if error.kind() == Kind::InUse => Ok(None),
                 unmounted => unmounted.map(Some),
@@ -104,6 +105,20 @@ impl Pool {
         }
         loopdev::of_file(file)?.first().map_or(Ok(()), |device| Err(holders::held(device)))
     }
+}
+
+/// Read-only containers are mounts on the pool's own: they go first. `pool` is the id of that.
+fn unmount_views(pool: u64) -> Result<()> {
+    let on_pool =
+        mount::table("self")?.into_iter().filter(|entry| entry.parent == pool && entry.target.ends_with("fs"));
+    for view in on_pool.filter(|entry| entry.root.starts_with("/snapshots")) {
+        let unmounted = patiently(BRIEFLY, || match mount::unmount(&view.target) {
+            Err(error) if error.kind() == Kind::InUse => Ok(None),
+            unmounted => unmounted.map(Some),
+        })?;
+        unmounted.ok_or_else(|| holders::busy(&view.target, view.id))?;
+    }
+    Ok(())
 }
 
 /// Try until it gives something, for at most that long; `None` if it never does.

@@ -1,4 +1,4 @@
-//! XFS by its ioctls: what a filesystem is, how large, and growing it.
+//! XFS by its own calls: what a filesystem is, how large, growing it, and its project quotas.
 //!
 //! Every call takes an [`XfsFd`], which exists only for a descriptor that fstatfs has proven to be on XFS: request codes
 //! of other drivers overlap. Calls are named after the kernel's, return its errno untouched, and say in their docs what
@@ -16,7 +16,6 @@ use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 pub mod geometry;
-pub mod project;
 pub mod quota;
 pub mod space;
 
@@ -42,6 +41,11 @@ impl XfsFd {
         } else {
             Err(io::Error::from_raw_os_error(libc::ENOTTY))
         }
+    }
+
+    /// Another descriptor of the same open file.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
     }
 
     fn raw(&self) -> RawFd {

@@ -19,7 +19,7 @@ const FORMAT: u32 = 1;
 /// Magic, format, length.
 const PREFIX: usize = 16;
 /// The fields without the base's place.
-const FIELDS: usize = 16 + 4 + 4 + 8 + 8 + 16;
+const FIELDS: usize = 16 + 4 + 4 + 8 + 8 + 8 + 16;
 /// linux/limits.h: PATH_MAX.
 const LONGEST_PLACE: usize = 4096;
 
@@ -81,6 +81,7 @@ pub(super) fn head(head: &Head) -> Vec<u8> {
     bytes.extend(head.group.map_or(0, |group| group.0).to_le_bytes());
     bytes.extend(head.entries.to_le_bytes());
     bytes.extend(head.metadata.to_le_bytes());
+    bytes.extend(head.blocks.to_le_bytes());
     bytes.extend(base.map_or(Uuid::nil(), |base| base.id).as_bytes());
     bytes.extend(place);
     bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
@@ -112,7 +113,7 @@ pub(super) fn read_head(file: &mut impl Read) -> Result<Head, Fault> {
     let id = fields.uuid()?;
     let flags = fields.u32()?;
     let group = fields.u32()?;
-    let (entries, metadata) = (fields.u64()?, fields.u64()?);
+    let (entries, metadata, blocks) = (fields.u64()?, fields.u64()?, fields.u64()?);
     let base_id = fields.uuid()?;
     let base = (flags & HAS_BASE != 0).then(|| Base {
         place: PathBuf::from(OsStr::from_bytes(fields.0)),
@@ -120,7 +121,7 @@ pub(super) fn read_head(file: &mut impl Read) -> Result<Head, Fault> {
         read_only: flags & BASE_READ_ONLY != 0,
     });
     let group = (flags & HAS_GROUP != 0).then_some(GroupId(group));
-    Ok(Head { id, group, read_only: flags & READ_ONLY != 0, base, entries, metadata })
+    Ok(Head { id, group, read_only: flags & READ_ONLY != 0, base, entries, metadata, blocks })
 }
 
 /// The lists of all directories; those of a directory that isn't listed itself are left out.

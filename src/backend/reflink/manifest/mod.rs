@@ -16,7 +16,8 @@
 //!             4  flags: 1 read-only, 2 there is a group, 4 there is a base, 8 the base was read-only
 //!             4  group
 //!             8  names below
-//!             8  bytes that it took by itself when it was made: inodes, directories, symlinks
+//!             8  bytes that it took by itself when it was made: inodes and directories
+//!             8  bytes of blocks that all its inodes had then, shared or not
 //!            16  identity of the base
 //!             .  place of the base, relative to ROOT where it is below it
 //!         4  CRC-32C of all the above
@@ -60,8 +61,10 @@ pub(super) struct Head {
     pub(super) base: Option<Base>,
     /// Names below the root.
     pub(super) entries: u64,
-    /// Bytes that it took by itself: inodes, directories, symlinks.
+    /// Bytes that it took by itself: inodes and directories.
     pub(super) metadata: u64,
+    /// Bytes of blocks that all its inodes had, shared or not: what XFS's project quotas count of an untouched tree.
+    pub(super) blocks: u64,
 }
 
 /// Where a tree was cloned from.

@@ -29,7 +29,8 @@ fn entries() -> Vec<Entry> {
 fn head() -> Head {
     let base = Base { place: "snapshots/x".into(), id: Uuid::from_u128(7), read_only: true };
     let group = Some(GroupId(42));
-    Head { id: Uuid::from_u128(1 << 100), group, read_only: true, base: Some(base), entries: 7, metadata: 123_456 }
+    let id = Uuid::from_u128(1 << 100);
+    Head { id, group, read_only: true, base: Some(base), entries: 7, metadata: 123_456, blocks: 1 << 40 }
 }
 
 fn written(directory: &Path, head: &Head, entries: &[Entry]) -> PathBuf {
