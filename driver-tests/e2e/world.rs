@@ -73,7 +73,7 @@ impl Ground {
     pub(crate) fn many(self, count: usize) -> usize {
         match self {
             Self::Btrfs(_) => count,
-            Self::Xfs => count / 2,
+            Self::Xfs | Self::XfsPrjquota => count / 2,
         }
     }
 
