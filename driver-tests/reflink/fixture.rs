@@ -98,7 +98,7 @@ impl World {
     }
 
     pub(crate) fn reclaim(&self) -> u64 {
-        self.backend.reclaim(&BTreeSet::new(), PATIENCE).expect("reclaim").removed
+        self.backend.reclaim(&BTreeSet::new(), PATIENCE).expect("reclaim")
     }
 
     pub(crate) fn used(&self) -> u64 {

@@ -22,7 +22,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     [ "$(id -u)" = 0 ] || die "these are missing here: ${missing[*]}" "sudo apt-get install ${missing[*]}"
     need_packages "${missing[@]}"
 fi
-if ! [ -d "$("$cargo" rustc --quiet --lib -- --print target-libdir --target "$triple" 2>/dev/null)" ]; then
+if ! [ -d "$(rustc --print target-libdir --target "$triple")" ]; then
     command -v rustup >/dev/null ||
         die "this toolchain can't link statically: it has no target $triple" "get one by rustup (https://rustup.rs)"
     run rustup target add "$triple"

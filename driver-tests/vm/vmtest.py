@@ -25,8 +25,9 @@ from packages import Packages, Unavailable
 
 TOP = Path(__file__).resolve().parents[2]
 IMAGES = TOP / "vm-images"
-STEP_SECONDS = 900
-BOOT_SECONDS = 120
+# A step that hangs is ended by this; a busy machine that emulates may need a third of it.
+STEP_SECONDS = 1800
+BOOT_SECONDS = 300
 DISK_BYTES = 24 << 30
 
 

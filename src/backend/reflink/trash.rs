@@ -181,8 +181,8 @@ impl Reflink {
             }
         }
         if removed > 0 {
-            // Only then their blocks are free.
             self.sync()?;
+            self.free_preallocated()?;
         }
         Ok(removed)
     }
