@@ -1,6 +1,8 @@
 //! What the reflink backend promises beyond the contract, on real filesystems: what a crash, a full disk, a damaged
 //! manifest and other processes leave right. Needs root, loop devices, mkfs.xfs, xfs_io and mkfs.btrfs.
 
+#![allow(clippy::print_stderr, reason = "measured times, shown with --nocapture")]
+
 #[path = "reflink/crashes.rs"]
 mod crashes;
 #[path = "reflink/fixture.rs"]

@@ -5,12 +5,16 @@
 
 #[path = "unpack/cases.rs"]
 mod cases;
+#[path = "unpack/cost.rs"]
+mod cost;
 #[path = "unpack/differential.rs"]
 mod differential;
 #[path = "unpack/doubtful.rs"]
 mod doubtful;
 #[path = "unpack/escape.rs"]
 mod escape;
+#[path = "unpack/features.rs"]
+mod features;
 #[path = "unpack/fixture.rs"]
 mod fixture;
 #[path = "unpack/foreign.rs"]

@@ -155,7 +155,7 @@ pub(crate) fn subvolumes_inside_count_as_guaranteed(f: &Fixture) {
     }
     match (f.setup, quotas(f).guarantee()) {
         (Setup::Simple, Guarantee::Holds) | (Setup::XfsPrjquota, Guarantee::CountsTheClone) => {
-            assert_stops(f, &inner.join("log"), LIMIT)
+            assert_stops(f, &inner.join("log"), LIMIT);
         }
         (Setup::Full, Guarantee::EscapedByNestedSubvolumes) => write_random(&inner.join("log"), 2 * LIMIT),
         (setup, guarantee) => panic!("{setup:?} claims {guarantee:?}"),

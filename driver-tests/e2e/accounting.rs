@@ -99,7 +99,8 @@ fn the_four_operations_charge_what_they_change(ground: Ground) {
     opened.write_all_at(&[0xa5; 4096], 512 * MIB).expect("write");
     drop(opened);
     let charged = size("a");
-    assert!((4096..=4096 + SLACK).contains(&charged), "{method}: one block charged {charged}");
+    let block = if ground.charges_overwriting() { 4096 } else { 0 };
+    assert!((block..=block + SLACK).contains(&charged), "{method}: one block charged {charged}");
     assert_eq!(tree_digest(&b), sibling, "{method}: the sibling is unchanged");
     world.ok(&["create", "--image", "big", "c"]);
     assert_eq!(tree_digest(&world.tree("c")), sibling, "{method}: the image is unchanged");
@@ -134,6 +135,8 @@ fn df_verbose_is_what_one_computes_by_hand(ground: Ground) {
     write_random(&world.tree("c1").join("x"), 3 * MB);
     write_random(&world.tree("c3").join("x"), 4 * MB);
 
+    // Nothing is left of what was made in passing.
+    world.ok(&["gc"]);
     let layers = world.rows(&["layers"]);
     assert_eq!(layers.len(), 3, "the base is there once: {layers:#?}");
     let layer = |diff_id: &str| {
@@ -222,8 +225,9 @@ fn where_nothing_holds_a_limit_it_is_refused() {
         let places = world.places();
         let error = world.fails(&["create", "--image", "base", "--size-limit", "10MB", "c"]);
         let way_out = match ground {
-            Ground::Xfs => "prjquota",
-            Ground::Btrfs(_) => "quota",
+            Ground::Btrfs(QuotaSetup::Inconsistent) => "btrfs quota rescan",
+            Ground::Btrfs(_) => "reflinkd quota enable --simple",
+            Ground::Xfs | Ground::XfsPrjquota => "-o prjquota",
         };
         assert!(error.contains("cannot create container c: "), "{error}");
         assert!(error.split("hint: ").nth(1).is_some_and(|hint| hint.contains(way_out)), "{error}");

@@ -52,7 +52,7 @@ fn an_interrupted_load_leaves_nothing(ground: Ground) {
     let world = World::on(ground);
     world.ok(&["images"]);
     let path = world.files.path().join("slow.tar");
-    slow_image(60_000).write_archive(&path);
+    slow_image(ground.many(60_000)).write_archive(&path);
     let path = path.to_str().expect("UTF-8");
     for signal in [Signal::INT, Signal::TERM] {
         let status = signal_a_load(&world, path, signal);
@@ -66,7 +66,7 @@ fn a_killed_load_is_cleared_up_by_the_next_command_that_writes(ground: Ground) {
     let world = World::on(ground);
     world.ok(&["images"]);
     let path = world.files.path().join("slow.tar");
-    slow_image(60_000).write_archive(&path);
+    slow_image(ground.many(60_000)).write_archive(&path);
     let path = path.to_str().expect("UTF-8");
     let status = signal_a_load(&world, path, Signal::KILL);
     assert_eq!(status.signal(), Some(9));

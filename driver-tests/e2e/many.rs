@@ -15,11 +15,11 @@ on_btrfs_and_xfs! {
 
 fn eight_processes_lose_and_leak_nothing(ground: Ground) {
     let world = World::on(ground).with_base();
-    let root = world.root();
+    let (root, rounds) = (world.root(), ground.many(200));
     std::thread::scope(|scope| {
         for worker in 0..8 {
             scope.spawn(move || {
-                for n in 0..200 {
+                for n in 0..rounds {
                     let name = format!("w{worker}-{n}");
                     let run = |args: &[&str]| {
                         let output = reflinkd_command(root, args).stdin(Stdio::null()).output().expect("run");
@@ -34,9 +34,9 @@ fn eight_processes_lose_and_leak_nothing(ground: Ground) {
             });
         }
     });
-    assert_eq!(world.rows(&["ps"]).len(), 160);
-    assert_eq!(world.places(), 162);
-    assert_eq!(world.all_trees().len(), 162);
+    let left = 8 * rounds / 10;
+    assert_eq!(world.rows(&["ps"]).len(), left);
+    assert_eq!((world.places(), world.all_trees().len()), (left + 2, left + 2));
     let named: Vec<_> =
         world.rows(&["ps"]).iter().map(|row| row["name"].as_str().expect("text").to_string()).collect();
     world.ok(&["rm"].into_iter().chain(named.iter().map(String::as_str)).collect::<Vec<_>>());

@@ -26,7 +26,7 @@ fn programs_run(root: &Path, args: &[&str]) -> BTreeSet<String> {
 }
 
 fn set(programs: &[&str]) -> BTreeSet<String> {
-    programs.iter().map(|program| program.to_string()).collect()
+    programs.iter().map(ToString::to_string).collect()
 }
 
 #[test]

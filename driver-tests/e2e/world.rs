@@ -10,11 +10,15 @@ use crate::support::image::{Packing, TestImage};
 use crate::support::{Answer, LoopFs, MIB, QuotaSetup, Scratch, arg, reflinkd, require_root, run, scratch};
 
 /// What a store lies on. All that differs for a user is said here: tests ask, and never look at the filesystem.
+// Each of the two test binaries stands on some of them.
+#[allow(dead_code)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ground {
     Btrfs(QuotaSetup),
     /// Without project quotas.
     Xfs,
+    /// With them, which only few machines' kernels have: see e2e_vm.rs.
+    XfsPrjquota,
 }
 
 impl Ground {
@@ -23,14 +27,14 @@ impl Ground {
     pub(crate) fn filesystem(self) -> &'static str {
         match self {
             Self::Btrfs(_) => "btrfs",
-            Self::Xfs => "xfs",
+            Self::Xfs | Self::XfsPrjquota => "xfs",
         }
     }
 
     pub(crate) fn backend(self) -> &'static str {
         match self {
             Self::Btrfs(_) => "btrfs",
-            Self::Xfs => "reflink",
+            Self::Xfs | Self::XfsPrjquota => "reflink",
         }
     }
 
@@ -40,6 +44,7 @@ impl Ground {
             Self::Btrfs(QuotaSetup::Simple) => "simple-quota",
             Self::Btrfs(QuotaSetup::Full) => "qgroup",
             Self::Btrfs(QuotaSetup::None | QuotaSetup::Inconsistent) | Self::Xfs => "extents",
+            Self::XfsPrjquota => "project-quota",
         }
     }
 
@@ -50,12 +55,26 @@ impl Ground {
             Self::Btrfs(QuotaSetup::Full) => "full",
             Self::Btrfs(QuotaSetup::Inconsistent) => "inconsistent",
             Self::Btrfs(QuotaSetup::None) | Self::Xfs => "none",
+            Self::XfsPrjquota => "project",
         }
     }
 
     /// Whether limits are held.
     pub(crate) fn holds_limits(self) -> bool {
-        matches!(self, Self::Btrfs(QuotaSetup::Simple | QuotaSetup::Full))
+        matches!(self, Self::Btrfs(QuotaSetup::Simple | QuotaSetup::Full) | Self::XfsPrjquota)
+    }
+
+    /// Whether overwriting what is the image's is charged.
+    pub(crate) fn charges_overwriting(self) -> bool {
+        self != Self::XfsPrjquota
+    }
+
+    /// A number of files or containers that takes its time on each, but not longer: a tree of XFS is cloned file by file.
+    pub(crate) fn many(self, count: usize) -> usize {
+        match self {
+            Self::Btrfs(_) => count,
+            Self::Xfs | Self::XfsPrjquota => count / 2,
+        }
     }
 
     /// These arguments where limits are held, none elsewhere.
@@ -84,6 +103,7 @@ impl World {
         let fs = match ground {
             Ground::Btrfs(quota) => LoopFs::btrfs(size, quota),
             Ground::Xfs => LoopFs::xfs(size),
+            Ground::XfsPrjquota => LoopFs::xfs_mounted(size, "prjquota"),
         };
         let root = fs.path().join("store");
         Self { fs, files: scratch("files"), ground, root }
@@ -182,7 +202,7 @@ impl World {
                 let paths = list.lines().filter_map(|line| line.split(" path ").nth(1));
                 paths.filter(|path| path.contains("snapshots/")).map(str::to_string).collect()
             }
-            Ground::Xfs => {
+            Ground::Xfs | Ground::XfsPrjquota => {
                 let inside = entries(&self.root.join("snapshots")).into_iter().flat_map(|place| entries(&place));
                 inside.filter(|path| path.is_dir()).map(|path| path.display().to_string()).collect()
             }
@@ -198,7 +218,9 @@ impl World {
                 let list = run("btrfs", &["qgroup", "show", arg(self.fs.path())]);
                 list.lines().filter(|line| line.starts_with("1/")).map(str::to_string).collect()
             }
-            Ground::Xfs => entries(&self.root.join("trash")).iter().map(|path| path.display().to_string()).collect(),
+            Ground::Xfs | Ground::XfsPrjquota => {
+                entries(&self.root.join("trash")).iter().map(|path| path.display().to_string()).collect()
+            }
         }
     }
 
@@ -206,7 +228,7 @@ impl World {
     pub(crate) fn make_tree(&self, path: &Path) {
         match self.ground {
             Ground::Btrfs(_) => drop(run("btrfs", &["subvolume", "create", arg(path)])),
-            Ground::Xfs => fs::create_dir(path).expect("mkdir"),
+            Ground::Xfs | Ground::XfsPrjquota => fs::create_dir(path).expect("mkdir"),
         }
     }
 
@@ -214,7 +236,7 @@ impl World {
     pub(crate) fn clone_tree(&self, from: &Path, to: &Path) {
         match self.ground {
             Ground::Btrfs(_) => run("btrfs", &["subvolume", "snapshot", arg(from), arg(to)]),
-            Ground::Xfs => run("cp", &["-a", "--reflink=always", arg(from), arg(to)]),
+            Ground::Xfs | Ground::XfsPrjquota => run("cp", &["-a", "--reflink=always", arg(from), arg(to)]),
         };
     }
 

@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use reflinkd::backend::{Access, Backend, Tree, Want};
+use reflinkd::backend::reflink::Reflink;
+use reflinkd::backend::{Access, Backend, GroupId, Tree, Want};
 use reflinkd::{Error, Kind};
 
 use crate::fixture::{World, entries};
-use crate::support::write_random;
+use crate::support::{arg, run, write_random};
 
 fn manifest(tree: &Tree) -> PathBuf {
     tree.place().join(format!("manifest.{}", fs::metadata(tree.root()).expect("stat").ino()))
@@ -31,14 +32,14 @@ fn a_damaged_manifest_is_named() {
     let want = Want { sync: false, apparent: true };
     let measure = || world.backend.measure(&[&web], want).map(drop);
     // All need the head, sizes the whole.
-    let damages: [(&str, fn(&[u8]) -> Option<Vec<u8>>); 4] = [
-        ("missing", |_| None),
-        ("empty", |_| Some(Vec::new())),
-        ("its head is damaged", |whole| Some([&whole[..20], &[whole[20] ^ 1], &whole[21..]].concat())),
-        ("of another format", |whole| Some([&whole[..8], &[9], &whole[9..]].concat())),
+    let damages = [
+        ("missing", None),
+        ("empty", Some(Vec::new())),
+        ("its head is damaged", Some([&whole[..20], &[whole[20] ^ 1], &whole[21..]].concat())),
+        ("of another format", Some([&whole[..8], &[9], &whole[9..]].concat())),
     ];
-    for (how, damage) in damages {
-        match damage(&whole) {
+    for (how, damaged) in damages {
+        match damaged {
             Some(bytes) => fs::write(&path, bytes).expect("write"),
             None => fs::remove_file(&path).expect("remove"),
         }
@@ -71,7 +72,7 @@ fn the_highest_group_is_of_any_tree_of_the_store() {
     let image = world.image("image", |root| fs::create_dir(root.join("dir")).expect("mkdir"));
     let web = world.container(&image, "web");
     // What looks like a manifest inside of a tree is its users'.
-    let fake = Tree::new(world.fs.path().join("snapshots/fake"), Some(reflinkd::backend::GroupId(4_000_000_000)));
+    let fake = Tree::new(world.fs.path().join("snapshots/fake"), Some(GroupId(4_000_000_000)));
     fs::create_dir(fake.place()).expect("mkdir");
     world.backend.create(&fake, None).expect("create");
     for to in [web.root().join("manifest.7"), web.root().join("dir/manifest.7")] {
@@ -93,9 +94,9 @@ fn an_instance_is_one_mount() {
         // Another mount point of the same mounted filesystem.
         let other = world.fs.path().join("other");
         fs::create_dir(&other).expect("mkdir");
-        crate::support::run("mount", &["--bind", crate::support::arg(world.fs.path()), crate::support::arg(&other)]);
-        let bound = reflinkd::backend::reflink::Reflink::open(&other, 1).and_then(|backend| backend.instance());
-        crate::support::run("umount", &[crate::support::arg(&other)]);
+        run("mount", &["--bind", arg(world.fs.path()), arg(&other)]);
+        let bound = Reflink::open(&other, 1).and_then(|backend| backend.instance());
+        run("umount", &[arg(&other)]);
         assert_eq!(bound.expect("instance"), first);
         let world = world.remounted();
         assert_ne!(world.backend.instance().expect("instance"), first);

@@ -17,14 +17,14 @@ fn packages(root: &Path) {
     let data = random_bytes(20_000);
     let directory = |number: usize| {
         let package = root.join(format!("usr/share/package-{}", number / 7));
-        if number % 7 == 0 { package } else { package.join(format!("part-{}", number % 7)) }
+        if number.is_multiple_of(7) { package } else { package.join(format!("part-{}", number % 7)) }
     };
     for number in 0..DIRECTORIES {
         fs::create_dir_all(directory(number)).expect("mkdir");
         std::os::unix::fs::symlink("../LICENSE", directory(number).join("license")).expect("symlink");
     }
     for number in 0..FILES {
-        let length = if number % 8 == 0 { 0 } else { number * 7919 % data.len() };
+        let length = if number.is_multiple_of(8) { 0 } else { number * 7919 % data.len() };
         let name = format!("{}-resource-{number}.json", ["index", "common", "locale", "x"][number % 4]);
         fs::write(directory(number % DIRECTORIES).join(name), &data[..length]).expect("write");
     }
@@ -33,7 +33,7 @@ fn packages(root: &Path) {
 fn timed<T>(what: &str, act: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = act();
-    println!("{what}: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    eprintln!("{what}: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
     result
 }
 
@@ -49,7 +49,7 @@ fn overhead_is_what_clones_take(world: &World, share: std::ops::Range<f64>) {
     let overhead = timed("overhead of 4", || world.backend.overhead(&trees).expect("overhead"));
     let manifest = entries(clones[0].place()).into_iter().find(|name| name.starts_with("manifest."));
     let manifest = clones[0].place().join(manifest.expect("it has a manifest"));
-    println!(
+    eprintln!(
         "{} names, manifest {} bytes, overhead {} bytes each, {} by statvfs",
         FILES + 2 * DIRECTORIES,
         fs::metadata(manifest).expect("stat").len(),

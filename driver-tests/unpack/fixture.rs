@@ -37,6 +37,27 @@ impl Drop for Btrfs {
     }
 }
 
+/// A filesystem in memory, where only the unpacker's own work takes time.
+pub(crate) struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    pub(crate) fn new() -> Self {
+        let mount = scratch();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1G,nr_inodes=1M", "none"]).arg(mount.path()));
+        Self(mount)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.path()).status();
+    }
+}
+
 pub(crate) fn run(command: &mut Command) {
     let status = command.status().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(status.success(), "{command:?}: {status} (these tests need root and loop devices)");

@@ -7,6 +7,9 @@ use super::model::{Meta, Model, Op, Path};
 use super::tree::{What, Xattrs};
 use super::writer::{Raw, Style, Tar};
 
+/// `vfs_cap_data`, revision 2: cap_net_bind_service, permitted and effective (linux/capability.h).
+pub(crate) const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
 /// SplitMix64: a case is its seed.
 pub(crate) struct Random(pub(crate) u64);
 
@@ -54,9 +57,7 @@ fn meta(random: &mut Random, what: &What) -> Meta {
         xattrs.insert(b"trusted.key".to_vec(), b"t".to_vec());
     }
     if matches!(what, What::File(_)) && random.one_in(6) {
-        // vfs_cap_data, revision 2: cap_net_bind_service, permitted and effective (linux/capability.h).
-        let value = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        xattrs.insert(b"security.capability".to_vec(), value.to_vec());
+        xattrs.insert(b"security.capability".to_vec(), CAPABILITY.to_vec());
     }
     if *what == What::Dir && random.one_in(6) {
         // Version 2; owner rwx, user 7 r--, group r-x, mask r-x, others --- (linux/posix_acl_xattr.h).

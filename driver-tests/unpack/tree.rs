@@ -104,6 +104,18 @@ fn xattrs(path: &Path) -> Xattrs {
         .collect()
 }
 
+/// Where a file has data, by the filesystem's own account (lseek(2), SEEK_DATA): pairs of start and end in bytes.
+pub(crate) fn data_map(path: &Path) -> Vec<(u64, u64)> {
+    use rustix::fs::{SeekFrom, seek};
+    let file = std::fs::File::open(path).expect("open");
+    let (mut map, mut at) = (Vec::new(), 0);
+    while let Ok(start) = seek(&file, SeekFrom::Data(at)) {
+        at = seek(&file, SeekFrom::Hole(start)).expect("data ends somewhere");
+        map.push((start, at));
+    }
+    map
+}
+
 /// Fail with the first difference.
 pub(crate) fn assert_same(seen: &Tree, expected: &Tree, about: impl Fn() -> String) {
     for (name, want) in expected {

@@ -52,31 +52,36 @@ class Cpio:
         self.parents(name)
         self.entry(name, stat.S_IFCHR | 0o600, device=(major, minor))
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
         self.entry("TRAILER!!!", 0)
         self.file.close()
 
 
-def write_user_space(path, root, guest, init):
-    """The programs of the matrix's [guest], unpacked below `root`, with their libraries; and the first process."""
-    cpio = Cpio(path)
-    cpio.character_device("dev/console", 5, 1)
-    for name in ("proc", "sys", "tmp", "run", "bin"):
-        cpio.directory(name)
-    for loader in ("lib64", "lib"):
-        cpio.link(loader, f"usr/{loader}")
-    needed = set()
-    for program in guest["programs"]:
-        found = next((root / d / program for d in PROGRAM_DIRECTORIES if (root / d / program).exists()), None)
-        if found is None:
-            raise Unavailable(f"none of the guest's packages has the program {program}")
-        cpio.add(f"usr/bin/{program}", found.read_bytes())
-        needed |= libraries(root, found)
-    for library in needed:
-        # What the loader calls it is where it is looked for.
-        cpio.add(str(library.relative_to(root)), library.read_bytes())
-    cpio.add("init", init.read_bytes())
-    cpio.close()
+def write_user_space(path, root, guest, images):
+    """The programs of the matrix's [guest], unpacked below `root`, with their libraries; the first process, and scripts
+    that come before programs of the same name, from the directory `images`."""
+    with Cpio(path) as cpio:
+        cpio.character_device("dev/console", 5, 1)
+        for name in ("proc", "sys", "tmp", "run", "bin"):
+            cpio.directory(name)
+        for loader in ("lib64", "lib"):
+            cpio.link(loader, f"usr/{loader}")
+        needed = set()
+        for program in guest["programs"]:
+            found = next((root / d / program for d in PROGRAM_DIRECTORIES if (root / d / program).exists()), None)
+            if found is None:
+                raise Unavailable(f"none of the guest's packages has the program {program}")
+            cpio.add(f"usr/bin/{program}", found.read_bytes())
+            needed |= libraries(root, found)
+        for library in sorted(needed):
+            # What the loader calls it is where it is looked for.
+            cpio.add(str(library.relative_to(root)), library.read_bytes())
+        cpio.add("init", (images / "init").read_bytes())
+        for script in guest["scripts"]:
+            cpio.add(f"usr/local/bin/{script}", (images / script).read_bytes())
 
 
 def write_modules(path, root, wanted):
@@ -87,10 +92,9 @@ def write_modules(path, root, wanted):
     for file in directory.rglob("*.ko*"):
         files[module_name(file.name)] = file
     built_in = {module_name(Path(line).name) for line in (directory / "modules.builtin").read_text().splitlines()}
-    cpio = Cpio(path)
     order = []
 
-    def load(name):
+    def load(cpio, name):
         if name in built_in or name in order:
             return
         if name not in files:
@@ -101,14 +105,14 @@ def write_modules(path, root, wanted):
         depends = re.search(rb"\0depends=([^\0]*)\0", data)
         for other in depends.group(1).decode().split(",") if depends else []:
             if other:
-                load(module_name(other))
+                load(cpio, module_name(other))
         order.append(name)
         cpio.add(f"modules/{name}.ko", data, 0o644)
 
-    for name in wanted:
-        load(name)
-    cpio.add("modules/order", "".join(f"{name}\n" for name in order).encode(), 0o644)
-    cpio.close()
+    with Cpio(path) as cpio:
+        for name in wanted:
+            load(cpio, name)
+        cpio.add("modules/order", "".join(f"{name}\n" for name in order).encode(), 0o644)
 
 
 def module_name(file):
@@ -118,11 +122,10 @@ def module_name(file):
 
 def write_job(path, files, job):
     """`files`: paths in the guest to files of this machine. `job`: what the first process reads."""
-    cpio = Cpio(path)
-    for name, file in files.items():
-        cpio.add(name.lstrip("/"), Path(file).read_bytes())
-    cpio.add("job", job.encode(), 0o644)
-    cpio.close()
+    with Cpio(path) as cpio:
+        for name, file in files.items():
+            cpio.add(name.lstrip("/"), Path(file).read_bytes())
+        cpio.add("job", job.encode(), 0o644)
 
 
 def join(path, parts):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Boot each kernel asked for, run each cell's tests in it, and say what came out.
 
-    vmtest.py --work DIR --tests NAME=FILE... [--kernels "6.12 newest"] [--cells "xfs btrfs-simple"]
-    vmtest.py --work DIR --lock
+    vmtest.py --target target --cargo cargo [--kernels "6.12 newest"] [--cells "xfs btrfs-simple"]
+    vmtest.py --target target --lock
 
 `vm-images/matrix.toml` says what there is. The exit status is 0 if every cell is as the matrix expects, with at
 least one test passed in each: a guest that dies, a step that runs no test and a cell that turns out not to be
@@ -11,6 +11,7 @@ runnable are failures.
 
 import argparse
 import re
+import signal
 import sys
 import time
 import tomllib
@@ -18,13 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import image
+import tests
 from machine import Machine
 from packages import Packages, Unavailable
 
 TOP = Path(__file__).resolve().parents[2]
 IMAGES = TOP / "vm-images"
-STEP_SECONDS = 900
-BOOT_SECONDS = 120
+# A step that hangs is ended by this; a busy machine that emulates may need a third of it.
+STEP_SECONDS = 1800
+BOOT_SECONDS = 300
 DISK_BYTES = 24 << 30
 
 
@@ -33,8 +36,9 @@ class Step:
     """One test binary in one cell, and what it has to do there."""
 
     cell: str
+    # A [[test]] of Cargo.toml, and words of which a test's name has to have one; all tests without any.
     binary: str
-    filter: str
+    filters: list
     # For a kernel that lacks what the cell needs: the text that its failure has to have.
     sign: str | None = None
 
@@ -42,9 +46,9 @@ class Step:
     def name(self):
         return f"{self.cell}/{self.binary}"
 
-    def job(self, binaries):
-        exact = "--exact " if self.sign else ""
-        return f"step {self.name} {STEP_SECONDS} {binaries[self.binary]} {exact}{self.filter}\n"
+    def job(self, paths):
+        exact = ["--exact"] if self.sign else []
+        return " ".join(["step", self.name, str(STEP_SECONDS), paths[self.binary], *exact, *self.filters]) + "\n"
 
 
 @dataclass
@@ -62,9 +66,9 @@ def steps_of(matrix, kernel, cells):
     for name in cells:
         cell = matrix["cell"][name]
         if kernel in cell.get("lacking", ()):
-            steps.append(Step(name, cell["steps"][0][0], cell["probe"], cell["sign"]))
+            steps.append(Step(name, cell["steps"][0][0], [cell["probe"]], cell["sign"]))
         else:
-            steps += [Step(name, binary, tests) for binary, tests in cell["steps"]]
+            steps += [Step(name, binary, filters) for binary, *filters in cell["steps"]]
     return steps
 
 
@@ -107,34 +111,41 @@ def choose(asked, there, what):
     return [name for name in there if name in wanted or "all" in wanted]
 
 
-def run_kernel(matrix, packages, work, kernel, cells, tests):
+def boot(machine, accelerator, kernel_file, initramfs, seconds):
+    """Boot once; a guest that dies before its first process says a word proves nothing about us, and gets another go."""
+    for last in (False, True):
+        output, ended = machine.boot(accelerator, kernel_file, initramfs, DISK_BYTES, seconds)
+        if last or "@@ up " in output:
+            return output, ended
+        print(f"   the guest died before its first process ({ended or 'panic or reset'}): once more", flush=True)
+
+
+def run_kernel(matrix, packages, work, kernel, cells, built):
     """Boot one kernel; the outcomes by cell."""
-    guest = matrix["guest"]
+    guest, facts = matrix["guest"], matrix["kernel"][kernel]
     roots = {name: packages.unpacked(name) for name in (f"kernel-{kernel}", "guest", "qemu")}
     kernel_root = roots[f"kernel-{kernel}"]
+    kernel_file = image.kernel_image(kernel_root)
     base, modules, job, initramfs = (work / f"{part}.cpio" for part in ("base", "modules", "job", "initramfs"))
-    image.write_user_space(base, roots["guest"], guest, IMAGES / "init")
+    image.write_user_space(base, roots["guest"], guest, IMAGES)
     image.write_modules(modules, kernel_root, guest["modules"])
     machine = Machine(roots["qemu"], guest, work)
-    boot_file = image.kernel_image(kernel_root)
 
     image.write_job(job, {}, "")
     image.join(initramfs, [base, modules, job])
-    accelerator = machine.accelerator(boot_file, initramfs)
+    accelerator = machine.accelerator(kernel_file, initramfs)
 
     steps = steps_of(matrix, kernel, cells)
-    # The tests know by absolute paths where they were built: their scratch directory, and the program.
-    script = f"disk {tests['tmpdir']}\n" + "".join(step.job(tests["binaries"]) for step in steps)
-    image.write_job(job, {path: path for path in tests["binaries"].values()}, script)
+    script = f"export MKFS_XFS='{facts.get('mkfs_xfs', '')}'\ndisk {built.scratch}\n"
+    script += "".join(step.job(built.paths) for step in steps)
+    image.write_job(job, built.files, script)
     image.join(initramfs, [base, modules, job])
-    print(f"   {kernel}: {boot_file.name} by {accelerator}, {len(steps)} steps", flush=True)
+    print(f"   {kernel}: {kernel_file.name} by {accelerator}, {len(steps)} steps", flush=True)
     started = time.monotonic()
-    limit = BOOT_SECONDS + STEP_SECONDS * len(steps)
-    output, ended = machine.boot(accelerator, boot_file, initramfs, DISK_BYTES, limit)
-    up = re.search(r"^@@ up (\S+)$", output, re.MULTILINE)
-    logs = work / f"{kernel}.log"
-    logs.write_text(output)
-    print(f"   {kernel}: {up.group(1) if up else 'never came up'}, {time.monotonic() - started:.0f} s; log: {logs}")
+    output, ended = boot(machine, accelerator, kernel_file, initramfs, BOOT_SECONDS + STEP_SECONDS * len(steps))
+    log = work / f"{kernel}.log"
+    log.write_text(output)
+    print(f"   {kernel}: {time.monotonic() - started:.0f} s; all that was said: {log}")
     if "@@ done" not in output:
         print(f"   {kernel}: the guest died: {ended or 'panic or reset'}; its console: {work / 'console.log'}")
     found = {cell: [] for cell in cells}
@@ -148,25 +159,28 @@ def run_kernel(matrix, packages, work, kernel, cells, tests):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="cache and scratch, below target/")
+    parser.add_argument("--target", type=Path, required=True, help="cargo's target directory; all that is kept is in vm/")
+    parser.add_argument("--cargo", default="cargo")
     parser.add_argument("--lock", action="store_true", help="resolve the packages anew and write packages.lock")
-    parser.add_argument("--kernels", default="", help="names from the matrix, or all")
-    parser.add_argument("--cells", default="", help="names from the matrix, or all")
-    parser.add_argument("--tmpdir", help="CARGO_TARGET_TMPDIR of the test binaries")
-    parser.add_argument("--tests", nargs="*", default=[], metavar="NAME=FILE", help="what is run in the guest")
+    parser.add_argument("--kernels", default="", help="names from the matrix, or all; its default without any")
+    parser.add_argument("--cells", default="", help="names from the matrix; all without any")
     arguments = parser.parse_args()
+    # So that a QEMU that runs is ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     matrix = tomllib.loads((IMAGES / "matrix.toml").read_text())
-    packages = Packages(matrix, IMAGES / "packages.lock", arguments.work)
+    work = arguments.target.resolve() / "vm"
+    packages = Packages(matrix, IMAGES / "packages.lock", work)
     try:
         if arguments.lock:
             packages.lock()
             return 0
         kernels = choose(arguments.kernels or matrix["default"], list(matrix["kernel"]), "kernel")
         cells = choose(arguments.cells or "all", list(matrix["cell"]), "cell")
-        tests = {"tmpdir": arguments.tmpdir, "binaries": dict(test.split("=", 1) for test in arguments.tests)}
+        names = sorted({step.binary for kernel in kernels for step in steps_of(matrix, kernel, cells)})
+        built = tests.build(TOP, arguments.cargo, arguments.target, names, work)
         outcomes = {}
         for kernel in kernels:
-            found = run_kernel(matrix, packages, arguments.work, kernel, cells, tests)
+            found = run_kernel(matrix, packages, work, kernel, cells, built)
             outcomes |= {(kernel, cell): found[cell] for cell in cells}
     except Unavailable as error:
         print(f"error: {error}", file=sys.stderr)

@@ -37,9 +37,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use self::changes::{Changes, Comparison};
 use crate::{Error, Result};
 
 pub mod btrfs;
+pub mod changes;
 pub mod clone;
 pub mod memory;
 pub mod reflink;
@@ -256,6 +258,16 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn measure_for_good(&self, tree: &Tree) -> Result<(SizeMethod, u64)> {
         let measured = self.measure(&[tree], Want { sync: true, apparent: false })?;
         Ok((measured.method, measured.sizes.first().map_or(0, |size| size.charged)))
+    }
+
+    /// What a tree holds that the one it was cloned from doesn't, from scratch that is empty again when this returns. See
+    /// [`changes`]. Where the filesystem can't name what was touched, both are walked.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such tree; `Unsupported` naming the file for an active swapfile; `InUse` for a mount in
+    /// the tree.
+    fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
+        changes::walk(wanted)
     }
 
     /// Bytes that these trees take besides what [`Backend::measure`] and a layer's size count: inodes and directories

@@ -46,6 +46,7 @@ enum Command {
     // Making and using containers
     Create(c::create::Create),
     Ps(c::ps::Ps),
+    Diff(c::diff::Diff),
     Mount(c::mount::Mount),
     Bundle(c::bundle::Bundle),
     Rename(c::rename::Rename),
@@ -120,6 +121,7 @@ impl Cli {
         let done = match self.command {
             Command::Create(args) => args.run(&engine, out),
             Command::Ps(args) => args.run(&engine, out),
+            Command::Diff(args) => args.run(&engine, out),
             Command::Mount(args) => args.run(&engine, out),
             Command::Bundle(args) => args.run(&engine, out),
             Command::Rename(args) => args.run(&engine, out),

@@ -61,12 +61,13 @@ impl Output {
         self.line(json)
     }
 
-    /// Columns as wide as they need, three blanks between: Docker's look, and never wrapped.
+    /// Columns as wide as they need, three blanks between: Docker's look, and never wrapped. What cells say of images
+    /// comes from outside, and must not speak to the terminal.
     pub(super) fn table(&mut self, header: &[&str], rows: Vec<Vec<String>>) -> Result<()> {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(header.iter().map(ToString::to_string));
-        table.add_rows(rows);
+        table.add_rows(rows.into_iter().map(|cells| cells.into_iter().map(printable).collect::<Vec<_>>()));
         for column in table.column_iter_mut() {
             column.set_padding((0, 3)).set_cell_alignment(CellAlignment::Left);
             column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(4)));
@@ -119,6 +120,16 @@ impl Output {
         }
         written.context(|| "write to standard output")
     }
+}
+
+/// The text with control characters escaped, and those that turn the direction of writing.
+fn printable(text: String) -> String {
+    let speaks = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.contains(speaks) {
+        return text;
+    }
+    let shown = |c: char| if speaks(c) { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 /// Logs on standard error: warnings, or everything with `--debug`; `REFLINKD_LOG` takes a filter.

@@ -16,6 +16,7 @@ use crate::{Error, Kind, Result};
 pub mod bundle;
 pub mod container;
 pub mod destroy;
+pub mod diff;
 pub mod gc;
 pub mod home;
 pub mod image;

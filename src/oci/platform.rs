@@ -74,11 +74,16 @@ impl Platform {
     }
 }
 
+/// Escaped and each part cut where it gets absurd: it comes from outside and goes into messages.
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os.escape_debug(), self.architecture.escape_debug())?;
-        if !self.variant.is_empty() {
-            write!(f, "/{}", self.variant.escape_debug())?;
+        const LONGEST: usize = 40;
+        let parts = [&self.os, &self.architecture, &self.variant];
+        let known = if self.variant.is_empty() { 2 } else { 3 };
+        for (at, part) in parts[..known].iter().enumerate() {
+            let cut = part.char_indices().nth(LONGEST).map_or(part.len(), |(end, _)| end);
+            let dots = if cut < part.len() { "..." } else { "" };
+            write!(f, "{}{}{dots}", if at == 0 { "" } else { "/" }, part[..cut].escape_debug())?;
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::backend::changes::{Changes, Comparison};
 use crate::backend::{
     Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Space, Tree, Want,
 };
@@ -29,6 +30,7 @@ use crate::sys::btrfs::{self, BtrfsFd, search, space};
 use crate::sys::trim;
 use crate::{Context, Error, Kind, Result};
 
+mod changes;
 mod destroy;
 pub mod format;
 mod group;
@@ -140,6 +142,10 @@ impl Backend for Btrfs {
 
     fn measure(&self, trees: &[&Tree], want: Want) -> Result<Measured> {
         self.measure_trees(trees, want)
+    }
+
+    fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
+        self.changes_of(wanted)
     }
 
     fn overhead(&self, _trees: &[&Tree]) -> Result<u64> {

@@ -205,8 +205,8 @@ impl Quotas for Reflink {
             return Ok(());
         }
         // The log is written in order: whoever has a file made after the change on disk has the change, too.
-        let commit = || tempfile::tempfile_in(tree.place()).and_then(|file| file.sync_all());
-        commit().context(|| format!("fsync in {}", tree.place().display()))
+        let file = tempfile::tempfile_in(tree.place()).and_then(|file| file.sync_all());
+        file.or_else(|_| self.sync())
     }
 
     fn guarantee(&self) -> Guarantee {

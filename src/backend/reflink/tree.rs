@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::manifest::{Base, Head, Manifest, nanoseconds};
 use super::{Reflink, place};
-use crate::backend::clone::{Cloned, Content, Counts, Entry, clone_tree};
+use crate::backend::clone::{Cloned, Content, Counts, Entry, Source, clone_tree};
 use crate::backend::{Access, Backend, Tree};
 use crate::sys::reflink;
 use crate::{Context, Error, Kind, Result};
@@ -62,7 +62,7 @@ impl Reflink {
         refuse_present(&to.root())?;
         self.prepare(from, to, access, limit)?;
         publish(to).inspect_err(|_| self.undo(&to.spare()))?;
-        fsync(to.place())
+        commit(to)
     }
 
     pub(super) fn replace_tree(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
@@ -77,7 +77,7 @@ impl Reflink {
         renameat_with(CWD, &spare, CWD, &root, RenameFlags::EXCHANGE)
             .context(|| format!("exchange {} with {}", spare.display(), root.display()))
             .inspect_err(|_| self.undo(&spare))?;
-        fsync(fresh.place())?;
+        commit(fresh)?;
         self.discard(&spare)
     }
 
@@ -90,7 +90,8 @@ impl Reflink {
         let make = || {
             // Nobody writes into a layer: it shares its group with the tree it was unpacked in, whose size it would falsify.
             let project = self.project(to.group()).filter(|_| access == Access::Writable);
-            let cloned = clone_tree(&from.root(), &spare, Content::Reflink, project)?;
+            let state = if origin.read_only { Source::Still } else { Source::Live };
+            let cloned = clone_tree(&from.root(), &spare, state, Content::Reflink, project)?;
             let (directories, blocks) = blocks(&cloned);
             let head = Head {
                 id: Uuid::new_v4(),
@@ -160,8 +161,16 @@ fn publish(tree: &Tree) -> Result<()> {
     }
 }
 
-fn fsync(directory: &Path) -> Result<()> {
-    File::open(directory).and_then(|d| d.sync_all()).context(|| format!("fsync {}", directory.display()))
+/// Make durable that a tree is where it is. XFS says yes to that even after it has shut down because of an I/O error, but
+/// not when it is asked about a file.
+fn commit(tree: &Tree) -> Result<()> {
+    let root = tree.root();
+    let manifest = place::manifest_path(&root)?.ok_or_else(|| place::missing(&root))?;
+    let fsync = |path: &Path| {
+        File::open(path).and_then(|file| file.sync_all()).context(|| format!("fsync {}", path.display()))
+    };
+    fsync(tree.place())?;
+    fsync(&manifest)
 }
 
 /// Wait until the clock that files get their change times from is past all of those in a clone: then whatever is

@@ -1,0 +1,23 @@
+//! Hostile images through the whole program: `load` on a real filesystem, beside a canary.
+//!
+//! Each is refused with one clear error, or contained. Whatever happens: the canary stays as it was, the store
+//! holds what it held before, memory and time stay bounded.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "../unpack/cases.rs"]
+mod cases;
+// The end-to-end tests ask it for more.
+#[allow(dead_code)]
+#[path = "../e2e/world.rs"]
+mod world;
+#[path = "../unpack/writer.rs"]
+mod writer;
+
+mod bombs;
+mod documents;
+mod guard;
+mod layers;
+mod layout;
+mod places;
