@@ -5,7 +5,7 @@ use std::fs;
 use reflinkd::store::SCHEMA;
 
 use crate::support::image::{Packing, TestImage};
-use crate::support::{MB, QuotaSetup};
+use crate::support::{MB, QuotaSetup, arg, run};
 use crate::world::{Ground, World, bytes};
 
 on_btrfs_and_xfs! {
@@ -15,6 +15,7 @@ on_btrfs_and_xfs! {
     what_a_killed_first_command_left_is_gone_on_with
     a_directory_with_other_things_is_left_alone
     a_read_only_root_can_be_read
+    destroy_takes_what_was_written_where_a_view_belongs
 }
 on_every_ground! {
     destroy_takes_all_that_is_the_stores_and_nothing_else
@@ -184,4 +185,17 @@ fn destroy_takes_all_that_is_the_stores_and_nothing_else(ground: Ground) {
     world.ok(&["destroy", "--yes"]);
     let left = fs::read_dir(world.root()).expect("read").map(|entry| entry.expect("entry").file_name());
     assert_eq!(left.collect::<Vec<_>>(), ["foreign"]);
+}
+
+fn destroy_takes_what_was_written_where_a_view_belongs(ground: Ground) {
+    let world = World::on(ground).with_base();
+    world.ok(&["create", "--read-only", "--image", "base", "v"]);
+    let root = world.tree("v");
+    run("umount", &[arg(&root)]);
+    fs::create_dir(root.join("d")).expect("mkdir");
+    fs::write(root.join("d/mine"), "x").expect("write");
+    assert!(world.fails(&["destroy", "--yes"]).contains("somebody wrote"));
+    assert!(root.join("d/mine").exists());
+    world.ok(&["destroy", "--yes", "--force"]);
+    assert!(!world.root().exists());
 }
