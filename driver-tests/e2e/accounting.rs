@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::support::image::{Packing, TestImage, tar_of};
-use crate::support::{KIB, MB, MIB, QuotaSetup, run, tree_digest, write_blocks, write_random};
+use crate::support::{KIB, MB, MIB, QuotaSetup, large_file, run, tree_digest, write_blocks, write_random};
 use crate::world::{Ground, World, bytes};
 
 const SLACK: u64 = 128 * KIB;
@@ -72,10 +72,10 @@ fn five_containers_are_accounted_to_the_byte(ground: Ground) {
 }
 
 fn the_four_operations_charge_what_they_change(ground: Ground) {
-    let method = ground.size_method();
+    let (method, large) = (ground.size_method(), large_file());
     let world = World::of_size(6144 * MIB, ground);
     let file = world.files.path().join("big");
-    write_blocks(&file, 1024 * MIB / 4096);
+    write_blocks(&file, large / 4096);
     let archive = world.files.path().join("root.tar");
     run("tar", &["-C", world.files.path().to_str().expect("UTF-8"), "-cf", archive.to_str().expect("UTF-8"), "big"]);
     fs::remove_file(&file).expect("unlink");
@@ -94,9 +94,9 @@ fn the_four_operations_charge_what_they_change(ground: Ground) {
     assert_eq!(tree_digest(&a), sibling, "{method}");
     assert_eq!(size("a"), 0, "{method}: reading charges nothing");
 
-    // modify one block of a 1 GiB image file: only the block is charged
+    // modify one block of a large image file: only the block is charged
     let opened = OpenOptions::new().write(true).open(a.join("big")).expect("open");
-    opened.write_all_at(&[0xa5; 4096], 512 * MIB).expect("write");
+    opened.write_all_at(&[0xa5; 4096], large / 2).expect("write");
     drop(opened);
     let charged = size("a");
     let block = if ground.charges_overwriting() { 4096 } else { 0 };
@@ -116,7 +116,7 @@ fn the_four_operations_charge_what_they_change(ground: Ground) {
     fs::remove_file(a.join("big")).expect("unlink");
     assert!(!a.join("big").exists());
     assert_eq!(tree_digest(&b), sibling, "{method}");
-    assert_eq!(fs::metadata(b.join("big")).expect("stat").size(), 1024 * MIB);
+    assert_eq!(fs::metadata(b.join("big")).expect("stat").size(), large);
 }
 
 fn df_verbose_is_what_one_computes_by_hand(ground: Ground) {
