@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Answer, EntryFacts, MIB, QuotaSetup, arg, tree_digest};
+use crate::support::{Answer, EntryFacts, MIB, arg, tree_digest};
 use crate::world::World;
 
 /// Bytes of memory that a load may take, whatever it is given. The buffers of a layer's stream are 6 MiB of it.

@@ -73,3 +73,17 @@ pub fn beneath(root: impl AsFd, path: &[u8], flags: OFlags) -> rustix::io::Resul
     }
     open(reached.as_ref().map_or(root.as_fd(), AsFd::as_fd), rest)
 }
+
+/// The directory that many steps above an open one. Where that is has to be found out by the caller: directories move.
+pub fn above(directory: impl AsFd, steps: u32) -> rustix::io::Result<OwnedFd> {
+    const MOST: u32 = 1000;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let up = |from: BorrowedFd<'_>, steps: u32| openat(from, "../".repeat(steps as usize), flags, Mode::empty());
+    let mut reached = up(directory.as_fd(), steps.min(MOST))?;
+    let mut left = steps.saturating_sub(MOST);
+    while left > 0 {
+        reached = up(reached.as_fd(), left.min(MOST))?;
+        left = left.saturating_sub(MOST);
+    }
+    Ok(reached)
+}
