@@ -36,7 +36,11 @@ fn compare(fixture: &Fixture, seeds: Range<u64>, btrfs: bool, method: FeedMethod
                 assert_eq!(found_by, method, "how it was found");
             }));
             if let Err(panic) = checked {
-                eprintln!("{}", about());
+                // Beside the panic's own message, which says what differs.
+                #[allow(clippy::print_stderr)]
+                {
+                    eprintln!("{}", about());
+                }
                 std::panic::resume_unwind(panic);
             }
         }
