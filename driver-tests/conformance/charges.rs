@@ -10,7 +10,7 @@ use reflinkd::backend::{Access, SizeMethod, Tree, TreeSize, Want};
 
 use crate::fixture::{Fixture, Setup};
 use crate::support::digest::{assert_same, tree_digest};
-use crate::support::{GIB, MB, MIB, random_bytes, write_blocks, write_random};
+use crate::support::{MB, MIB, large_file, random_bytes, write_blocks, write_random};
 
 pub(crate) const BLOCK: u64 = 4096;
 
@@ -86,9 +86,10 @@ pub(crate) fn charges_are_exact(f: &Fixture) {
 }
 
 pub(crate) fn one_block_of_a_large_file_charges_one_block(f: &Fixture) {
-    let image = f.image("image", |root| write_blocks(&root.join("large"), GIB / BLOCK));
+    let large = large_file();
+    let image = f.image("image", |root| write_blocks(&root.join("large"), large / BLOCK));
     let (web, sibling) = (f.container(&image, "web"), f.container(&image, "sibling"));
-    let changed_at = GIB / 2 + 17 * BLOCK;
+    let changed_at = large / 2 + 17 * BLOCK;
     let block = random_bytes(BLOCK);
     let path = web.root().join("large");
     let file = OpenOptions::new().write(true).open(path).expect("open");
@@ -96,12 +97,12 @@ pub(crate) fn one_block_of_a_large_file_charges_one_block(f: &Fixture) {
     file.sync_all().expect("fsync");
     let sizes = f.sizes(&[&web, &sibling]);
     assert_charged(f, sizes[0].charged, f.setup.charge(0, BLOCK, 0));
-    assert_eq!(sizes[0].apparent, Some(GIB), "the changed file's length");
+    assert_eq!(sizes[0].apparent, Some(large), "the changed file's length");
     assert_eq!(sizes[1], TreeSize { charged: 0, apparent: Some(0) });
     let open = |tree: &Tree| File::open(tree.root().join("large")).expect("open");
     let files = [open(&image), open(&sibling), open(&web)];
     let (mut one, mut other) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    for start in (0..GIB).step_by(1 << 20) {
+    for start in (0..large).step_by(1 << 20) {
         files[0].read_exact_at(&mut one, start).expect("read");
         files[1].read_exact_at(&mut other, start).expect("read");
         assert!(one == other, "image and sibling differ in the MiB at {start}");

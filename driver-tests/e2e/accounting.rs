@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::support::image::{Packing, TestImage, tar_of};
-use crate::support::{KIB, MB, MIB, QuotaSetup, run, tree_digest, write_blocks, write_random};
+use crate::support::{KIB, MB, MIB, QuotaSetup, large_file, run, tree_digest, write_blocks, write_random};
 use crate::world::{Ground, World, bytes};
 
 const SLACK: u64 = 128 * KIB;
@@ -32,15 +32,47 @@ fn sizable(name: &str, megabytes: u64) -> TestImage {
     TestImage::new(name).tar(Packing::Plain, tar_of(&[("big", &big), ("etc/passwd", b"root:x:0:0::/root:/bin/sh\n")]))
 }
 
+/// With clones made ahead where a clone is one of every file, the numbers are the same.
+#[test]
+fn five_containers_from_spares_are_accounted_to_the_byte() {
+    five_containers(&World::xfs(), &create_from_spare);
+}
+
+#[test]
+fn the_four_operations_charge_what_they_change_in_what_was_a_spare() {
+    four_operations(&World::of_size(6144 * MIB, Ground::Xfs), &create_from_spare);
+}
+
 fn five_containers_are_accounted_to_the_byte(ground: Ground) {
-    let method = ground.size_method();
-    let world = World::on(ground);
+    five_containers(&World::on(ground), &create);
+}
+
+fn the_four_operations_charge_what_they_change(ground: Ground) {
+    four_operations(&World::of_size(6144 * MIB, ground), &create);
+}
+
+fn create(world: &World, image: &str, name: &str) {
+    world.ok(&["create", "--image", image, name]);
+}
+
+/// All but the first of an image take over the spare that is made here after each.
+fn create_from_spare(world: &World, image: &str, name: &str) {
+    let spares = || bytes(&world.row(&["df"], "spares"), "count");
+    let there = spares();
+    create(world, image, name);
+    assert_eq!(spares(), 0, "of {there} spares none is left when {name} is made");
+    world.ok(&["tend"]);
+    assert_eq!(spares(), 1, "the spare is made again");
+}
+
+fn five_containers(world: &World, create: &dyn Fn(&World, &str, &str)) {
+    let method = world.ground.size_method();
     world.ok(&["images"]);
-    let before = used(&world);
+    let before = used(world);
     world.load(&sizable("nginx", 60));
     let image = bytes(&world.rows(&["images"])[0], "size");
     for n in 1..=5 {
-        world.ok(&["create", "--image", "nginx", &format!("web{n}")]);
+        create(world, "nginx", &format!("web{n}"));
     }
     for row in world.rows(&["ps", "-s"]) {
         assert_eq!((bytes(&row, "size"), bytes(&row, "virtual_size")), (0, image), "{method}: untouched {row}");
@@ -59,7 +91,7 @@ fn five_containers_are_accounted_to_the_byte(ground: Ground) {
         assert_eq!(row["stale"], false);
     }
     let total = bytes(&world.row(&["df"], "total"), "size");
-    let grown = used(&world) - before;
+    let grown = used(world) - before;
     let expected = image + 150 * MB;
     assert!(total.abs_diff(grown) * 50 <= grown, "{method}: df says {total}, the filesystem grew by {grown}");
     assert!(total.abs_diff(expected) * 50 <= expected, "{method}: df says {total}, by hand it is {expected}");
@@ -67,22 +99,22 @@ fn five_containers_are_accounted_to_the_byte(ground: Ground) {
     world.ok(&["gc"]);
     let left = bytes(&world.row(&["df"], "total"), "size");
     assert!(left.abs_diff(image) * 50 <= image, "{method}: after rm df says {left}, the image is {image}");
-    let grown = used(&world) - before;
+    let grown = used(world) - before;
     assert!(grown.abs_diff(image) * 50 <= image + 10 * MIB, "{method}: after rm {grown} of {image} are used");
 }
 
-fn the_four_operations_charge_what_they_change(ground: Ground) {
-    let method = ground.size_method();
-    let world = World::of_size(6144 * MIB, ground);
+fn four_operations(world: &World, create: &dyn Fn(&World, &str, &str)) {
+    let ground = world.ground;
+    let (method, large) = (ground.size_method(), large_file());
     let file = world.files.path().join("big");
-    write_blocks(&file, 1024 * MIB / 4096);
+    write_blocks(&file, large / 4096);
     let archive = world.files.path().join("root.tar");
     run("tar", &["-C", world.files.path().to_str().expect("UTF-8"), "-cf", archive.to_str().expect("UTF-8"), "big"]);
     fs::remove_file(&file).expect("unlink");
     world.ok(&["import", archive.to_str().expect("UTF-8"), "big"]);
     fs::remove_file(&archive).expect("unlink");
     for name in ["a", "b"] {
-        world.ok(&["create", "--image", "big", name]);
+        create(world, "big", name);
     }
     let (a, b) = (world.tree("a"), world.tree("b"));
     // A mount with access times would charge what reading writes.
@@ -94,15 +126,15 @@ fn the_four_operations_charge_what_they_change(ground: Ground) {
     assert_eq!(tree_digest(&a), sibling, "{method}");
     assert_eq!(size("a"), 0, "{method}: reading charges nothing");
 
-    // modify one block of a 1 GiB image file: only the block is charged
+    // modify one block of a large image file: only the block is charged
     let opened = OpenOptions::new().write(true).open(a.join("big")).expect("open");
-    opened.write_all_at(&[0xa5; 4096], 512 * MIB).expect("write");
+    opened.write_all_at(&[0xa5; 4096], large / 2).expect("write");
     drop(opened);
     let charged = size("a");
     let block = if ground.charges_overwriting() { 4096 } else { 0 };
     assert!((block..=block + SLACK).contains(&charged), "{method}: one block charged {charged}");
     assert_eq!(tree_digest(&b), sibling, "{method}: the sibling is unchanged");
-    world.ok(&["create", "--image", "big", "c"]);
+    create(world, "big", "c");
     assert_eq!(tree_digest(&world.tree("c")), sibling, "{method}: the image is unchanged");
 
     // add: only this container has it
@@ -116,7 +148,7 @@ fn the_four_operations_charge_what_they_change(ground: Ground) {
     fs::remove_file(a.join("big")).expect("unlink");
     assert!(!a.join("big").exists());
     assert_eq!(tree_digest(&b), sibling, "{method}");
-    assert_eq!(fs::metadata(b.join("big")).expect("stat").size(), 1024 * MIB);
+    assert_eq!(fs::metadata(b.join("big")).expect("stat").size(), large);
 }
 
 fn df_verbose_is_what_one_computes_by_hand(ground: Ground) {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::support::{MB, Process, run, tree_digest, write_random};
+use crate::support::{MB, Process, reflinkd, run, tree_digest, write_random};
 use crate::world::{Ground, World, bytes};
 
 on_btrfs_and_xfs! {
@@ -161,6 +161,16 @@ fn what_a_process_uses_is_not_removed(ground: Ground) {
             let error = world.fails(&[verb, "c"]);
             let named = format!("process {} (sleep) has its working directory there", process.id());
             assert!(error.contains(&named) && error.contains("--force"), "{error}");
+        }
+        // The kernel shows a process's paths without the links that led there.
+        let link = world.files.path().join("link");
+        std::os::unix::fs::symlink(world.fs.path(), &link).expect("symlink");
+        for verb in ["rm", "reset"] {
+            let answer = reflinkd(&link.join("store"), &[verb, "c"]);
+            assert!(
+                answer.status == Some(1) && answer.stderr.contains("has its working directory there"),
+                "{answer:?}"
+            );
         }
     }
     {

@@ -5,7 +5,7 @@ use std::fs;
 use reflinkd::store::SCHEMA;
 
 use crate::support::image::{Packing, TestImage};
-use crate::support::{MB, QuotaSetup};
+use crate::support::{MB, QuotaSetup, arg, reflinkd, run};
 use crate::world::{Ground, World, bytes};
 
 on_btrfs_and_xfs! {
@@ -15,6 +15,7 @@ on_btrfs_and_xfs! {
     what_a_killed_first_command_left_is_gone_on_with
     a_directory_with_other_things_is_left_alone
     a_read_only_root_can_be_read
+    destroy_takes_what_was_written_where_a_view_belongs
 }
 on_every_ground! {
     destroy_takes_all_that_is_the_stores_and_nothing_else
@@ -105,12 +106,18 @@ fn another_schema_is_refused() {
 fn a_read_only_root_can_be_read(ground: Ground) {
     let world = World::on(ground).with_base();
     world.ok(&["create", "--image", "base", "c"]);
+    world.ok(&["create", "--read-only", "--image", "base", "v"]);
+    let view = world.tree("v");
+    run("umount", &[arg(&view)]);
     world.load(&TestImage::new("unused").files(Packing::Plain, &[("x", b"x")]));
     // What was made in passing while loading.
     world.ok(&["gc"]);
     world.fs.remount("ro");
-    assert_eq!(world.rows(&["ps"]).len(), 1);
+    assert_eq!(world.rows(&["ps"]).len(), 2);
     assert_eq!(world.rows(&["images"]).len(), 2);
+    assert_eq!(world.ok(&["mount", "v"]), arg(&view));
+    assert!(view.join("etc/passwd").exists());
+    run("umount", &[arg(&view)]);
     assert_eq!(world.ok(&["gc", "--dry-run"]), "nothing to remove");
     assert_eq!(world.rows(&["info"])[0]["read_only"], true);
     for args in [
@@ -125,8 +132,8 @@ fn a_read_only_root_can_be_read(ground: Ground) {
         assert!(error.contains("Read-only file system"), "{args:?}: {error}");
     }
     world.fs.remount("rw");
-    assert_eq!(world.rows(&["ps"]).len(), 1);
-    world.ok(&["rm", "c"]);
+    assert_eq!(world.rows(&["ps"]).len(), 2);
+    world.ok(&["rm", "c", "v"]);
 }
 
 #[test]
@@ -199,4 +206,30 @@ fn destroy_takes_all_that_is_the_stores_and_nothing_else(ground: Ground) {
     world.ok(&["destroy", "--yes"]);
     let left = fs::read_dir(world.root()).expect("read").map(|entry| entry.expect("entry").file_name());
     assert_eq!(left.collect::<Vec<_>>(), ["foreign"]);
+}
+
+fn destroy_takes_what_was_written_where_a_view_belongs(ground: Ground) {
+    let world = World::on(ground).with_base();
+    world.ok(&["create", "--read-only", "--image", "base", "v"]);
+    let root = world.tree("v");
+    run("umount", &[arg(&root)]);
+    fs::create_dir(root.join("d")).expect("mkdir");
+    fs::write(root.join("d/mine"), "x").expect("write");
+    assert!(world.fails(&["destroy", "--yes"]).contains("somebody wrote"));
+    assert!(root.join("d/mine").exists());
+    world.ok(&["destroy", "--yes", "--force"]);
+    assert!(!world.root().exists());
+}
+
+#[test]
+fn what_a_linked_root_leads_to_is_emptied_and_stays() {
+    let world = World::xfs();
+    fs::create_dir(world.root()).expect("mkdir");
+    let link = world.files.path().join("link");
+    std::os::unix::fs::symlink(world.root(), &link).expect("symlink");
+    for verb in [&["ps"][..], &["destroy", "--yes"]] {
+        let answer = reflinkd(&link, verb);
+        assert_eq!(answer.status, Some(0), "{answer:?}");
+    }
+    assert_eq!(fs::read_dir(world.root()).expect("read").count(), 0);
 }

@@ -240,6 +240,21 @@ fn what_is_mounted_in_a_view_is_named_and_goes_with_force() {
 }
 
 #[test]
+fn what_was_written_where_a_view_belongs_is_named_and_goes_with_force() {
+    let world = World::with_base();
+    let root = root(&world, &view(&world, "v"));
+    assert!(bind::detach(&root).expect("unmount"));
+    fs::create_dir(root.join("d")).expect("mkdir");
+    fs::write(root.join("d/mine"), "x").expect("write");
+    let error = world.double().remove_container("v", false).expect_err("refused");
+    assert!(error.kind() == Kind::InUse && error.to_string().contains("somebody wrote"), "{error}");
+    assert_eq!(fs::read(root.join("d/mine")).expect("read"), b"x");
+    world.double().remove_container("v", true).expect("rm");
+    assert_eq!((world.places(), root.exists()), (2, false));
+    assert_eq!(fs::read(layer(&world).join("etc/new")).expect("read"), b"new\n");
+}
+
+#[test]
 fn removing_a_view_takes_it_away_in_every_namespace() {
     let world = World::with_base();
     let root = root(&world, &view(&world, "v"));

@@ -7,6 +7,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use reflinkd::sys::reflink::{SYNC, flags as flags_of};
+use rustix::fs::IFlags;
 use sha2::{Digest, Sha256};
 
 /// Everything that a faithful copy or snapshot of an entry keeps.
@@ -28,6 +30,8 @@ pub(crate) struct EntryFacts {
     /// SHA-256 that a regular file's content has, in a form of its own.
     pub(crate) sha256: Option<[u8; 32]>,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Inode flags of a file or directory that chattr(1) sets, of those that filesystems have in common.
+    pub(crate) flags: u32,
     /// The first path, in order of bytes, of the same file: equal for all names of one file.
     pub(crate) first_name: Vec<u8>,
 }
@@ -45,6 +49,9 @@ impl fmt::Debug for EntryFacts {
         }
         for (name, value) in &self.xattrs {
             write!(f, " {}={value:02x?}", text(name))?;
+        }
+        if self.flags != 0 {
+            write!(f, " flags {:x}", self.flags)?;
         }
         write!(f, " first {}", text(&self.first_name))
     }
@@ -90,7 +97,8 @@ pub(crate) fn assert_same(what: &str, left: &BTreeMap<Vec<u8>, EntryFacts>, righ
     assert!(shown.is_empty(), "{what}: trees differ\n{}", shown.join("\n"));
 }
 
-fn full(root: &Path, path: &[u8]) -> std::path::PathBuf {
+/// Where the entry `path` of [`tree_digest`] is.
+pub(crate) fn full(root: &Path, path: &[u8]) -> std::path::PathBuf {
     if path.is_empty() { root.to_path_buf() } else { root.join(std::ffi::OsStr::from_bytes(path)) }
 }
 
@@ -119,6 +127,7 @@ fn facts(root: &Path, path: Vec<u8>, names: &mut HashMap<(u64, u64), Vec<u8>>) -
         target: is_link.then(|| fs::read_link(&at).expect("read a symlink").into_os_string().into_vec()),
         sha256: is_file.then(|| sha256(&at)),
         xattrs: xattrs(&at),
+        flags: if is_file || kind == "dir" { flags(&at) } else { 0 },
         first_name: names.entry((meta.dev(), meta.ino())).or_insert(path).clone(),
     }
 }
@@ -156,6 +165,12 @@ fn read_part(file: &fs::File, part: &mut [u8], at: u64) -> std::io::Result<usize
         }
     }
     Ok(length)
+}
+
+fn flags(path: &Path) -> u32 {
+    let kept = IFlags::IMMUTABLE | IFlags::APPEND | IFlags::NODUMP | IFlags::NOATIME | SYNC;
+    let file = fs::File::open(path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
+    flags_of(&file).unwrap_or_else(|e| panic!("get the flags of {}: {e}", path.display())).intersection(kept).bits()
 }
 
 fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {

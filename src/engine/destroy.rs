@@ -32,10 +32,11 @@ impl Engine {
             Err(e) if e.kind() == Kind::InUse && self.pool.is_some() => None,
             alone => alone?,
         };
+        let containers = self.store.list(TreeKind::Container)?;
         if !force {
-            for container in self.store.list(TreeKind::Container)? {
+            for container in &containers {
                 let name = container.container().map_or_else(String::new, |c| c.name.clone());
-                self.check_unused(&container).context(|| format!("container {name}"))?;
+                self.check_unused(container).context(|| format!("container {name}"))?;
             }
         }
         let root = self.root().to_path_buf();
@@ -46,6 +47,9 @@ impl Engine {
             drop(self.lock);
             drop(alone);
             return pool.destroy();
+        }
+        for container in containers.iter().filter(|container| container.is_view()) {
+            view::take_away(self.tree(container).place())?;
         }
         for place in self.store.all_places()? {
             view::clear(&place)?;

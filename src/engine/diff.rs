@@ -96,8 +96,7 @@ fn folded(changes: &Changes, sizes: bool) -> Diff {
                 }
             }
         }
-        let entry = lines.entry(&change.path);
-        entry.insert_entry(line(&change.path, letter(change), change.kind));
+        lines.insert(&change.path, line(&change.path, letter(change), change.kind));
         for above in change.path.ancestors() {
             let size = lines.get_mut(above).and_then(|line| line.size.as_mut());
             if let (Some(size), Some(own)) = (size, change.size) {

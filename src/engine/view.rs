@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use super::Engine;
 use crate::backend::Tree;
+use crate::backend::remove::remove_tree;
 use crate::store::{Draft, Record, TreeKind};
 use crate::sys::users::{self, User};
 use crate::sys::{bind, mount};
@@ -41,7 +42,11 @@ impl Engine {
             return Ok(());
         }
         // Two at once would mount it twice; and nobody mounts what is being removed.
-        let _held = self.store.hold(record.uuid)?;
+        let _held = match self.store.hold(record.uuid) {
+            // On a filesystem that takes no writes nobody locks, and nothing is removed; mounted twice, it shows the same.
+            Err(e) if e.kind() == Kind::Denied => None,
+            held => Some(held?),
+        };
         if is_same(&shown, &root)? {
             return Ok(());
         }
@@ -54,9 +59,13 @@ impl Engine {
     /// A process that uses a read-only container, not others of the same layer.
     ///
     /// # Errors
-    /// `InUse` naming what is mounted in it.
+    /// `InUse` naming what is mounted in it, or what somebody wrote there while it wasn't mounted.
     pub(super) fn user_of_view(&self, record: &Record) -> Result<Option<User>> {
         let view = self.tree(record);
+        if let Some(strange) = below_the_mount(&view.root())? {
+            let what = format!("somebody wrote {} while nothing was mounted there", strange.display());
+            return Err(Error::new(Kind::InUse, what).with_hint("move it away, or use --force"));
+        }
         let nested = mount::table("self")?.into_iter().find(|entry| is_in(&entry.target, &view.root()));
         if let Some(nested) = nested {
             let what = format!("something is mounted in it at {}", nested.target.display());
@@ -72,10 +81,13 @@ impl Engine {
 }
 
 /// Take away the view in `place`, with all that is mounted in it; in other mount namespaces too, as the kernel unmounts
-/// what stands on a directory that is removed. Succeeds if there is none.
+/// what stands on a directory that is removed. With it goes what somebody wrote there while it wasn't mounted. Succeeds
+/// if there is none.
 pub(super) fn take_away(place: &Path) -> Result<()> {
     let root = unmount(place)?;
     match std::fs::remove_dir(&root) {
+        // By then it is certain that nothing is mounted on it.
+        Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => remove_tree(&root).map(drop),
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("rmdir {}", root.display())),
         _ => Ok(()),
     }
@@ -94,6 +106,18 @@ fn unmount(place: &Path) -> Result<PathBuf> {
     // Several may lie on top of each other.
     while bind::detach(&root)? {}
     Ok(root)
+}
+
+/// Something in the directory that a view belongs on, if no view hides it.
+fn below_the_mount(root: &Path) -> Result<Option<PathBuf>> {
+    if mount::mounted_at(root)?.is_some() {
+        return Ok(None);
+    }
+    let call = || format!("read {}", root.display());
+    match std::fs::read_dir(root) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        entries => Ok(entries.context(call)?.next().transpose().context(call)?.map(|entry| entry.path())),
+    }
 }
 
 /// Whether two paths lead to the same directory. What isn't there is the same as nothing.

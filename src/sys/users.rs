@@ -58,9 +58,9 @@ pub fn user_of(root: &Path, place: &Path) -> Result<Option<User>> {
     let Ok(tree) = fs::metadata(root) else { return Ok(None) };
     let outside = fs::metadata(place).context(|| format!("stat {}", place.display()))?;
     find(&Target::Tree {
-        // A subvolume has a device number of its own; a plain directory is recognised by its path.
-        device: (tree.dev() != outside.dev()).then_some(tree.dev()),
-        path: root.to_path_buf(),
+        device: tree.dev(),
+        // A subvolume has a device number of its own; in a plain directory files are recognised by their path, too.
+        whole_device: tree.dev() != outside.dev(),
         within: mount_root(place)?,
     })
 }
@@ -114,9 +114,11 @@ fn processes() -> Result<impl Iterator<Item = u32>> {
 
 enum Target {
     Tree {
-        device: Option<u64>,
-        path: PathBuf,
-        /// How the root of a mount of the tree ends, within its filesystem.
+        device: u64,
+        /// Whether all on the device is the tree's.
+        whole_device: bool,
+        /// How all paths to the tree end, whatever links and mounts lead there; so does the root of a mount of it, within
+        /// its filesystem.
         within: String,
     },
     View {
@@ -152,8 +154,10 @@ impl Target {
 
     fn holds(&self, link: &Path) -> bool {
         match self {
-            Self::Tree { device: Some(device), .. } => fs::metadata(link).is_ok_and(|meta| meta.dev() == *device),
-            Self::Tree { path, .. } => fs::read_link(link).is_ok_and(|held| held.starts_with(path)),
+            Self::Tree { device, whole_device, within } => {
+                (*whole_device || fs::read_link(link).is_ok_and(|held| reaches(&held.to_string_lossy(), within)))
+                    && fs::metadata(link).is_ok_and(|meta| meta.dev() == *device)
+            }
             Self::View { mounts, .. } => mount::mount_id(link).is_some_and(|id| mounts.contains(&id)),
         }
     }

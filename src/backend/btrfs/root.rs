@@ -24,13 +24,14 @@ pub fn make(root: &Path) -> Result<()> {
     rustix::fs::chmod(root, rustix::fs::Mode::RWXU).context(|| format!("chmod {}", root.display()))
 }
 
-/// Remove the empty subvolume or directory `root`, on whatever filesystem. A mount point stays.
+/// Remove the empty subvolume or directory `root`, on whatever filesystem. A mount point stays, and so does what a link
+/// leads to.
 pub fn remove(root: &Path) -> Result<()> {
     let (parent, name) = split(root)?;
     let call = || format!("BTRFS_IOC_SNAP_DESTROY_V2 {}", root.display());
     let refused = match std::fs::remove_dir(root) {
         Ok(()) => return Ok(()),
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::ENOTDIR)) => return Ok(()),
         Err(e) => e,
     };
     let parent = match BtrfsFd::open(parent) {

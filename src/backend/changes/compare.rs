@@ -27,6 +27,9 @@ pub(in crate::backend) struct Look {
 /// All that may differ, by the paths of directories.
 pub(in crate::backend) type Plan = BTreeMap<Vec<u8>, Directory>;
 
+/// All names of an inode, as directory and name.
+type Names<'a> = dyn Fn(Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>> + 'a;
+
 /// What may differ in a directory that both trees have.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::backend) struct Directory {
@@ -76,13 +79,8 @@ impl<'a> Comparer<'a> {
         self.finish()
     }
 
-    /// Compare what is in the plan, with all further names of the inodes that are met; `names` knows those, as directory
-    /// and name.
-    pub(in crate::backend) fn planned(
-        mut self,
-        mut plan: Plan,
-        names: &dyn Fn(Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>>,
-    ) -> Result<Vec<Found>> {
+    /// Compare what is in the plan, with all further names of the inodes that are met; `names` knows those.
+    pub(in crate::backend) fn planned(mut self, mut plan: Plan, names: &Names<'_>) -> Result<Vec<Found>> {
         while !plan.is_empty() {
             self.jobs.extend(plan.into_iter().map(|(path, Directory { itself, names })| Job {
                 path,
@@ -212,7 +210,7 @@ impl<'a> Comparer<'a> {
                 self.add(path, What::Deleted, *old.facts);
                 return Ok(());
             }
-            Err(Errno::LOOP | Errno::NXIO | Errno::INVAL) => Difference::Some,
+            Err(Errno::INVAL) => Difference::Some,
             other => other.context(|| self.new.call("compare", &path))?,
         };
         match difference {

@@ -26,12 +26,15 @@ pub(super) fn finish(shared: Shared, parts: Vec<(Counts, Vec<Entry>)>) -> Result
     }
     for number in 1..directories.len() {
         if directories[number].made.is_none() {
-            let (parent, made) = take_back(&clone, &directories, number)?;
-            directories[parent as usize].made = Some(made);
+            let parent = directories[number].parent as usize;
+            let now = take_back(&clone, &directories, number)?;
+            if let Some((_, made)) = &mut directories[parent].made {
+                *made = now;
+            }
         }
     }
-    let mut all = (0..).zip(directories).filter_map(|(number, Directory { parent, name, made })| {
-        made.map(|made| Entry::new((parent, name), FileType::Directory, made, Some(number)))
+    let mut all = (0..).zip(directories).filter_map(|(number, Directory { parent, name, made, .. })| {
+        made.map(|(_, made)| Entry::new((parent, name), FileType::Directory, made, Some(number)))
     });
     let root = all.next().expect("the root is open, so it can't vanish");
     entries.extend(all);
@@ -44,7 +47,7 @@ fn lock(clone: &OwnedFd, directories: &[Directory], linked: &Linked) -> Result<M
         return Ok(linked.made);
     }
     let (directory, name) = &linked.names[0];
-    let path = path(directories, *directory);
+    let path = path(directories, 0, *directory);
     (|| {
         let directory = rooted::beneath(clone, &path, OFlags::PATH).context(|| "open its directory")?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -55,17 +58,16 @@ fn lock(clone: &OwnedFd, directories: &[Directory], linked: &Linked) -> Result<M
     .context(|| format!("/{}/{}", path.escape_ascii(), name.escape_ascii()))
 }
 
-/// Remove a directory that vanished from the source before anything was made in it: its parent, and what that is now.
-fn take_back(clone: impl AsFd, directories: &[Directory], number: usize) -> Result<(u32, Made)> {
+/// Remove a directory that vanished from the source before anything was made in it: what the one it was in is now.
+fn take_back(clone: impl AsFd, directories: &[Directory], number: usize) -> Result<Made> {
     let Directory { parent, name, .. } = &directories[number];
-    let path = path(directories, *parent);
+    let path = path(directories, 0, *parent);
     (|| {
         let directory = rooted::beneath(clone, &path, OPEN_DIRECTORY).context(|| "open its directory")?;
         let before = facts(&directory, c"", AtFlags::EMPTY_PATH).context(|| "stat its directory")?;
         unlinkat(&directory, &**name, AtFlags::REMOVEDIR).context(|| "rmdir")?;
         futimens(&directory, &times(&before)).context(|| "set the times of its directory")?;
-        let now = made(&directory, c"", AtFlags::EMPTY_PATH).context(|| "stat its directory");
-        now.map(|now| (*parent, now))
+        made(&directory, c"", AtFlags::EMPTY_PATH).context(|| "stat its directory")
     })()
     .context(|| format!("/{}/{}, which vanished from the source", path.escape_ascii(), name.escape_ascii()))
 }

@@ -4,17 +4,22 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::Ctime;
+use super::links::Key;
 
 /// More than two gain nothing: the filesystem's own locks are what is waited for.
 pub(super) const WORKERS: usize = 2;
+
+/// How much longer a path from the root may be than one that goes up first, which takes a few calls more.
+const DETOUR: u32 = 32;
 
 /// A directory of the clone.
 #[derive(Debug)]
 pub(super) struct Directory {
     pub(super) parent: u32,
+    depth: u32,
     pub(super) name: Box<[u8]>,
-    /// `None` until it is done, and if it vanished from the source.
-    pub(super) made: Option<Made>,
+    /// What it is a clone of, and what it is, when it is done; `None` before, and if it vanished from the source.
+    pub(super) made: Option<(Key, Made)>,
 }
 
 /// What is known of an inode of the clone when it is done.
@@ -23,6 +28,16 @@ pub(super) struct Made {
     pub(super) inode: u64,
     pub(super) ctime: Ctime,
     pub(super) blocks: u64,
+}
+
+/// The way from one directory to another.
+#[derive(Debug)]
+pub(super) struct Route {
+    /// Upwards, to one that must be this on both sides.
+    pub(super) steps: u32,
+    pub(super) reached: (Key, Made),
+    /// The path from there.
+    pub(super) down: Vec<u8>,
 }
 
 /// See the module's head. Directory 0 is the root.
@@ -44,15 +59,15 @@ struct State {
 
 impl Queue {
     pub(super) fn new() -> Self {
-        let root = Directory { parent: 0, name: Box::default(), made: None };
+        let root = Directory { parent: 0, depth: 0, name: Box::default(), made: None };
         let mut waiting: [VecDeque<u32>; WORKERS] = Default::default();
         waiting[0].push_back(0);
         let state = State { directories: vec![root], waiting, idle: 0, stopped: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// The next directory for this worker, and the one it is in; `None` when all are done or somebody stopped.
-    pub(super) fn next(&self, worker: usize) -> Option<(u32, u32)> {
+    /// The next directory for this worker; `None` when all are done or somebody stopped.
+    pub(super) fn next(&self, worker: usize) -> Option<u32> {
         let mut state = self.lock();
         loop {
             if state.stopped {
@@ -60,7 +75,7 @@ impl Queue {
             }
             let own = state.waiting[worker].pop_back();
             if let Some(number) = own.or_else(|| state.waiting[(worker + 1) % WORKERS].pop_front()) {
-                return Some((number, state.directories[number as usize].parent));
+                return Some(number);
             }
             state.idle += 1;
             if state.idle == WORKERS {
@@ -74,12 +89,14 @@ impl Queue {
     }
 
     /// A directory is done; the ones in it wait from now on.
-    pub(super) fn done(&self, worker: usize, number: u32, made: Option<Made>, below: &mut Vec<Box<[u8]>>) {
+    pub(super) fn done(&self, worker: usize, number: u32, made: Option<(Key, Made)>, below: &mut Vec<Box<[u8]>>) {
         let mut state = self.lock();
-        state.directories[number as usize].made = made;
+        let directory = &mut state.directories[number as usize];
+        directory.made = made;
+        let depth = directory.depth + 1;
         for name in below.drain(..) {
             let child = u32::try_from(state.directories.len()).expect("fewer than 2^32 directories");
-            state.directories.push(Directory { parent: number, name, made: None });
+            state.directories.push(Directory { parent: number, depth, name, made: None });
             state.waiting[worker].push_back(child);
         }
         if state.idle > 0 {
@@ -99,11 +116,28 @@ impl Queue {
 
     /// The path of a directory below the root, without slashes around it.
     pub(super) fn path(&self, number: u32) -> Vec<u8> {
-        path(&self.lock().directories, number)
+        path(&self.lock().directories, 0, number)
     }
 
-    pub(super) fn name(&self, number: u32) -> Box<[u8]> {
-        self.lock().directories[number as usize].name.clone()
+    /// The way from the directory `from`, which is done, to `to`; `None` if the one from the root is no longer. As a worker
+    /// takes directories that are near to each other, all its ways together are about as long as the tree is large,
+    /// however deep it is.
+    pub(super) fn route(&self, from: u32, to: u32) -> Option<Route> {
+        let directories = &self.lock().directories;
+        let depth = |number: u32| directories[number as usize].depth;
+        let parent = |number: u32| directories[number as usize].parent;
+        let (mut above, mut common) = (from, to);
+        while above != common {
+            if depth(above) >= depth(common) {
+                above = parent(above);
+            } else {
+                common = parent(common);
+            }
+        }
+        let steps = depth(from) - depth(common);
+        let shorter = steps == 0 || steps + DETOUR < depth(common);
+        let reached = directories[common as usize].made.filter(|_| shorter)?;
+        Some(Route { steps, reached, down: path(directories, common, to) })
     }
 
     pub(super) fn into_directories(self) -> Vec<Directory> {
@@ -115,11 +149,11 @@ impl Queue {
     }
 }
 
-/// See [`Queue::path`].
-pub(super) fn path(directories: &[Directory], number: u32) -> Vec<u8> {
+/// The path from a directory down to another.
+pub(super) fn path(directories: &[Directory], from: u32, to: u32) -> Vec<u8> {
     let mut names = Vec::new();
-    let mut at = number;
-    while at != 0 {
+    let mut at = to;
+    while at != from {
         let Directory { parent, name, .. } = &directories[at as usize];
         names.push(&**name);
         at = *parent;

@@ -4,7 +4,7 @@ use std::collections::hash_map;
 use std::ffi::CStr;
 use std::fs::File;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::attributes::{Attributes, LOCKING, facts, kind_of, made, set_flags};
 use super::links::{Key, Linked};
-use super::queue::{Made, Queue};
+use super::queue::{Made, Queue, Route};
 use super::{Content, Counts, Entry, FRESH_DIRECTORY, OPEN_DIRECTORY, Shared, content};
 use crate::sys::{reflink, rooted};
 use crate::{Context, Error, Kind, Result};
@@ -34,8 +34,8 @@ const OPEN_FILE: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC);
 const CREATE_FILE: OFlags =
     OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// A name in the directory itself, and no mount point.
-const HERE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
+/// How a single name is opened: no symlink and no mount point.
+const HERE: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_XDEV);
 
 /// One thread's work.
 #[derive(Debug)]
@@ -53,6 +53,17 @@ struct Pair {
     number: u32,
     source: OwnedFd,
     clone: OwnedFd,
+}
+
+impl Pair {
+    /// The directory some steps up, on both sides; `None` if it isn't the one that it was.
+    fn climb(&self, steps: u32, (key, there): (Key, Made)) -> Option<(OwnedFd, OwnedFd)> {
+        let source = rooted::above(&self.source, steps).ok()?;
+        let clone = rooted::above(&self.clone, steps).ok()?;
+        let same = Key::of(&facts(&source, c"", AtFlags::EMPTY_PATH).ok()?) == key
+            && made(&clone, c"", AtFlags::EMPTY_PATH).ok()?.inode == there.inode;
+        same.then_some((source, clone))
+    }
 }
 
 /// How making an entry ended.
@@ -86,8 +97,8 @@ impl<'a> Worker<'a> {
         rustix::process::umask(Mode::empty());
         let mut listing = vec![MaybeUninit::uninit(); LISTING];
         let (mut here, mut below) = (None, Vec::new());
-        while let Some((number, parent)) = self.shared.queue.next(self.number) {
-            here = self.open(number, parent, here.as_ref())?;
+        while let Some(number) = self.shared.queue.next(self.number) {
+            here = self.open(number, here.as_ref())?;
             let made = match &here {
                 Some(pair) => self.directory(pair, &mut listing, &mut below)?,
                 None => None,
@@ -97,20 +108,30 @@ impl<'a> Worker<'a> {
         Ok((self.counts, self.entries))
     }
 
-    /// Open a directory, by its name if it is in the one that is still open. `None` if it vanished from the source.
-    fn open(&self, number: u32, parent: u32, here: Option<&Pair>) -> Result<Option<Pair>> {
-        let queue = &self.shared.queue;
-        let (source, clone, path) = match here {
-            Some(pair) if pair.number == parent => (&pair.source, &pair.clone, queue.name(number).into_vec()),
-            _ => (&self.shared.source, &self.shared.clone, queue.path(number)),
-        };
-        let why = |call: &str| format!("/{}: {call}", queue.path(number).escape_ascii());
-        let source = match rooted::beneath(source, &path, OPEN_DIRECTORY | OFlags::NOATIME) {
+    /// Open a directory, from the one that is open still if that is near. `None` if it vanished from the source.
+    fn open(&self, number: u32, here: Option<&Pair>) -> Result<Option<Pair>> {
+        let Shared { source, clone, queue, .. } = self.shared;
+        if let Some(here) = here
+            && let Some(Route { steps, reached, down }) = queue.route(here.number, number)
+        {
+            if steps == 0 {
+                return self.open_below(number, &here.source, &here.clone, &down);
+            }
+            if let Some((source, clone)) = here.climb(steps, reached) {
+                return self.open_below(number, &source, &clone, &down);
+            }
+        }
+        self.open_below(number, source, clone, &queue.path(number))
+    }
+
+    fn open_below(&self, number: u32, source: &OwnedFd, clone: &OwnedFd, path: &[u8]) -> Result<Option<Pair>> {
+        let shown = || format!("/{}", self.shared.queue.path(number).escape_ascii());
+        let source = match rooted::beneath(source, path, OPEN_DIRECTORY | OFlags::NOATIME) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            Err(Errno::XDEV) => return Err(mounted()).context(|| why("open")),
-            source => source.context(|| why("open"))?,
+            Err(Errno::XDEV) => return Err(mounted()).context(shown),
+            source => source.context(|| "open").context(shown)?,
         };
-        let clone = rooted::beneath(clone, &path, OPEN_DIRECTORY).context(|| why("open in the clone"))?;
+        let clone = rooted::beneath(clone, path, OPEN_DIRECTORY).context(|| "open in the clone").context(shown)?;
         Ok(Some(Pair { number, source, clone }))
     }
 
@@ -120,7 +141,7 @@ impl<'a> Worker<'a> {
         pair: &Pair,
         listing: &mut [MaybeUninit<u8>],
         below: &mut Vec<Box<[u8]>>,
-    ) -> Result<Option<Made>> {
+    ) -> Result<Option<(Key, Made)>> {
         let why = |name: &[u8]| {
             let path = self.shared.queue.path(pair.number);
             let slash = if path.is_empty() || name.is_empty() { "" } else { "/" };
@@ -131,10 +152,10 @@ impl<'a> Worker<'a> {
             if listing.is_buffer_empty() && self.shared.queue.stopped() {
                 return Ok(None);
             }
-            let Some(entry) = listing.next() else { break };
-            let entry = match entry {
-                Err(Errno::NOENT) => break, // somebody removed the directory
-                entry => entry.context(|| "list").context(|| why(b""))?,
+            let entry = match listing.next() {
+                // Removed while it was read: what is in the clone stays.
+                None | Some(Err(Errno::NOENT)) => break,
+                Some(entry) => entry.context(|| "list").context(|| why(b""))?,
             };
             let name = entry.file_name();
             if name != c"." && name != c".." {
@@ -144,14 +165,15 @@ impl<'a> Worker<'a> {
         self.describe(pair).context(|| why(b"")).map(Some)
     }
 
-    fn describe(&mut self, pair: &Pair) -> Result<Made> {
+    fn describe(&mut self, pair: &Pair) -> Result<(Key, Made)> {
         let facts = facts(&pair.source, c"", AtFlags::EMPTY_PATH).context(|| "stat")?;
         let extras = reflink::extras(&pair.source, self.shared.on_xfs).context(|| "get its flags")?;
         self.attributes.set(&pair.source, &pair.clone, &facts, extras, FRESH_DIRECTORY)?;
         // The root has still to be moved into its place.
         set_flags(&pair.clone, extras.flags, pair.number != 0)?;
         self.counts.directories += 1;
-        made(&pair.clone, c"", AtFlags::EMPTY_PATH).context(|| "stat the clone")
+        let made = made(&pair.clone, c"", AtFlags::EMPTY_PATH).context(|| "stat the clone")?;
+        Ok((Key::of(&facts), made))
     }
 
     fn entry(&mut self, at: &Pair, name: &CStr, listed: FileType, below: &mut Vec<Box<[u8]>>) -> Result<()> {
@@ -178,16 +200,30 @@ impl<'a> Worker<'a> {
     }
 
     fn file(&mut self, at: &Pair, name: &CStr) -> Result<Outcome> {
-        let source = match openat2(&at.source, name, OPEN_FILE, Mode::empty(), HERE) {
+        let flags = if self.shared.descriptors.is_some() {
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC
+        } else {
+            OPEN_FILE
+        };
+        let found = match openat2(&at.source, name, flags, Mode::empty(), HERE) {
             Err(Errno::NOENT) => return Ok(Outcome::Done),
             Err(Errno::LOOP | Errno::NXIO) => return Ok(Outcome::Is(FileType::Unknown)),
             Err(Errno::XDEV) => return Err(mounted()),
-            source => File::from(source.context(|| "open")?),
+            found => found.context(|| "open")?,
         };
-        let facts = facts(&source, c"", AtFlags::EMPTY_PATH).context(|| "stat")?;
+        let facts = facts(&found, c"", AtFlags::EMPTY_PATH).context(|| "stat")?;
         if kind_of(&facts) != FileType::RegularFile {
             return Ok(Outcome::Is(FileType::Unknown));
         }
+        let source = File::from(match &self.shared.descriptors {
+            None => found,
+            Some(descriptors) => {
+                // What is there is a link, though one that leads to the inode itself.
+                let name = found.as_raw_fd().to_string();
+                let flags = OPEN_FILE.difference(OFlags::NOFOLLOW);
+                openat(descriptors, name, flags, Mode::empty()).context(|| "open")?
+            }
+        });
         let extras = reflink::extras(&source, self.shared.on_xfs).context(|| "get its flags")?;
         self.inode(at, name, &facts, extras.flags, |worker| {
             let mode = Mode::from_raw_mode(u32::from(facts.stx_mode) & 0o777);

@@ -31,7 +31,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::clone::{Content, clone_tree};
+use super::clone::{Content, Source, clone_tree};
 use super::remove::remove_tree;
 use super::{
     Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, SizeMethod, Space, Tree,
@@ -81,7 +81,7 @@ impl Memory {
         }
         let spare = to.spare();
         drop_tree(&spare)?;
-        let made = clone_tree(&from.root(), &spare, Content::Copy, None)
+        let made = clone_tree(&from.root(), &spare, Source::Live, Content::Copy, None)
             .and_then(|_| survey::survey(&spare))
             .and_then(|origin| write_record(&spare, &Record { read_only: access == Access::ReadOnly, origin }));
         if made.is_err() {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::manifest::{Base, Head, Manifest, nanoseconds};
 use super::{Reflink, place};
-use crate::backend::clone::{Cloned, Content, Counts, Entry, clone_tree};
+use crate::backend::clone::{Cloned, Content, Counts, Entry, Source, clone_tree};
 use crate::backend::{Access, Backend, Tree};
 use crate::sys::reflink;
 use crate::{Context, Error, Kind, Result};
@@ -90,7 +90,8 @@ impl Reflink {
         let make = || {
             // Nobody writes into a layer: it shares its group with the tree it was unpacked in, whose size it would falsify.
             let project = self.project(to.group()).filter(|_| access == Access::Writable);
-            let cloned = clone_tree(&from.root(), &spare, Content::Reflink, project)?;
+            let state = if origin.read_only { Source::Still } else { Source::Live };
+            let cloned = clone_tree(&from.root(), &spare, state, Content::Reflink, project)?;
             let (directories, blocks) = blocks(&cloned);
             let head = Head {
                 id: Uuid::new_v4(),

@@ -18,7 +18,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::Engine;
-use crate::backend::clone::{Content, clone_tree};
+use crate::backend::clone::{Content, Source, clone_tree};
 use crate::{Context, Error, Kind, Result};
 
 pub use spec::Network;
@@ -106,7 +106,7 @@ fn make_volumes(root: &Path, directory: &Path, wanted: &BTreeSet<String>) -> Res
             // By its descriptor: what runs in the container can't swap it for a link.
             Some(inside) => {
                 let inside = format!("/proc/self/fd/{}/.", inside.as_raw_fd());
-                clone_tree(Path::new(&inside), &source, Content::Copy, None).map(drop)
+                clone_tree(Path::new(&inside), &source, Source::Live, Content::Copy, None).map(drop)
             }
             None => fs::create_dir(&source).context(|| format!("mkdir {}", source.display())),
         };

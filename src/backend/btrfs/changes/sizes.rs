@@ -40,10 +40,10 @@ impl<'a> Sizes<'a> {
         let mut size = 0;
         let id = nested.unwrap_or(self.tree);
         let searched = search::extents(&self.btrfs.fd, id, inode, first, |change| match change {
-            Change::Extent { generation, address, bytes, .. } if generation >= first => {
-                if self.counted.insert(address) {
-                    size += bytes;
-                }
+            Change::Extent { generation, address, bytes, .. }
+                if generation >= first && self.counted.insert(address) =>
+            {
+                size += bytes;
             }
             Change::Inline { generation, bytes, .. } if generation >= first => size += bytes,
             _ => {}
