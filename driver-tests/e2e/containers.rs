@@ -260,7 +260,7 @@ fn a_bundle_is_run_by_runc(ground: Ground) {
         serde_json::from_slice(&fs::read(bundle.join("config.json")).expect("read")).expect("JSON");
     assert_eq!(spec["annotations"]["org.opencontainers.image.stopSignal"], "SIGQUIT");
     assert_eq!(spec["root"]["path"], world.tree("c").to_str().expect("UTF-8"));
-    let id = format!("reflinkd-test-{}", std::process::id());
+    let id = format!("reflinkd-test-{}-{}", ground.filesystem(), std::process::id());
     let output = run("runc", &["run", "-b", directory, &id]);
     let lines: Vec<_> = output.lines().collect();
     assert_eq!(lines, ["77", "78", "78 99", "/home/app", "hello", "/home/app", "seeded"]);
