@@ -90,7 +90,7 @@ fn told(stream: &mut dyn Read) -> (Vec<String>, Result<()>) {
     let mut archive = Archive::new(stream, MOST_BYTES, &|| false);
     let mut entries = Vec::new();
     let result = loop {
-        let entry = match archive.next() {
+        let entry = match archive.next_entry() {
             Ok(Some(entry)) => entry,
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
@@ -361,8 +361,12 @@ fn assert_name(name: &Reference) {
 pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let good = Good::new();
     let names = [
-        "nginx", "localhost:5000/a/b:v1", "ghcr.io/o/r@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        "[::1]:5000/x", "index.docker.io/library/y", "a__b/c-d.e:T_1",
+        "nginx",
+        "localhost:5000/a/b:v1",
+        "ghcr.io/o/r@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "[::1]:5000/x",
+        "index.docker.io/library/y",
+        "a__b/c-d.e:T_1",
     ];
     let mut seeds: Vec<_> = names.iter().map(|name| ("reference", name.as_bytes().to_vec())).collect();
     let layers = [blob_name(&good.layer)];
@@ -378,6 +382,9 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     seeds.push(("archive", [&[1], &good.archive(&[("index.json", &listed)])[..]].concat()));
     let records = "9 path=a\n11 uid=1000\n14 mtime=1.25\n26 SCHILY.xattr.user.a=b\n22 GNU.sparse.major=1\n";
     seeds.push(("pax", records.as_bytes().to_vec()));
-    seeds.push(("pax", b"22 GNU.sparse.size=99\n28 GNU.sparse.numblocks=1\n24 GNU.sparse.map=0,5\n12 size=5\n".to_vec()));
+    seeds.push((
+        "pax",
+        b"22 GNU.sparse.size=99\n28 GNU.sparse.numblocks=1\n24 GNU.sparse.map=0,5\n12 size=5\n".to_vec(),
+    ));
     seeds
 }

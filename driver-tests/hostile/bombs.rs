@@ -157,7 +157,7 @@ fn counts_past_their_limits() {
         ("names", one(Tar::of(&files(2000))), "more entries than the limit of 2000", "max_layer_entries"),
         (
             "depth",
-            one(Tar::of(&[Raw::new(b'0', vec!["d"; 11].join("/"))])),
+            one(Tar::of(&[Raw::new(b'0', ["d"; 11].join("/"))])),
             "components than the limit of 10",
             "max_path_depth",
         ),

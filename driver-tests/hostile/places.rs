@@ -166,9 +166,9 @@ fn digests_in_layouts() {
             let _ = fs::remove_dir_all(&path);
             let _ = fs::remove_file(&path);
             if archive {
-                fs::write(&path, pack(&files)).expect("write")
+                fs::write(&path, pack(&files)).expect("write");
             } else {
-                write(&files, &path)
+                write(&files, &path);
             }
             guard.refuses(what, &path, &[], why, UNMEASURED);
             let _ = fs::remove_file(&path);

@@ -20,7 +20,7 @@ pub(crate) fn list(tar: &[u8], max_bytes: u64) -> Result<Vec<Listed>> {
     let mut stream = tar;
     let mut archive = Archive::new(&mut stream, max_bytes, &|| false);
     let mut listed = Vec::new();
-    while let Some(entry) = archive.next()? {
+    while let Some(entry) = archive.next_entry()? {
         let sha256 = content(&mut archive, &entry)?.map(|content| Sha256::digest(content).into());
         listed.push(Listed { entry, sha256 });
     }

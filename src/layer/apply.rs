@@ -33,7 +33,7 @@ impl<'a> Unpacker<'a> {
     }
 
     pub(crate) fn run(mut self) -> Result<Summary> {
-        while let Some(entry) = self.archive.next()? {
+        while let Some(entry) = self.archive.next_entry()? {
             self.entry(&entry).context(|| format!("entry {}", quoted(&entry.name)))?;
         }
         self.dirs.settle()?;

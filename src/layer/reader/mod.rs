@@ -104,7 +104,7 @@ impl<'a> Archive<'a> {
     }
 
     /// The next entry, or `None` at the archive's end. Data of the one before that wasn't read is skipped.
-    pub fn next(&mut self) -> Result<Option<Entry>> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         self.source.skip(self.data + self.padding)?;
         (self.data, self.padding) = (0, 0);
         let mut pending = Pending::default();

@@ -28,7 +28,7 @@ fn padded_to_block(data: &[u8]) -> Vec<u8> {
 
 fn first(tar: &[u8]) -> Result<Entry> {
     let mut stream = tar;
-    Archive::new(&mut stream, 1 << 40, NEVER).next().map(|entry| entry.expect("an entry"))
+    Archive::new(&mut stream, 1 << 40, NEVER).next_entry().map(|entry| entry.expect("an entry"))
 }
 
 fn refusal(tar: &[u8]) -> String {
@@ -249,7 +249,7 @@ fn errors_of_the_stream_keep_their_kind() {
             Err((self.0)())
         }
     }
-    let kind = |error| Archive::new(&mut Broken(error), 1 << 20, NEVER).next().expect_err("broken").kind();
+    let kind = |error| Archive::new(&mut Broken(error), 1 << 20, NEVER).next_entry().expect_err("broken").kind();
     assert_eq!(kind(|| std::io::Error::other(Error::new(Kind::NotFound, "no blob"))), Kind::NotFound);
     assert_eq!(kind(|| std::io::ErrorKind::InvalidData.into()), Kind::BadInput);
     assert_eq!(kind(|| std::io::Error::from_raw_os_error(libc::EIO)), Kind::System);
@@ -274,7 +274,7 @@ fn short_reads_change_nothing() {
     tar.extend(header(b'5', b"next/", 0, |_| {}));
     let mut stream = Dribble(&tar, 1);
     let mut archive = Archive::new(&mut stream, 1 << 30, NEVER);
-    let entry = archive.next().unwrap().unwrap();
+    let entry = archive.next_entry().unwrap().unwrap();
     assert_eq!(entry.attributes.mtime, Time { seconds: 1, nanoseconds: 500_000_000 });
     let mut seen = Vec::new();
     while seen.len() < data.len() {
@@ -284,6 +284,6 @@ fn short_reads_change_nothing() {
         seen.extend_from_slice(lent);
     }
     assert_eq!(seen, data);
-    assert_eq!(archive.next().unwrap().unwrap().name, b"next/");
-    assert!(archive.next().unwrap().is_none());
+    assert_eq!(archive.next_entry().unwrap().unwrap().name, b"next/");
+    assert!(archive.next_entry().unwrap().is_none());
 }
