@@ -1,14 +1,20 @@
 //! The engine on the in-memory double: every verb, how it fails, and what it leaves when it dies at any step.
-//! On tmpfs; needs root (the records' attributes are `trusted.*`), but no loop device.
+//! On tmpfs; needs root (the records' attributes are `trusted.*`, and views are mounts), but no loop device.
 
 #[path = "support/mod.rs"]
 mod support;
 
 #[path = "engine/crashes.rs"]
 mod crashes;
+#[path = "engine/double.rs"]
+mod double;
 #[path = "engine/fixture.rs"]
 mod fixture;
+#[path = "engine/spares.rs"]
+mod spares;
 #[path = "engine/upgrade.rs"]
 mod upgrade;
 #[path = "engine/verbs.rs"]
 mod verbs;
+#[path = "engine/views.rs"]
+mod views;

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Measure this project, the limits and the peers in one run, on one filesystem.
+"""Measure this project, the limits and the peers in one run: on one Btrfs filesystem, on one XFS filesystem, and what
+containers that read the same keep in memory.
 
     bench.py --work DIR [--binary REFLINKD] [--rows REFLINKD-BENCH] [--scale 1.0] [--only PART,...]
 
 Prints a table and writes DIR/results.json:
 
     {"machine": {...}, "image": {...}, "floor": {...},
-     "rows": [{"row": "create", "unit": "ms", "limit": 3.2, "ours": 9.8, "peers": {"docker btrfs": 107.0},
-               "aim": "2.5 x the limit", "missed": false}],
-     "failures": [{"who": "podman btrfs", "row": "load", "error": "..."}]}
+     "btrfs": {"rows": [{"row": "create", "unit": "ms", "limit": 3.2, "ours": 9.8, "peers": {"docker btrfs": 107.0},
+                         "aim": "2.5 x the limit", "missed": false}],
+               "failures": [{"who": "podman btrfs", "row": "load", "error": "..."}]},
+     "xfs": {"rows": [...], "failures": [...]}, "memory": {"rows": [...], "failures": [...]}}
 
 What fails is in `failures`, and its cell of the table says so. Without --binary only limits and
 peers are measured. REFLINKD-BENCH (reflinkd-bench.rs says what it prints) measures in the store
 that the rows of REFLINKD have filled. PARTs are `limits`, `ours` and the peers' programs; without
---only, all. Status 1 if one of our own measurements failed; a missed aim is none.
+--only, all. --tables says which of the three tables. Status 1 if one of our own measurements failed; a missed aim is none.
 """
 
 import argparse
@@ -27,12 +29,15 @@ import sys
 
 import make_image
 import measure
+import memory
 import peers
+import xfs
 from measure import Failed, Ran, median, repeat, sync
 
 GIB = 1 << 30
 PARTS = ("limits", "ours", "docker", "podman", "containerd")
-ORDER = ("load", "load, peak memory", "create", "create, in process", "create, in turns with it", "rm", "rm, in process",
+TABLES = ("btrfs", "xfs", "memory")
+ORDER = ("load", "load, peak memory", "clone of the tree, CPU", "clone of the tree", "create", "create, in process", "create, in turns with it", "rm", "rm, in process",
          "rm, this image", "rm, an empty image", "ps -s, one container", "ps -s, 1,000 containers",
          "ps -s, 1,000, in process", "1,000 creates, 32 threads", "1,000 creates, 32 processes",
          "1,000 x --version, 32 processes", "--version: the start of a process")
@@ -88,6 +93,7 @@ class Ours:
 
     def __init__(self, binary, root):
         self.client = [binary, "--root", root]
+        self.config = f"{root}.config.toml"
 
     def __enter__(self):
         Ran([*self.client, "init"])
@@ -102,6 +108,15 @@ class Ours:
     def unload(self):
         Ran([*self.client, "rmi", "bench"])
         Ran([*self.client, "gc"])
+
+    def ask(self, *arguments):
+        return Ran([*self.client, *arguments])
+
+    def without_spares(self, *arguments):
+        """A command that neither uses clones made ahead nor has any made."""
+        with open(self.config, "w", encoding="utf-8") as file:
+            file.write("spares = 0\ntend = false\n")
+        return Ran([*self.client, "--config", self.config, *arguments])
 
     def create(self, name):
         return Ran([*self.client, "create", "--image", "bench", name])
@@ -257,25 +272,21 @@ def options():
     parser.add_argument("--rows", help="a program that prints rows measured in process")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the image")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of: {', '.join(PARTS)}")
+    parser.add_argument("--tables", default=",".join(TABLES), help=f"some of: {', '.join(TABLES)}")
     parser.add_argument("--no-quotas", action="store_true", help="leave simple quotas off")
     chosen = parser.parse_args()
-    chosen.only = [part for part in chosen.only.replace(",", " ").split() if part]
-    unknown = sorted(set(chosen.only) - set(PARTS))
-    if unknown:
-        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(PARTS)}")
+    for option, known in (("only", PARTS), ("tables", TABLES)):
+        words = getattr(chosen, option).replace(",", " ").split()
+        unknown = sorted(set(words) - set(known))
+        if unknown:
+            parser.error(f"--{option}: {', '.join(unknown)} is none of {', '.join(known)}")
+        setattr(chosen, option, words)
     return chosen
 
 
-def main():
-    chosen = options()
-    # A signal ends the run through the context managers, which stop daemons and unmount.
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, lambda *_: sys.exit(130))
-    work = os.path.abspath(chosen.work)
-    os.makedirs(work, exist_ok=True)
-    image, summary = image_in(work, chosen.scale)
-    results = Results()
-    with measure.Filesystem(work, 64 * GIB, not chosen.no_quotas) as filesystem:
+def btrfs_table(results, chosen, work, image):
+    """The rows on Btrfs; the names of the peers, the floor of a load, and what quotas the filesystem had."""
+    with measure.Filesystem(work, 64 * GIB, simple_quotas=not chosen.no_quotas) as filesystem:
         say(f"one Btrfs filesystem on {filesystem.device}, quotas: {filesystem.quotas}")
         floor = measure_limits(results, image, filesystem.mount) if "limits" in chosen.only else {}
         if chosen.binary and "ours" in chosen.only:
@@ -286,26 +297,89 @@ def main():
         contenders = [peer for peer in peers.all_peers(filesystem.mount) if peer.program in chosen.only]
         for peer in contenders:
             measure_peer(results, peer, image, filesystem.mount)
-        machine = {"kernel": platform.release(), "cpus": os.cpu_count(), "quotas": filesystem.quotas,
-                   "load": os.getloadavg()[0]}
-    for program in sorted({peer.program for peer in contenders}):
+        return [peer.name for peer in contenders], floor, filesystem.quotas
+
+
+def xfs_table(results, chosen, work, image):
+    """The rows on XFS; the names of the columns beside ours."""
+    with measure.Filesystem(work, 64 * GIB, "xfs") as filesystem:
+        say(f"one XFS filesystem on {filesystem.device}")
+        names = []
+        if "limits" in chosen.only:
+            say("the limits: tar -x, decompression and sha256; cp -a --reflink=always ...")
+            tree = os.path.join(filesystem.mount, "limits")
+            os.mkdir(tree)
+            results.put("load", "limit", measure.load_floor(image, tree)["overlapped_ms"])
+            xfs.copied(results, tree, filesystem.mount)
+            names.append(xfs.COPIER)
+        if chosen.binary and "ours" in chosen.only:
+            say("reflinkd ...")
+            xfs.ours(results, Ours(chosen.binary, os.path.join(filesystem.mount, "ours")), image, filesystem.mount)
+        contenders = [peer for peer in peers.xfs_peers(filesystem.mount) if peer.program in chosen.only]
+        for peer in contenders:
+            measure_peer(results, peer, image, filesystem.mount)
+        return names + [peer.name for peer in contenders]
+
+
+def memory_table(results, chosen, work):
+    """Growth of the page cache on both filesystems; the names of the columns beside ours."""
+    tar = memory.archive(work)
+    for kind in ("btrfs", "xfs"):
+        with measure.Filesystem(work, 8 * GIB, kind) as filesystem:
+            say(f"ten containers that read the same 100 MB, on {kind} ...")
+            if chosen.binary and "ours" in chosen.only:
+                client = Ours(chosen.binary, os.path.join(filesystem.mount, "ours")).client
+                for read_only in (True, False):
+                    row = f"{kind}, {'read-only' if read_only else 'writable'}"
+                    try:
+                        results.put(row, "ours", memory.ours(client, tar, filesystem.mount, read_only), "MB")
+                    except (Failed, OSError) as error:
+                        results.fail("ours", row, error)
+            grown = memory.overlay(os.path.join(filesystem.mount, "overlay"), tar, filesystem.mount)
+            for access in ("read-only", "writable"):
+                results.put(f"{kind}, {access}", "overlay", grown, "MB")
+    return ["overlay"]
+
+
+def main():
+    chosen = options()
+    # A signal ends the run through the context managers, which stop daemons and unmount.
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda *_: sys.exit(130))
+    work = os.path.abspath(chosen.work)
+    os.makedirs(work, exist_ok=True)
+    image, summary = image_in(work, chosen.scale)
+    machine = {"kernel": platform.release(), "cpus": os.cpu_count(), "load": os.getloadavg()[0]}
+    floor, done = {}, {}
+    for table_name in chosen.tables:
+        results = Results()
+        if table_name == "btrfs":
+            names, floor, machine["quotas"] = btrfs_table(results, chosen, work, image)
+        elif table_name == "xfs":
+            names = xfs_table(results, chosen, work, image)
+        else:
+            names = memory_table(results, chosen, work)
+        done[table_name] = (results, names)
+    for program in sorted(set(chosen.only) - {"limits", "ours"}):
         machine[program] = version(f"/usr/bin/{program}", "--version")
     path = os.path.join(work, "results.json")
     with open(path, "w", encoding="utf-8") as file:
-        json.dump({"machine": machine, "image": summary, "floor": floor, "rows": results.ordered(),
-                   "failures": results.failures}, file, indent=2)
-    print(f"\n{table(results, [peer.name for peer in contenders])}\n")
+        tables = {name: {"rows": results.ordered(), "failures": results.failures} for name, (results, _) in done.items()}
+        json.dump({"machine": machine, "image": summary, "floor": floor, **tables}, file, indent=2)
+    for name, (results, names) in done.items():
+        print(f"\n{name}\n\n{table(results, names)}\n")
+        for row in results.ordered():
+            if "aim" in row:
+                say(f"{'MISSED' if row['missed'] else 'met'}: {row['row']}: at most {row['aim']}")
+        for failure in results.failures:
+            print(f"   FAILED {failure['who']}, {failure['row']}: {failure['error']}")
     say(f"image: {summary['entries']:,} entries, {summary['files']:,} files, {summary['plain'] / 1e9:.2f} GB; "
         + ", ".join(f"{key} {value}" for key, value in machine.items()))
     if floor:
         say("floor of a load: " + ", ".join(f"{key[:-3]} {number(value)} ms" for key, value in floor.items()))
-    for row in results.ordered():
-        if "aim" in row:
-            say(f"{'MISSED' if row['missed'] else 'met'}: {row['row']}: at most {row['aim']}")
-    for failure in results.failures:
-        print(f"   FAILED {failure['who']}, {failure['row']}: {failure['error']}")
     say(f"as JSON: {path}")
-    return 1 if any(failure["who"] == "ours" for failure in results.failures) else 0
+    failed = [failure for results, _ in done.values() for failure in results.failures]
+    return 1 if any(failure["who"] == "ours" for failure in failed) else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import queue
+import resource
 import statistics
 import struct
 import subprocess
@@ -31,8 +32,8 @@ class Failed(Exception):
 
 
 class Ran:
-    """One whole process: `ms` of wall time, what it printed, and with `memory` its `peak`
-    resident bytes."""
+    """One whole process: `ms` of wall time, `cpu_ms` of its own user and system time, what it
+    printed, and with `memory` its `peak` resident bytes."""
 
     def __init__(self, command, memory=False):
         if memory:
@@ -46,6 +47,7 @@ class Ran:
     def _run(self, command):
         # Files, not pipes: nothing of this process's own reading is in the time.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             start = time.monotonic()
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
             # Not wait(LONGEST): that polls, at intervals that double, and every time becomes one of theirs.
@@ -53,6 +55,8 @@ class Ran:
             late.start()
             process.wait()
             self.ms = (time.monotonic() - start) * 1000
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            self.cpu_ms = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000
             late.cancel()
             if self.ms > LONGEST * 1000:
                 raise Failed(f"`{' '.join(command)}` didn't end within {LONGEST} s")
@@ -93,12 +97,12 @@ def warm(path):
 
 
 class Filesystem:
-    """A Btrfs filesystem in a sparse file, on a loop device, mounted until the block ends."""
+    """A filesystem of KIND (btrfs, xfs) in a sparse file, on a loop device, mounted until the block ends."""
 
-    def __init__(self, directory, size, simple_quotas):
-        self.file = os.path.join(directory, "filesystem")
-        self.mount = os.path.join(directory, "mnt")
-        self.size, self.simple_quotas = size, simple_quotas
+    def __init__(self, directory, size, kind="btrfs", simple_quotas=False):
+        self.file = os.path.join(directory, f"filesystem.{kind}")
+        self.mount = os.path.join(directory, f"mnt.{kind}")
+        self.size, self.kind, self.simple_quotas = size, kind, simple_quotas
         self.device = None
 
     def __enter__(self):
@@ -106,10 +110,10 @@ class Filesystem:
         try:
             with open(self.file, "wb") as file:
                 file.truncate(self.size)
-            subprocess.run(["mkfs.btrfs", "--quiet", self.file], check=True, capture_output=True)
+            subprocess.run([f"mkfs.{self.kind}", "-q", self.file], check=True, capture_output=True)
             self.device = subprocess.run(["losetup", "--find", "--show", "--direct-io=on", self.file], check=True,
                                          capture_output=True, text=True).stdout.strip()
-            subprocess.run(["mount", "-t", "btrfs", self.device, self.mount], check=True)
+            subprocess.run(["mount", "-t", self.kind, self.device, self.mount], check=True)
             self.quotas = "simple" if self.simple_quotas and self._enable_simple() else "none"
         except BaseException:
             self.__exit__()

@@ -159,6 +159,11 @@ class Containerd(Peer):
         return self.snapshots("usage", name)
 
 
+def xfs_peers(directory):
+    """Where layers are directories: overlay, and podman's vfs, which clones each file of a layer."""
+    return [Docker("overlay2", directory), Podman("overlay", directory), Podman("vfs", directory)]
+
+
 def all_peers(directory):
     return [Docker("btrfs", directory), Docker("overlay2", directory), Podman("btrfs", directory),
             Podman("overlay", directory), Containerd("btrfs", directory), Containerd("overlayfs", directory)]

@@ -3,6 +3,7 @@
 # Never part of a test: a shared machine's numbers are only good for ratios.
 #
 #   BENCH_ONLY      some of: limits ours docker podman containerd; without it all
+#   BENCH_TABLES    some of: btrfs xfs memory; without it all
 #   BENCH_FLAGS     more flags for bench.py, such as: --scale 0.1
 
 . "$(dirname "$0")/../tools/lib.sh"
@@ -11,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 need_root "the benchmark" bench
 find_cargo
 need_compiler
-need_packages btrfs-progs python3 time
+need_packages btrfs-progs xfsprogs python3 time
 
 # The peers' own services stay off: the benchmark starts them itself, on its own data roots.
 # policy-rc.d keeps the install from starting them, disabling keeps the next boot from it.
@@ -44,13 +45,13 @@ if [ ${#fresh[@]} -gt 0 ]; then
         note "their services are installed but disabled"
     fi
 fi
-for module in loop btrfs overlay; do modprobe "$module" 2>/dev/null || true; done
+for module in loop btrfs xfs overlay; do modprobe "$module" 2>/dev/null || true; done
 
 cd "$top"
 step "Build the release binary"
 run "$cargo" build --release --locked --bins --examples
 give_back
-flags=(--work "$target/bench" --binary "$target/release/reflinkd" --rows "$target/release/examples/reflinkd-bench" --only "$only")
+flags=(--work "$target/bench" --binary "$target/release/reflinkd" --rows "$target/release/examples/reflinkd-bench" --only "$only" --tables "${BENCH_TABLES:-btrfs xfs memory}")
 
 step "Measure"
 # shellcheck disable=SC2086 # flags are words

@@ -8,7 +8,11 @@ use std::time::Duration;
 
 use reflinkd::backend::btrfs::Btrfs;
 use reflinkd::backend::memory::Memory;
+use reflinkd::backend::reflink::Reflink;
 use reflinkd::backend::{Backend, GroupId, QuotaMode, SizeMethod, Tree, TreeSize, Want};
+use reflinkd::sys::xfs::XfsFd;
+use reflinkd::sys::xfs::quota::ProjectQuotas;
+use reflinkd::sys::xfs::space::free_preallocated;
 use reflinkd::{Error, Kind, Result};
 
 use crate::support::{GIB, KIB, LoopFs, QuotaSetup};
@@ -19,6 +23,8 @@ const PREFIX: u16 = 0x7e57;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A backend on a filesystem in a quota mode.
+// Each of the two test binaries makes some of them.
+#[allow(dead_code)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Setup {
     Memory,
@@ -26,6 +32,12 @@ pub(crate) enum Setup {
     Full,
     None,
     Inconsistent,
+    /// Reflink trees on XFS mounted without quotas.
+    Xfs,
+    /// Reflink trees on XFS mounted with project quotas, which hosts seldom have.
+    XfsPrjquota,
+    /// Reflink trees on Btrfs without quotas.
+    ReflinkOnBtrfs,
 }
 
 impl Setup {
@@ -37,27 +49,51 @@ impl Setup {
             Self::Full => LoopFs::btrfs(size, QuotaSetup::Full),
             Self::None => LoopFs::btrfs(size, QuotaSetup::None),
             Self::Inconsistent => LoopFs::btrfs(size, QuotaSetup::Inconsistent),
+            Self::Xfs => LoopFs::xfs(size),
+            Self::XfsPrjquota => LoopFs::xfs_mounted(size, "prjquota"),
+            Self::ReflinkOnBtrfs => LoopFs::btrfs(size, QuotaSetup::None),
         };
+        if self.is_reflink() {
+            assert!(Reflink::probe(fs.path()).expect("probe"), "this filesystem shares blocks between files");
+            Reflink::make(fs.path()).expect("make the trash");
+        }
         Fixture { backend: self.open(fs.path()), setup: self, next: AtomicU32::new(1), fs }
     }
 
     fn open(self, root: &Path) -> Box<dyn Backend> {
         match self {
             Self::Memory => Box::new(Memory::new(root).expect("open the memory backend")),
-            _ => Box::new(Btrfs::open(root, PREFIX).expect("open the btrfs backend")),
+            Self::Xfs | Self::XfsPrjquota | Self::ReflinkOnBtrfs => {
+                Box::new(Reflink::open(root, PREFIX).expect("open the reflink backend"))
+            }
+            Self::Simple | Self::Full | Self::None | Self::Inconsistent => {
+                Box::new(Btrfs::open(root, PREFIX).expect("open the btrfs backend"))
+            }
         }
     }
 
+    /// Whether trees are subvolumes, which can be nested, and can refuse writes.
     pub(crate) fn is_btrfs(self) -> bool {
-        self != Self::Memory
+        matches!(self, Self::Simple | Self::Full | Self::None | Self::Inconsistent)
+    }
+
+    /// Whether subvolumes can be made inside of trees.
+    pub(crate) fn on_btrfs(self) -> bool {
+        self.is_btrfs() || self == Self::ReflinkOnBtrfs
+    }
+
+    /// Whether trees are directories whose files share blocks, with a manifest beside each.
+    pub(crate) fn is_reflink(self) -> bool {
+        matches!(self, Self::Xfs | Self::XfsPrjquota | Self::ReflinkOnBtrfs)
     }
 
     pub(crate) fn mode(self) -> QuotaMode {
         match self {
-            Self::Memory | Self::None => QuotaMode::None,
+            Self::Memory | Self::None | Self::Xfs | Self::ReflinkOnBtrfs => QuotaMode::None,
             Self::Simple => QuotaMode::Simple,
             Self::Full => QuotaMode::Full,
             Self::Inconsistent => QuotaMode::Inconsistent,
+            Self::XfsPrjquota => QuotaMode::Project,
         }
     }
 
@@ -66,23 +102,50 @@ impl Setup {
             Self::Memory => SizeMethod::Blocks,
             Self::Simple => SizeMethod::SimpleQuota,
             Self::Full => SizeMethod::Qgroup,
-            Self::None | Self::Inconsistent => SizeMethod::Extents,
+            Self::XfsPrjquota => SizeMethod::ProjectQuota,
+            Self::None | Self::Inconsistent | Self::Xfs | Self::ReflinkOnBtrfs => SizeMethod::Extents,
         }
     }
 
     /// Whether limits are held.
     pub(crate) fn limits(self) -> bool {
-        matches!(self, Self::Simple | Self::Full)
+        matches!(self, Self::Simple | Self::Full | Self::XfsPrjquota)
     }
 
-    /// Whether what is written is charged by [`GroupId`]. Full qgroups charge each subvolume by itself.
+    /// What a writer is told at a limit.
+    pub(crate) fn refusal(self) -> i32 {
+        if self == Self::XfsPrjquota { libc::ENOSPC } else { libc::EDQUOT }
+    }
+
+    /// What a clone is charged for so many bytes of its own, so many of what it was cloned from overwritten, and so many of
+    /// that removed. Project quotas count all blocks of a tree, whoever else has them.
+    pub(crate) fn charge(self, own: u64, overwritten: u64, removed: u64) -> u64 {
+        if self == Self::XfsPrjquota { own.saturating_sub(removed) } else { own + overwritten }
+    }
+
+    /// Whether a tree's [`GroupId`] is known from the filesystem alone. Full qgroups charge each subvolume by itself.
     pub(crate) fn by_group(self) -> bool {
-        self == Self::Simple
+        self == Self::Simple || self.is_reflink()
+    }
+
+    /// Whether blocks that several files of a tree share are charged once.
+    pub(crate) fn shares_blocks(self) -> bool {
+        !matches!(self, Self::Memory | Self::XfsPrjquota)
+    }
+
+    /// Whether room that is allocated and not written to is charged.
+    pub(crate) fn counts_room(self) -> bool {
+        self != Self::Memory
     }
 
     /// Most bytes that may be charged above the blocks written.
     pub(crate) fn overhead(self) -> u64 {
-        if self == Self::Memory { 0 } else { 128 * KIB }
+        match self {
+            Self::Simple | Self::Full | Self::None | Self::Inconsistent => 128 * KIB,
+            // Directories.
+            Self::XfsPrjquota => 16 * KIB,
+            Self::Memory | Self::Xfs | Self::ReflinkOnBtrfs => 0,
+        }
     }
 }
 
@@ -147,6 +210,14 @@ impl Fixture {
         tree
     }
 
+    /// Put another tree at `fs.new` of a place, as a crash leaves it that comes in the middle of a replacement.
+    pub(crate) fn put_spare(&self, from: &Tree, place: &Tree) {
+        fs::rename(from.root(), place.spare()).expect("put a tree at fs.new");
+        for name in entries(from.place()).iter().filter(|name| name.starts_with("manifest.")) {
+            fs::rename(from.place().join(name), place.place().join(name)).expect("and its manifest beside it");
+        }
+    }
+
     /// What the trees are charged after a commit, with apparent sizes.
     pub(crate) fn sizes(&self, trees: &[&Tree]) -> Vec<TreeSize> {
         let measured = self.backend.measure(trees, Want { sync: true, apparent: true }).expect("measure");
@@ -165,14 +236,32 @@ impl Fixture {
         live
     }
 
-    /// The level-1 qgroups that the kernel knows, as sysfs shows them; empty without qgroups.
+    /// The level-1 qgroups that the kernel knows, as sysfs shows them, or the projects that hold something or have a limit.
+    /// Empty without quotas.
     pub(crate) fn kernel_groups(&self) -> BTreeSet<String> {
+        if self.setup == Setup::XfsPrjquota {
+            return self.projects();
+        }
         if !self.setup.is_btrfs() {
             return BTreeSet::new();
         }
         let Ok(entries) = fs::read_dir(self.fs.qgroups_dir()) else { return BTreeSet::new() };
         let names = entries.map(|e| e.expect("read sysfs").file_name().to_string_lossy().into_owned());
         names.filter(|name| name.starts_with("1_")).collect()
+    }
+
+    fn projects(&self) -> BTreeSet<String> {
+        let open = || XfsFd::open(self.fs.path()).expect("open the filesystem");
+        // Before that, what has just been removed counts.
+        free_preallocated(&open()).expect("free what is preallocated");
+        let quotas = ProjectQuotas::open(open()).expect("open the quotas");
+        let mut next = 1;
+        let mut found = BTreeSet::new();
+        while let Some((project, _)) = quotas.next(next).expect("the next project") {
+            found.insert(format!("{project:#x}"));
+            next = project + 1;
+        }
+        found
     }
 
     /// Run what must fail, and see that it left neither a tree nor a group, and named the place.

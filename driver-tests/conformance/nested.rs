@@ -1,4 +1,5 @@
-//! Subvolumes that somebody makes inside a tree. Plain directories have none.
+//! Subvolumes that somebody makes inside a tree. Where trees are plain directories, on Btrfs, these are directories too;
+//! elsewhere there are none.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use reflinkd::Kind;
 use reflinkd::backend::{Access, Tree};
 
 use crate::fixture::Fixture;
+use crate::support::digest::{assert_same, tree_digest};
 use crate::support::{MB, arg, run, write_random};
 
 /// As a process in the container makes it.
@@ -43,17 +45,21 @@ pub(crate) fn a_plain_tree_has_none(f: &Fixture) {
 
 pub(crate) fn nested_subvolumes_are_listed_and_charged(f: &Fixture) {
     let web = f.created("web");
-    if !f.setup.is_btrfs() {
+    if !f.setup.on_btrfs() {
         return assert_eq!(f.backend.nested(&web).expect("nested"), []);
     }
     let made = make_nested(&web.root());
     let found = listed(f, &web);
-    let (mut sorted_found, mut sorted_made) = (found.clone(), made);
-    sorted_found.sort();
-    sorted_made.sort();
-    assert_eq!(sorted_found, sorted_made);
-    let place = |path: &str| found.iter().position(|p| p == Path::new(path));
-    assert!(place("dir/outer") < place("dir/outer/below/inner"), "parents come before their children: {found:?}");
+    if f.setup.is_btrfs() {
+        let (mut sorted_found, mut sorted_made) = (found.clone(), made);
+        sorted_found.sort();
+        sorted_made.sort();
+        assert_eq!(sorted_found, sorted_made);
+        let place = |path: &str| found.iter().position(|p| p == Path::new(path));
+        assert!(place("dir/outer") < place("dir/outer/below/inner"), "parents come before their children: {found:?}");
+    } else {
+        assert_eq!(found, [""; 0].map(PathBuf::from), "they are directories like others");
+    }
     write_random(&web.root().join("own"), 4 * MB);
     let size = f.sizes(&[&web])[0];
     let (least, most) = (10 * MB, 10 * MB + 4 * 4096 + f.setup.overhead());
@@ -64,7 +70,7 @@ pub(crate) fn nested_subvolumes_are_listed_and_charged(f: &Fixture) {
 pub(crate) fn nested_subvolumes_go_with_their_tree(f: &Fixture) {
     let image = f.image("image", |root| fs::write(root.join("file"), "image").expect("write"));
     let (web, reset) = (f.container(&image, "web"), f.container(&image, "reset"));
-    if f.setup.is_btrfs() {
+    if f.setup.on_btrfs() {
         for tree in [&web, &reset] {
             make_nested(&tree.root());
             // What a container can do to stand in the way: a read-only one, and one nobody may unlink.
@@ -83,16 +89,20 @@ pub(crate) fn nested_subvolumes_go_with_their_tree(f: &Fixture) {
     fs::remove_dir(web.place()).expect("nothing is left in the place");
     let live = f.reclaim(&[&image, &fresh]);
     assert_eq!(f.backend.leftovers(&live).expect("leftovers"), []);
-    if f.setup.is_btrfs() {
+    if f.setup.on_btrfs() {
         let left = run("btrfs", &["subvolume", "list", "-o", arg(f.fs().path())]);
         assert!(!left.contains("outer") && !left.contains("inner") && !left.contains("alike"), "{left}");
     }
 }
 
-pub(crate) fn a_tree_with_nested_subvolumes_is_not_cloned(f: &Fixture) {
+pub(crate) fn a_tree_with_nested_subvolumes_is_cloned_whole_or_not(f: &Fixture) {
     let (web, twin) = (f.created("web"), f.tree("twin"));
     if !f.setup.is_btrfs() {
-        return f.backend.clone_tree(&web, &twin, Access::Writable, None).expect("there is nothing to refuse");
+        if f.setup.on_btrfs() {
+            make_nested(&web.root());
+        }
+        f.backend.clone_tree(&web, &twin, Access::Writable, None).expect("there is nothing to refuse");
+        return assert_same("what is in them", &tree_digest(&web.root()), &tree_digest(&twin.root()));
     }
     let victim = f.created("victim");
     fs::write(victim.root().join("own"), "own").expect("write");

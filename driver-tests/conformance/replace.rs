@@ -70,7 +70,7 @@ pub(crate) fn settle_undoes_an_unfinished_replace(f: &Fixture) {
     let (web, other) = (f.container(&image, "web"), f.container(&image, "other"));
     fs::write(web.root().join("own"), "own").expect("write");
     // As a crash leaves it that comes after the clone and before the exchange.
-    fs::rename(other.root(), web.spare()).expect("put a tree at fs.new");
+    f.put_spare(&other, &web);
     for _ in 0..2 {
         let group = f.backend.settle(web.place()).expect("settle");
         assert_eq!(group, f.setup.by_group().then(|| web.group().expect("it has one")));
@@ -87,7 +87,7 @@ pub(crate) fn settle_finishes_a_replace(f: &Fixture) {
     let (web, other) = (f.container(&image, "web"), f.container(&image, "other"));
     fs::write(web.root().join("own"), "old").expect("write");
     // As a crash leaves it that comes after the exchange and before the old tree is destroyed.
-    fs::rename(other.root(), web.spare()).expect("put a tree at fs.new");
+    f.put_spare(&other, &web);
     renameat_with(CWD, web.spare(), CWD, web.root(), RenameFlags::EXCHANGE).expect("exchange");
     let group = f.backend.settle(web.place()).expect("settle");
     assert_eq!(group, f.setup.by_group().then(|| other.group().expect("it has one")));

@@ -110,7 +110,7 @@ fn damaged_images_are_refused_and_leave_nothing() {
         }),
     ];
     let world = World::simple().with_base();
-    let (places, subvolumes) = (world.places(), world.subvolumes());
+    let (places, trees) = (world.places(), world.all_trees());
     let image = TestImage::new("bad")
         .files(Packing::Gzip, &[("file", &random_bytes(100_000))])
         .files(Packing::Gzip, &[("second", b"2")]);
@@ -121,7 +121,7 @@ fn damaged_images_are_refused_and_leave_nothing() {
         fs::write(&path, pack(&files)).expect("write");
         let error = world.fails(&["load", "-q", path.to_str().expect("UTF-8")]);
         assert!(error.starts_with("reflinkd: cannot load "), "{what}: {error}");
-        assert_eq!((world.places(), world.subvolumes()), (places, subvolumes.clone()), "{what} left something");
+        assert_eq!((world.places(), world.all_trees()), (places, trees.clone()), "{what} left something");
         assert_eq!(world.rows(&["images"]).len(), 1, "{what}");
         assert!(
             world.rows(&["gc", "--dry-run"]).iter().all(|row| row["type"] == "group"),

@@ -6,12 +6,23 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::support::{MB, Process, QuotaSetup, run, tree_digest, write_random};
-use crate::world::{World, bytes};
+use crate::support::{MB, Process, reflinkd, run, tree_digest, write_random};
+use crate::world::{Ground, World, bytes};
 
-#[test]
-fn create_prints_the_id_and_makes_a_writable_copy_of_the_image() {
-    let world = World::simple().with_base();
+on_btrfs_and_xfs! {
+    create_prints_the_id_and_makes_a_writable_copy_of_the_image
+    writes_survive_a_remount_and_rm_loses_them_all
+    rename_is_kept
+    what_a_process_uses_is_not_removed
+    several_are_removed_even_if_one_is_not_there
+    a_bundle_is_run_by_runc
+}
+on_every_ground! {
+    reset_makes_it_anew_at_the_same_path
+}
+
+fn create_prints_the_id_and_makes_a_writable_copy_of_the_image(ground: Ground) {
+    let world = World::on(ground).with_base();
     let id = world.ok(&["create", "--image", "base", "--label", "tier=web", "-l", "bare", "web1"]);
     assert!(id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
     let tree = world.tree("web1");
@@ -52,17 +63,21 @@ fn filters_select() {
     assert!(world.fails(&["ps", "--filter", "colour=red"]).contains("invalid filter"));
 }
 
-#[test]
-fn writes_survive_a_remount_and_rm_loses_them_all() {
-    let world = World::simple().with_base();
-    world.ok(&["create", "--image", "base", "--size-limit", "50MB", "--label", "k=v", "c"]);
+fn writes_survive_a_remount_and_rm_loses_them_all(ground: Ground) {
+    let world = World::on(ground).with_base();
+    let limit = ground.limit(&["--size-limit", "50MB"]);
+    world.ok(&[&["create", "--image", "base", "--label", "k=v", "c"], limit].concat());
+    let before = world.row(&["ps"], "c");
     write_random(&world.tree("c").join("data"), 3 * MB);
     let written = tree_digest(&world.tree("c"));
     // As after a reboot: another mount of the filesystem, so the index is made anew from the records.
     world.fs.remount("rw");
     assert_eq!(tree_digest(&world.tree("c")), written);
     let row = world.row(&["ps", "-s"], "c");
-    assert_eq!((bytes(&row, "size_limit"), row["labels"].clone()), (50 * MB, json!({ "k": "v" })));
+    for kept in ["id", "labels", "size_limit"] {
+        assert_eq!(row[kept], before[kept], "{kept}");
+    }
+    assert_eq!(row["labels"], json!({ "k": "v" }));
     assert!(bytes(&row, "size") >= 3 * MB);
     // And with the index lost altogether.
     for file in ["index.db", "index.db-journal", "index.current"] {
@@ -81,39 +96,34 @@ fn writes_survive_a_remount_and_rm_loses_them_all() {
     assert!(!world.tree("c").join("data").exists());
 }
 
-#[test]
-fn reset_makes_it_anew_at_the_same_path() {
-    for mode in [QuotaSetup::Simple, QuotaSetup::Full, QuotaSetup::None] {
-        let world = World::new(mode).with_base();
-        let limited: &[&str] = if matches!(mode, QuotaSetup::None) { &[] } else { &["--size-limit", "30MB"] };
-        let create = ["create", "--image", "base", "--label", "k=v", "c"];
-        world.ok(&create.iter().copied().chain(limited.iter().copied()).collect::<Vec<_>>());
-        let (tree, before) = (world.tree("c"), world.row(&["ps"], "c"));
-        let fresh = tree_digest(&tree);
-        write_random(&tree.join("x"), 20 * MB);
-        fs::remove_file(tree.join("etc/passwd")).expect("unlink");
-        world.ok(&["reset", "c"]);
-        assert_eq!(world.tree("c"), tree);
-        assert_eq!(tree_digest(&tree), fresh);
-        let after = world.row(&["ps", "-s"], "c");
-        assert_eq!(bytes(&after, "size"), 0);
-        for kept in ["id", "name", "labels", "size_limit", "image", "created"] {
-            assert_eq!(after[kept], before[kept], "{kept}");
-        }
-        if limited.is_empty() {
-            continue;
-        }
-        // The limit holds for the new tree, and what the old one held doesn't count.
-        write_random(&tree.join("x"), 20 * MB);
-        let over = fs::write(tree.join("y"), crate::support::random_bytes(20 * MB))
-            .and_then(|()| File::open(tree.join("y"))?.sync_all());
-        assert_eq!(over.expect_err("over the limit").raw_os_error(), Some(libc::EDQUOT));
+fn reset_makes_it_anew_at_the_same_path(ground: Ground) {
+    let world = World::on(ground).with_base();
+    let limit = ground.limit(&["--size-limit", "30MB"]);
+    world.ok(&[&["create", "--image", "base", "--label", "k=v", "c"], limit].concat());
+    let (tree, before) = (world.tree("c"), world.row(&["ps"], "c"));
+    let fresh = tree_digest(&tree);
+    write_random(&tree.join("x"), 20 * MB);
+    fs::remove_file(tree.join("etc/passwd")).expect("unlink");
+    world.ok(&["reset", "c"]);
+    assert_eq!(world.tree("c"), tree);
+    assert_eq!(tree_digest(&tree), fresh);
+    let after = world.row(&["ps", "-s"], "c");
+    assert_eq!(bytes(&after, "size"), 0);
+    for kept in ["id", "name", "labels", "size_limit", "image", "created"] {
+        assert_eq!(after[kept], before[kept], "{kept}");
     }
+    if !ground.holds_limits() {
+        return;
+    }
+    // The limit holds for the new tree, and what the old one held doesn't count.
+    write_random(&tree.join("x"), 20 * MB);
+    let over = fs::write(tree.join("y"), crate::support::random_bytes(20 * MB))
+        .and_then(|()| File::open(tree.join("y"))?.sync_all());
+    assert_eq!(over.expect_err("over the limit").raw_os_error(), Some(libc::EDQUOT));
 }
 
-#[test]
-fn rename_and_update_are_kept() {
-    let world = World::simple().with_base();
+fn rename_is_kept(ground: Ground) {
+    let world = World::on(ground).with_base();
     world.ok(&["create", "--image", "base", "one"]);
     world.ok(&["create", "--image", "base", "two"]);
     let tree = world.tree("one");
@@ -122,17 +132,25 @@ fn rename_and_update_are_kept() {
     assert!(world.fails(&["mount", "one"]).contains("there is no container one"));
     let error = world.fails(&["rename", "three", "two"]);
     assert!(error.contains("cannot rename container three to two: the name two is taken by container"), "{error}");
-    world.ok(&["update", "--size-limit", "10MB", "three"]);
     world.fs.remount("rw");
-    assert_eq!(bytes(&world.row(&["ps"], "three"), "size_limit"), 10 * MB);
+    assert_eq!(world.tree("three"), tree);
+}
+
+#[test]
+fn update_is_kept() {
+    let world = World::simple().with_base();
+    world.ok(&["create", "--image", "base", "one"]);
+    let tree = world.tree("one");
+    world.ok(&["update", "--size-limit", "10MB", "one"]);
+    world.fs.remount("rw");
+    assert_eq!(bytes(&world.row(&["ps"], "one"), "size_limit"), 10 * MB);
     let over = fs::write(tree.join("y"), crate::support::random_bytes(20 * MB))
         .and_then(|()| File::open(tree.join("y"))?.sync_all());
     assert_eq!(over.expect_err("over the limit").raw_os_error(), Some(libc::EDQUOT));
 }
 
-#[test]
-fn what_a_process_uses_is_not_removed() {
-    let world = World::simple().with_base();
+fn what_a_process_uses_is_not_removed(ground: Ground) {
+    let world = World::on(ground).with_base();
     world.ok(&["create", "--image", "base", "c"]);
     let tree = world.tree("c");
     let sleeper =
@@ -143,6 +161,16 @@ fn what_a_process_uses_is_not_removed() {
             let error = world.fails(&[verb, "c"]);
             let named = format!("process {} (sleep) has its working directory there", process.id());
             assert!(error.contains(&named) && error.contains("--force"), "{error}");
+        }
+        // The kernel shows a process's paths without the links that led there.
+        let link = world.files.path().join("link");
+        std::os::unix::fs::symlink(world.fs.path(), &link).expect("symlink");
+        for verb in ["rm", "reset"] {
+            let answer = reflinkd(&link.join("store"), &[verb, "c"]);
+            assert!(
+                answer.status == Some(1) && answer.stderr.contains("has its working directory there"),
+                "{answer:?}"
+            );
         }
     }
     {
@@ -171,9 +199,8 @@ fn what_a_process_uses_is_not_removed() {
     assert!(world.fails(&["rm", "c"]).contains("cannot remove container c: there is no container c"));
 }
 
-#[test]
-fn several_are_removed_even_if_one_is_not_there() {
-    let world = World::simple().with_base();
+fn several_are_removed_even_if_one_is_not_there(ground: Ground) {
+    let world = World::on(ground).with_base();
     world.ok(&["create", "--image", "base", "a"]);
     world.ok(&["create", "--image", "base", "b"]);
     let error = world.fails(&["rm", "a", "nothing", "b"]);
@@ -182,9 +209,8 @@ fn several_are_removed_even_if_one_is_not_there() {
     assert_eq!(world.places(), 2, "the layers");
 }
 
-#[test]
-fn a_bundle_is_run_by_runc() {
-    let world = World::simple();
+fn a_bundle_is_run_by_runc(ground: Ground) {
+    let world = World::on(ground);
     // A static program is all that a root filesystem needs.
     let busybox = fs::read("/bin/busybox").expect("Debian's busybox-static at /bin/busybox");
     let mut tar = tar::Builder::new(Vec::new());

@@ -8,8 +8,20 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::image::{Packing, TestImage};
-use crate::support::{MB, MIB, QuotaSetup, random_bytes, reflinkd_command, run};
-use crate::world::{World, bytes};
+use crate::support::{MB, MIB, random_bytes, reflinkd_command};
+use crate::world::{Ground, World, bytes};
+
+on_btrfs_and_xfs! {
+    an_interrupted_load_leaves_nothing
+    a_killed_load_is_cleared_up_by_the_next_command_that_writes
+    a_reset_cut_short_is_settled
+    a_container_whose_reset_was_cut_short_can_be_removed
+    strays_are_named_and_removed
+}
+on_every_ground! {
+    a_load_that_runs_out_of_room_leaves_nothing
+    removing_works_with_no_byte_free
+}
 
 /// An image whose load takes a while: many small files.
 fn slow_image(files: usize) -> TestImage {
@@ -36,27 +48,25 @@ fn signal_a_load(world: &World, path: &str, signal: Signal) -> std::process::Exi
     load.wait().expect("wait")
 }
 
-#[test]
-fn an_interrupted_load_leaves_nothing() {
-    let world = World::simple();
+fn an_interrupted_load_leaves_nothing(ground: Ground) {
+    let world = World::on(ground);
     world.ok(&["images"]);
     let path = world.files.path().join("slow.tar");
-    slow_image(60_000).write_archive(&path);
+    slow_image(ground.many(60_000)).write_archive(&path);
     let path = path.to_str().expect("UTF-8");
     for signal in [Signal::INT, Signal::TERM] {
         let status = signal_a_load(&world, path, signal);
         assert_eq!(status.code(), Some(130), "{signal:?}");
-        assert_eq!((world.places(), world.subvolumes().len()), (0, 0), "{signal:?}");
+        assert_eq!((world.places(), world.all_trees().len()), (0, 0), "{signal:?}");
         assert!(world.rows(&["images"]).is_empty());
     }
 }
 
-#[test]
-fn a_killed_load_is_cleared_up_by_the_next_command_that_writes() {
-    let world = World::simple();
+fn a_killed_load_is_cleared_up_by_the_next_command_that_writes(ground: Ground) {
+    let world = World::on(ground);
     world.ok(&["images"]);
     let path = world.files.path().join("slow.tar");
-    slow_image(60_000).write_archive(&path);
+    slow_image(ground.many(60_000)).write_archive(&path);
     let path = path.to_str().expect("UTF-8");
     let status = signal_a_load(&world, path, Signal::KILL);
     assert_eq!(status.signal(), Some(9));
@@ -72,7 +82,7 @@ fn a_killed_load_is_cleared_up_by_the_next_command_that_writes() {
     );
     assert_eq!(world.places(), places, "a dry run removes nothing");
     world.ok(&["gc"]);
-    assert_eq!((world.places(), world.subvolumes().len()), (0, 0));
+    assert_eq!((world.places(), world.all_trees().len()), (0, 0));
     assert_eq!(bytes(&world.row(&["df"], "total"), "size"), 0);
     // And a load after another killed one succeeds.
     signal_a_load(&world, path, Signal::KILL);
@@ -83,62 +93,56 @@ fn a_killed_load_is_cleared_up_by_the_next_command_that_writes() {
     signal_a_load(&world, path, Signal::KILL);
     world.fs.remount("rw");
     world.ok(&["gc"]);
-    assert_eq!((world.places(), world.subvolumes().len()), (0, 0));
+    assert_eq!((world.places(), world.all_trees().len()), (0, 0));
 }
 
-#[test]
-fn a_load_that_runs_out_of_room_leaves_nothing() {
-    for mode in [QuotaSetup::Simple, QuotaSetup::None] {
-        let world = World::of_size(300 * MIB, mode).with_room_for_metadata().with_base();
-        let (places, subvolumes) = (world.places(), world.subvolumes());
-        let image = TestImage::new("big")
-            .files(Packing::Plain, &[("fits", &random_bytes(20 * MB))])
-            .files(Packing::Plain, &[("too-big", &random_bytes(400 * MB))]);
-        let path = world.files.path().join("big.tar");
-        image.write_archive(&path);
-        let error = world.fails(&["load", "-q", path.to_str().expect("UTF-8")]);
-        assert!(error.contains("cannot load image big") && error.contains("too-big"), "{error}");
-        assert!(error.contains("No space left on device"), "{error}");
-        assert_eq!((world.places(), world.subvolumes()), (places, subvolumes));
-        world.ok(&["gc"]);
-        world.ok(&["create", "--image", "base", "c"]);
+fn a_load_that_runs_out_of_room_leaves_nothing(ground: Ground) {
+    let world = World::of_size(300 * MIB, ground).with_room_for_metadata().with_base();
+    let (places, trees) = (world.places(), world.all_trees());
+    let image = TestImage::new("big")
+        .files(Packing::Plain, &[("fits", &random_bytes(20 * MB))])
+        .files(Packing::Plain, &[("too-big", &random_bytes(400 * MB))]);
+    let path = world.files.path().join("big.tar");
+    image.write_archive(&path);
+    let error = world.fails(&["load", "-q", path.to_str().expect("UTF-8")]);
+    assert!(error.contains("cannot load image big") && error.contains("too-big"), "{error}");
+    assert!(error.contains("No space left on device"), "{error}");
+    assert_eq!((world.places(), world.all_trees()), (places, trees));
+    world.ok(&["gc"]);
+    world.ok(&["create", "--image", "base", "c"]);
+}
+
+fn removing_works_with_no_byte_free(ground: Ground) {
+    let world = World::of_size(400 * MIB, ground).with_room_for_metadata().with_base();
+    world.load(&TestImage::new("spare").files(Packing::Plain, &[("x", &random_bytes(10 * MB))]));
+    for name in ["a", "b", "full"] {
+        world.ok(&["create", "--image", "base", name]);
     }
-}
-
-#[test]
-fn removing_works_with_no_byte_free() {
-    for mode in [QuotaSetup::Simple, QuotaSetup::Full, QuotaSetup::None] {
-        let world = World::of_size(400 * MIB, mode).with_room_for_metadata().with_base();
-        world.load(&TestImage::new("spare").files(Packing::Plain, &[("x", &random_bytes(10 * MB))]));
-        for name in ["a", "b", "full"] {
-            world.ok(&["create", "--image", "base", name]);
-        }
-        let tree = world.tree("full");
-        // In large pieces, then in ever smaller ones, until nothing goes in: data first, metadata by inline files.
-        for (count, size) in [(10_000, MB), (10_000, 4096), (200_000, 1500)] {
-            for n in 0..count {
-                let path = tree.join(format!("fill-{size}-{n}"));
-                let size = usize::try_from(size).expect("small");
-                if fs::write(&path, vec![7; size])
-                    .and_then(|()| if size > 100_000 { fs::File::open(&path)?.sync_all() } else { Ok(()) })
-                    .is_err()
-                {
-                    break;
-                }
+    let tree = world.tree("full");
+    // In large pieces, then in ever smaller ones, until nothing goes in: data first, metadata by inline files.
+    for (count, size) in [(10_000, MB), (10_000, 4096), (200_000, 1500)] {
+        for n in 0..count {
+            let path = tree.join(format!("fill-{size}-{n}"));
+            let size = usize::try_from(size).expect("small");
+            if fs::write(&path, vec![7; size])
+                .and_then(|()| if size > 100_000 { fs::File::open(&path)?.sync_all() } else { Ok(()) })
+                .is_err()
+            {
+                break;
             }
-            let _ = std::process::Command::new("sync").arg("-f").arg(world.fs.path()).status();
         }
-        assert!(fs::write(tree.join("one-more"), vec![7; 1 << 20]).is_err(), "the disk is full");
-        for args in [&["df"][..], &["ps"], &["rm", "a"], &["rmi", "spare"], &["gc"], &["rm", "full"], &["gc"]] {
-            let answer = world.ask(args);
-            assert_eq!(answer.status, Some(0), "{args:?} on a full disk: {}", answer.stderr);
-        }
-        assert_eq!(world.rows(&["ps"]).len(), 1, "b is left");
-        assert_eq!(world.rows(&["images"]).len(), 1, "base is left");
-        world.ok(&["create", "--image", "base", "c"]);
-        assert_eq!(world.rows(&["ps"]).len(), 2);
-        assert_eq!(world.places(), 4, "two layers, b and c");
+        let _ = std::process::Command::new("sync").arg("-f").arg(world.fs.path()).status();
     }
+    assert!(fs::write(tree.join("one-more"), vec![7; 1 << 20]).is_err(), "the disk is full");
+    for args in [&["df"][..], &["ps"], &["rm", "a"], &["rmi", "spare"], &["gc"], &["rm", "full"], &["gc"]] {
+        let answer = world.ask(args);
+        assert_eq!(answer.status, Some(0), "{args:?} on a full disk: {}", answer.stderr);
+    }
+    assert_eq!(world.rows(&["ps"]).len(), 1, "b is left");
+    assert_eq!(world.rows(&["images"]).len(), 1, "base is left");
+    world.ok(&["create", "--image", "base", "c"]);
+    assert_eq!(world.rows(&["ps"]).len(), 2);
+    assert_eq!(world.places(), 4, "two layers, b and c");
 }
 
 /// Leave a container as a reset leaves it that is killed before the two trees change places.
@@ -151,15 +155,15 @@ fn cut_a_reset_short(world: &World, name: &str) -> std::path::PathBuf {
     record["replacing"] = true.into();
     let flags = rustix::fs::XattrFlags::REPLACE;
     rustix::fs::setxattr(place, "trusted.reflinkd", record.to_string().as_bytes(), flags).expect("setxattr");
-    run("btrfs", &["subvolume", "snapshot", tree.to_str().expect("UTF-8"), spare.to_str().expect("UTF-8")]);
+    world.clone_tree(&tree, &spare);
     world.fs.remount("rw");
     spare
 }
 
-#[test]
-fn a_reset_cut_short_is_settled() {
-    let world = World::simple().with_base();
-    world.ok(&["create", "--image", "base", "--size-limit", "10MB", "c"]);
+fn a_reset_cut_short_is_settled(ground: Ground) {
+    let world = World::on(ground).with_base();
+    let limit = ground.limit(&["--size-limit", "10MB"]);
+    world.ok(&[&["create", "--image", "base", "c"], limit].concat());
     let tree = world.tree("c");
     fs::write(tree.join("mine"), "x").expect("write");
     let spare = cut_a_reset_short(&world, "c");
@@ -194,22 +198,20 @@ fn after_a_power_cut_a_reset_container_is_charged_to_its_new_group() {
     assert_eq!(over.expect_err("over the limit").raw_os_error(), Some(libc::EDQUOT));
 }
 
-#[test]
-fn a_container_whose_reset_was_cut_short_can_be_removed() {
-    let world = World::simple().with_base();
+fn a_container_whose_reset_was_cut_short_can_be_removed(ground: Ground) {
+    let world = World::on(ground).with_base();
     world.ok(&["create", "--image", "base", "c"]);
     let spare = cut_a_reset_short(&world, "c");
     world.ok(&["rm", "c"]);
     assert!(!spare.exists());
-    assert_eq!((world.places(), world.subvolumes().len()), (2, 2));
+    assert_eq!((world.places(), world.all_trees().len()), (2, 2));
 }
 
-#[test]
-fn strays_are_named_and_removed() {
-    let world = World::simple().with_base();
+fn strays_are_named_and_removed(ground: Ground) {
+    let world = World::on(ground).with_base();
     let stray = world.root().join("snapshots/00000000-0000-4000-8000-000000000000");
     fs::create_dir(&stray).expect("mkdir");
-    run("btrfs", &["subvolume", "create", stray.join("fs").to_str().expect("UTF-8")]);
+    world.make_tree(&stray.join("fs"));
     let named = world.rows(&["gc", "-n"]);
     assert!(named.iter().any(|row| row["type"] == "place" && row["id"] == "00000000-0000-4000-8000-000000000000"));
     assert!(stray.exists());

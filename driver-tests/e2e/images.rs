@@ -6,7 +6,17 @@ use std::process::Stdio;
 
 use crate::support::image::{Packing, TestImage, layout, pack};
 use crate::support::{MB, random_bytes, reflinkd_command, run, tree_digest};
-use crate::world::{World, base_image, bytes};
+use crate::world::{Ground, World, base_image, bytes};
+
+on_btrfs_and_xfs! {
+    every_form_of_the_same_image_gives_the_same_tree
+    history_says_which_step_made_a_layer_whatever_its_size
+    shared_layers_are_unpacked_once_and_stay_while_needed
+    names_move_and_go
+    import_makes_an_image_of_a_root_filesystem
+    what_real_tools_write_is_loaded
+    a_hundred_and_twenty_seven_layers_are_loaded
+}
 
 /// Load bytes from standard input.
 fn load_stdin(world: &World, bytes: &[u8]) -> String {
@@ -28,9 +38,8 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     gzip.finish().expect("gzip")
 }
 
-#[test]
-fn every_form_of_the_same_image_gives_the_same_tree() {
-    let world = World::simple();
+fn every_form_of_the_same_image_gives_the_same_tree(ground: Ground) {
+    let world = World::on(ground);
     let image = base_image();
     let (directory, archive, docker) = (
         world.files.path().join("layout"),
@@ -77,9 +86,8 @@ fn every_form_of_the_same_image_gives_the_same_tree() {
     check("both at once", &load_stdin(&world, &pack(&both)));
 }
 
-#[test]
-fn history_says_which_step_made_a_layer_whatever_its_size() {
-    let world = World::simple();
+fn history_says_which_step_made_a_layer_whatever_its_size(ground: Ground) {
+    let world = World::on(ground);
     let image = TestImage::new("steps")
         .files(Packing::Gzip, &[("a", b"a")])
         .step("ENV X=1")
@@ -103,9 +111,8 @@ fn history_says_which_step_made_a_layer_whatever_its_size() {
     assert_eq!(bytes(&world.rows(&["images"])[0], "layers"), 2);
 }
 
-#[test]
-fn shared_layers_are_unpacked_once_and_stay_while_needed() {
-    let world = World::simple();
+fn shared_layers_are_unpacked_once_and_stay_while_needed(ground: Ground) {
+    let world = World::on(ground);
     let base = random_bytes(2 * MB);
     let one = TestImage::new("one").files(Packing::Gzip, &[("base", &base)]).files(Packing::Gzip, &[("1", b"1")]);
     let two = TestImage::new("two").files(Packing::Gzip, &[("base", &base)]).files(Packing::Gzip, &[("2", b"2")]);
@@ -134,12 +141,11 @@ fn shared_layers_are_unpacked_once_and_stay_while_needed() {
     world.ok(&["rm", "c"]);
     let id = world.rows(&["images"])[0]["id"].as_str().expect("text").to_string();
     assert_eq!(world.ok(&["rmi", &id]), format!("Deleted: {id}"));
-    assert_eq!((world.places(), world.subvolumes().len()), (0, 0));
+    assert_eq!((world.places(), world.all_trees().len()), (0, 0));
 }
 
-#[test]
-fn names_move_and_go() {
-    let world = World::simple().with_base();
+fn names_move_and_go(ground: Ground) {
+    let world = World::on(ground).with_base();
     world.ok(&["tag", "base", "localhost:5000/team/app:v1"]);
     world.ok(&["tag", "base", "other"]);
     assert_eq!(world.rows(&["images"]).len(), 3);
@@ -158,9 +164,8 @@ fn names_move_and_go() {
     }
 }
 
-#[test]
-fn import_makes_an_image_of_a_root_filesystem() {
-    let world = World::simple();
+fn import_makes_an_image_of_a_root_filesystem(ground: Ground) {
+    let world = World::on(ground);
     let tar = world.files.path().join("root.tar.gz");
     fs::write(&tar, gzip(&crate::support::image::tar_of(&[("hello", b"world")]))).expect("write");
     let path = tar.to_str().expect("UTF-8");
@@ -178,9 +183,8 @@ fn import_makes_an_image_of_a_root_filesystem() {
     assert_eq!(world.places(), 2);
 }
 
-#[test]
-fn what_real_tools_write_is_loaded() {
-    let world = World::simple();
+fn what_real_tools_write_is_loaded(ground: Ground) {
+    let world = World::on(ground);
     let files = world.files.path();
     let text = |path: &std::path::Path| path.to_str().expect("UTF-8").to_string();
     let layout_dir = text(&files.join("layout"));
@@ -211,9 +215,8 @@ fn what_real_tools_write_is_loaded() {
     }
 }
 
-#[test]
-fn a_hundred_and_twenty_seven_layers_are_loaded() {
-    let world = World::simple();
+fn a_hundred_and_twenty_seven_layers_are_loaded(ground: Ground) {
+    let world = World::on(ground);
     let mut image = TestImage::new("deep");
     for n in 0..127 {
         let name = format!("layer{n}");

@@ -5,28 +5,38 @@ use std::fs;
 use reflinkd::store::SCHEMA;
 
 use crate::support::image::{Packing, TestImage};
-use crate::support::{LoopFs, MB, MIB, QuotaSetup, reflinkd, require_root, run, scratch};
-use crate::world::{World, bytes};
+use crate::support::{MB, QuotaSetup, arg, reflinkd, run};
+use crate::world::{Ground, World, bytes};
 
-#[test]
-fn the_first_command_makes_the_store_on_btrfs() {
-    let world = World::simple();
-    assert!(!world.root().exists());
-    world.ok(&["ps"]);
-    let shown = run("btrfs", &["subvolume", "show", world.root().to_str().expect("UTF-8")]);
-    assert!(shown.contains("store"), "ROOT is a subvolume of its own");
-    assert!(world.ok(&["init"]).contains("is a store already"));
-    let info = &world.rows(&["info"])[0];
-    assert_eq!(
-        (info["quotas"].as_str(), info["backend"].as_str(), info["pool"].is_null()),
-        (Some("simple"), Some("btrfs"), true)
-    );
+on_btrfs_and_xfs! {
+    the_first_command_makes_the_store
+    of_first_commands_at_once_one_makes_the_store
+    an_older_store_is_upgraded_by_the_first_command
+    what_a_killed_first_command_left_is_gone_on_with
+    a_directory_with_other_things_is_left_alone
+    a_read_only_root_can_be_read
+    destroy_takes_what_was_written_where_a_view_belongs
+}
+on_every_ground! {
+    destroy_takes_all_that_is_the_stores_and_nothing_else
 }
 
-#[test]
-fn of_first_commands_at_once_one_makes_the_store() {
+fn the_first_command_makes_the_store(ground: Ground) {
+    let world = World::on(ground);
+    assert!(!world.root().exists());
+    world.ok(&["ps"]);
+    world.check_root();
+    assert!(world.ok(&["init"]).contains("is a store already"));
+    let info = &world.rows(&["info"])[0];
+    assert_eq!(info["backend"], ground.backend());
+    assert_eq!(info["filesystem"], ground.filesystem());
+    assert_eq!(info["quotas"], ground.quota_mode());
+    assert!(info["pool"].is_null());
+}
+
+fn of_first_commands_at_once_one_makes_the_store(ground: Ground) {
     for plain_directory in [false, true] {
-        let world = World::simple();
+        let world = World::on(ground);
         if plain_directory {
             fs::create_dir(world.root()).expect("mkdir");
         }
@@ -35,15 +45,15 @@ fn of_first_commands_at_once_one_makes_the_store() {
                 scope.spawn(|| world.ok(&["images"]));
             }
         });
-        assert!(run("btrfs", &["subvolume", "show", world.root().to_str().expect("UTF-8")]).contains("store"));
+        world.check_root();
         assert_eq!(world.ok(&["gc", "-n"]), "nothing to remove");
     }
 }
 
-#[test]
-fn an_older_store_is_upgraded_by_the_first_command() {
-    let world = World::simple().with_base();
-    world.ok(&["create", "--image", "base", "--size-limit", "10MB", "--label", "k=v", "c"]);
+fn an_older_store_is_upgraded_by_the_first_command(ground: Ground) {
+    let world = World::on(ground).with_base();
+    let limit = ground.limit(&["--size-limit", "10MB"]);
+    world.ok(&[&["create", "--image", "base", "--label", "k=v", "c"], limit].concat());
     let before = world.row(&["ps"], "c");
     let path = world.root().join("store.json");
     let text = fs::read_to_string(&path).expect("read");
@@ -56,9 +66,8 @@ fn an_older_store_is_upgraded_by_the_first_command() {
     assert!(!world.root().exists());
 }
 
-#[test]
-fn what_a_killed_first_command_left_is_gone_on_with() {
-    let world = World::simple();
+fn what_a_killed_first_command_left_is_gone_on_with(ground: Ground) {
+    let world = World::on(ground);
     world.ok(&["images"]);
     for file in ["store.json", "index.db", "index.db-journal", "index.current"] {
         let _ = fs::remove_file(world.root().join(file));
@@ -67,62 +76,13 @@ fn what_a_killed_first_command_left_is_gone_on_with() {
     assert_eq!(world.rows(&["images"]).len(), 1);
 }
 
-#[test]
-fn a_directory_with_other_things_is_left_alone() {
-    let world = World::simple();
+fn a_directory_with_other_things_is_left_alone(ground: Ground) {
+    let world = World::on(ground);
     fs::create_dir(world.root()).expect("mkdir");
     fs::write(world.root().join("precious"), "x").expect("write");
     let error = world.fails(&["ps"]);
     assert!(error.contains("not empty and not a store") && error.contains("hint: "), "{error}");
     assert_eq!(fs::read_dir(world.root()).expect("read").count(), 1);
-}
-
-fn info_of(output: &str) -> serde_json::Value {
-    let rows: serde_json::Value = serde_json::from_str(output).expect("JSON");
-    rows[0].clone()
-}
-
-#[test]
-fn elsewhere_init_makes_a_pool_and_commands_say_so() {
-    require_root();
-    let host = LoopFs::ext4(2048 * MIB);
-    let root = host.path().join("lib/reflinkd");
-    let ask = |args: &[&str]| reflinkd(&root, args);
-    let refused = ask(&["ps"]);
-    assert_eq!(refused.status, Some(1));
-    assert!(refused.stderr.contains("it lies on ext4") && refused.stderr.contains("init"), "{}", refused.stderr);
-    assert!(!root.exists());
-
-    let made = ask(&["init", "--pool-size", "500MB"]);
-    assert_eq!(made.status, Some(0), "{}", made.stderr);
-    let info: serde_json::Value = serde_json::from_str(&ask(&["info", "--format", "json"]).stdout).expect("JSON");
-    assert_eq!(info[0]["quotas"], "simple");
-    assert!(info[0]["pool"]["occupied"].as_u64().expect("bytes") < 50 * MB, "sparse: {info}");
-    assert!(bytes(&info[0], "total").abs_diff(500 * MB) < 10 * MB, "{info}");
-    // Grown while in use, and never shrunk.
-    assert!(ask(&["init", "--pool-size", "800MB"]).stdout.contains("has grown to 800MB"));
-    assert!(bytes(&info_of(&ask(&["info", "--format", "json"]).stdout), "total").abs_diff(800 * MB) < 10 * MB);
-    for again in [&["init"][..], &["init", "--pool-size", "800MB"]] {
-        assert!(ask(again).stdout.contains("is a store already"));
-    }
-    assert_eq!(ask(&["init", "--pool-size", "300MB"]).status, Some(1));
-    // After a reboot: nothing mounted, and the next command attaches it.
-    run("umount", &[root.to_str().expect("UTF-8")]);
-    assert_eq!(fs::read_dir(&root).expect("read").count(), 0);
-    assert_eq!(ask(&["images"]).status, Some(0));
-    assert!(root.join("store.json").exists());
-
-    let destroyed = ask(&["destroy", "--yes"]);
-    assert_eq!(destroyed.status, Some(0), "{}", destroyed.stderr);
-    assert_eq!(
-        fs::read_dir(host.path().join("lib"))
-            .expect("read")
-            .map(|e| e.expect("entry").file_name())
-            .collect::<Vec<_>>(),
-        Vec::<std::ffi::OsString>::new()
-    );
-    let mounts = fs::read_to_string("/proc/mounts").expect("read");
-    assert!(!mounts.contains(root.to_str().expect("UTF-8")));
 }
 
 #[test]
@@ -143,14 +103,21 @@ fn another_schema_is_refused() {
     assert_eq!(world.rows(&["images"]).len(), 1);
 }
 
-#[test]
-fn a_read_only_root_can_be_read() {
-    let world = World::simple().with_base();
+fn a_read_only_root_can_be_read(ground: Ground) {
+    let world = World::on(ground).with_base();
     world.ok(&["create", "--image", "base", "c"]);
+    world.ok(&["create", "--read-only", "--image", "base", "v"]);
+    let view = world.tree("v");
+    run("umount", &[arg(&view)]);
     world.load(&TestImage::new("unused").files(Packing::Plain, &[("x", b"x")]));
+    // What was made in passing while loading.
+    world.ok(&["gc"]);
     world.fs.remount("ro");
-    assert_eq!(world.rows(&["ps"]).len(), 1);
+    assert_eq!(world.rows(&["ps"]).len(), 2);
     assert_eq!(world.rows(&["images"]).len(), 2);
+    assert_eq!(world.ok(&["mount", "v"]), arg(&view));
+    assert!(view.join("etc/passwd").exists());
+    run("umount", &[arg(&view)]);
     assert_eq!(world.ok(&["gc", "--dry-run"]), "nothing to remove");
     assert_eq!(world.rows(&["info"])[0]["read_only"], true);
     for args in [
@@ -165,13 +132,13 @@ fn a_read_only_root_can_be_read() {
         assert!(error.contains("Read-only file system"), "{args:?}: {error}");
     }
     world.fs.remount("rw");
-    assert_eq!(world.rows(&["ps"]).len(), 1);
-    world.ok(&["rm", "c"]);
+    assert_eq!(world.rows(&["ps"]).len(), 2);
+    world.ok(&["rm", "c", "v"]);
 }
 
 #[test]
 fn quotas_are_shown_and_switched_only_when_asked() {
-    let world = World::new(QuotaSetup::None).with_base();
+    let world = World::on(Ground::Btrfs(QuotaSetup::None)).with_base();
     assert_eq!(world.rows(&["quota", "status"])[0]["mode"], "none");
     let refused = world.ask(&["quota", "enable", "--simple"]);
     assert_eq!(refused.status, Some(1));
@@ -197,56 +164,57 @@ fn quotas_are_shown_and_switched_only_when_asked() {
     assert_eq!(world.ask(&["quota", "enable"]).status, Some(2));
 }
 
-#[test]
-fn destroy_takes_all_that_is_the_stores_and_nothing_else() {
-    for mode in [QuotaSetup::Simple, QuotaSetup::Full, QuotaSetup::None] {
-        let world = World::new(mode).with_base();
-        fs::write(world.fs.path().join("mine"), "x").expect("write");
-        run("btrfs", &["subvolume", "create", world.fs.path().join("own").to_str().expect("UTF-8")]);
-        for name in ["a", "b"] {
-            world.ok(&["create", "--image", "base", name]);
-        }
-        run("btrfs", &["subvolume", "create", world.tree("a").join("nested").to_str().expect("UTF-8")]);
-        let refused = world.ask(&["destroy"]);
-        assert_eq!(refused.status, Some(1));
-        assert!(refused.stderr.contains("nobody said yes"));
-        assert_eq!(world.rows(&["ps"]).len(), 2);
-        world.ok(&["destroy", "--yes"]);
-        assert!(!world.root().exists());
-        let list = run("btrfs", &["subvolume", "list", world.fs.path().to_str().expect("UTF-8")]);
-        assert_eq!(list.lines().count(), 1, "{list}");
-        assert!(world.fs.path().join("mine").exists());
-        // And a new one can be made there.
-        world.ok(&["images"]);
+fn destroy_takes_all_that_is_the_stores_and_nothing_else(ground: Ground) {
+    let world = World::on(ground).with_base();
+    fs::write(world.fs.path().join("mine"), "x").expect("write");
+    world.make_tree(&world.fs.path().join("own"));
+    for name in ["a", "b", "c"] {
+        world.ok(&["create", "--image", "base", name]);
     }
+    world.make_tree(&world.tree("a").join("nested"));
+    // Its remains may still be there.
+    world.ok(&["rm", "c"]);
+    let refused = world.ask(&["destroy"]);
+    assert_eq!(refused.status, Some(1));
+    assert!(refused.stderr.contains("nobody said yes"));
+    assert_eq!(world.rows(&["ps"]).len(), 2);
+    world.ok(&["destroy", "--yes"]);
+    assert!(!world.root().exists());
+    assert_eq!((world.all_trees(), world.remains()), (Vec::new(), Vec::new()));
+    let mut left: Vec<_> =
+        fs::read_dir(world.fs.path()).expect("read").map(|entry| entry.expect("entry").file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["mine", "own"]);
+    // And a new one can be made there; what somebody put into it stays.
+    world.ok(&["images"]);
+    fs::write(world.root().join("foreign"), "x").expect("write");
+    world.ok(&["destroy", "--yes"]);
+    let left = fs::read_dir(world.root()).expect("read").map(|entry| entry.expect("entry").file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["foreign"]);
+}
+
+fn destroy_takes_what_was_written_where_a_view_belongs(ground: Ground) {
+    let world = World::on(ground).with_base();
+    world.ok(&["create", "--read-only", "--image", "base", "v"]);
+    let root = world.tree("v");
+    run("umount", &[arg(&root)]);
+    fs::create_dir(root.join("d")).expect("mkdir");
+    fs::write(root.join("d/mine"), "x").expect("write");
+    assert!(world.fails(&["destroy", "--yes"]).contains("somebody wrote"));
+    assert!(root.join("d/mine").exists());
+    world.ok(&["destroy", "--yes", "--force"]);
+    assert!(!world.root().exists());
 }
 
 #[test]
-fn a_full_host_refuses_creates() {
-    require_root();
-    let host = LoopFs::ext4(1024 * MIB);
-    let root = host.path().join("reflinkd");
-    let files = scratch("host");
-    let archive = files.path().join("base.tar");
-    crate::world::base_image().write_archive(&archive);
-    let config = files.path().join("config.toml");
-    fs::write(&config, "host_reserve = \"900MB\"\n").expect("write");
-    let with = |args: &[&str]| {
-        let mut all = vec!["--config", config.to_str().expect("UTF-8")];
-        all.extend(args);
-        reflinkd(&root, &all)
-    };
-    assert_eq!(reflinkd(&root, &["init", "--pool-size", "400MB"]).status, Some(0));
-    assert_eq!(reflinkd(&root, &["load", archive.to_str().expect("UTF-8")]).status, Some(0));
-    crate::support::write_random(&host.path().join("ballast"), 100 * MB);
-    for args in [&["create", "--image", "base", "c"][..], &["load", archive.to_str().expect("UTF-8")]] {
-        let refused = with(args);
-        assert_eq!(refused.status, Some(1), "{args:?}");
-        assert!(refused.stderr.contains("hint: "), "{}", refused.stderr);
+fn what_a_linked_root_leads_to_is_emptied_and_stays() {
+    let world = World::xfs();
+    fs::create_dir(world.root()).expect("mkdir");
+    let link = world.files.path().join("link");
+    std::os::unix::fs::symlink(world.root(), &link).expect("symlink");
+    for verb in [&["ps"][..], &["destroy", "--yes"]] {
+        let answer = reflinkd(&link, verb);
+        assert_eq!(answer.status, Some(0), "{answer:?}");
     }
-    assert_eq!(with(&["ps"]).status, Some(0));
-    let created = reflinkd(&root, &["create", "--image", "base", "c"]);
-    assert_eq!(created.status, Some(0), "{}", created.stderr);
-    assert_eq!(with(&["rm", "c"]).status, Some(0));
-    assert_eq!(reflinkd(&root, &["destroy", "--yes"]).status, Some(0));
+    assert_eq!(fs::read_dir(world.root()).expect("read").count(), 0);
 }

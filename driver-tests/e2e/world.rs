@@ -4,36 +4,120 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::support::image::{Packing, TestImage};
-use crate::support::{Answer, LoopFs, MIB, QuotaSetup, Scratch, reflinkd, require_root, scratch};
+use crate::support::{Answer, LoopFs, MIB, QuotaSetup, Scratch, arg, reflinkd, require_root, run, scratch};
+
+/// What a store lies on. All that differs for a user is said here: tests ask, and never look at the filesystem.
+// Each of the two test binaries stands on some of them.
+#[allow(dead_code)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ground {
+    Btrfs(QuotaSetup),
+    /// Without project quotas.
+    Xfs,
+    /// With them, which only few machines' kernels have: see e2e_vm.rs.
+    XfsPrjquota,
+}
+
+impl Ground {
+    pub(crate) const SIMPLE: Self = Self::Btrfs(QuotaSetup::Simple);
+
+    pub(crate) fn filesystem(self) -> &'static str {
+        match self {
+            Self::Btrfs(_) => "btrfs",
+            Self::Xfs | Self::XfsPrjquota => "xfs",
+        }
+    }
+
+    pub(crate) fn backend(self) -> &'static str {
+        match self {
+            Self::Btrfs(_) => "btrfs",
+            Self::Xfs | Self::XfsPrjquota => "reflink",
+        }
+    }
+
+    /// How SIZE is counted.
+    pub(crate) fn size_method(self) -> &'static str {
+        match self {
+            Self::Btrfs(QuotaSetup::Simple) => "simple-quota",
+            Self::Btrfs(QuotaSetup::Full) => "qgroup",
+            Self::Btrfs(QuotaSetup::None | QuotaSetup::Inconsistent) | Self::Xfs => "extents",
+            Self::XfsPrjquota => "project-quota",
+        }
+    }
+
+    /// What `quota status` shows.
+    pub(crate) fn quota_mode(self) -> &'static str {
+        match self {
+            Self::Btrfs(QuotaSetup::Simple) => "simple",
+            Self::Btrfs(QuotaSetup::Full) => "full",
+            Self::Btrfs(QuotaSetup::Inconsistent) => "inconsistent",
+            Self::Btrfs(QuotaSetup::None) | Self::Xfs => "none",
+            Self::XfsPrjquota => "project",
+        }
+    }
+
+    /// Whether limits are held.
+    pub(crate) fn holds_limits(self) -> bool {
+        matches!(self, Self::Btrfs(QuotaSetup::Simple | QuotaSetup::Full) | Self::XfsPrjquota)
+    }
+
+    /// Whether overwriting what is the image's is charged.
+    pub(crate) fn charges_overwriting(self) -> bool {
+        self != Self::XfsPrjquota
+    }
+
+    /// A number of files or containers that takes its time on each, but not longer: a tree of XFS is cloned file by file.
+    pub(crate) fn many(self, count: usize) -> usize {
+        match self {
+            Self::Btrfs(_) => count,
+            Self::Xfs | Self::XfsPrjquota => count / 2,
+        }
+    }
+
+    /// These arguments where limits are held, none elsewhere.
+    pub(crate) fn limit<'a>(self, args: &'a [&'a str]) -> &'a [&'a str] {
+        if self.holds_limits() { args } else { &[] }
+    }
+}
 
 /// A filesystem with a store in it.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) fs: LoopFs,
     pub(crate) files: Scratch,
+    pub(crate) ground: Ground,
     root: PathBuf,
 }
 
 impl World {
-    /// On Btrfs with these quotas, 2 GiB.
-    pub(crate) fn new(quota: QuotaSetup) -> Self {
-        Self::of_size(2048 * MIB, quota)
+    /// 2 GiB of it.
+    pub(crate) fn on(ground: Ground) -> Self {
+        Self::of_size(2048 * MIB, ground)
     }
 
-    pub(crate) fn of_size(size: u64, quota: QuotaSetup) -> Self {
+    pub(crate) fn of_size(size: u64, ground: Ground) -> Self {
         require_root();
-        let fs = LoopFs::btrfs(size, quota);
+        let fs = match ground {
+            Ground::Btrfs(quota) => LoopFs::btrfs(size, quota),
+            Ground::Xfs => LoopFs::xfs(size),
+            Ground::XfsPrjquota => LoopFs::xfs_mounted(size, "prjquota"),
+        };
         let root = fs.path().join("store");
-        Self { fs, files: scratch("files"), root }
+        Self { fs, files: scratch("files"), ground, root }
     }
 
     pub(crate) fn simple() -> Self {
-        Self::new(QuotaSetup::Simple)
+        Self::on(Ground::SIMPLE)
+    }
+
+    pub(crate) fn xfs() -> Self {
+        Self::on(Ground::Xfs)
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -87,10 +171,12 @@ impl World {
         self.ok(&["load", "-q", "-i", path.to_str().expect("UTF-8")]);
     }
 
-    /// Give metadata a block group of the size that the kernel picks. mkfs with single metadata makes one of 8 MiB, of
-    /// which the kernel reserves most: once data has taken all else, not even an empty filesystem can make a directory.
+    /// Give metadata a block group of the size that the kernel picks. mkfs.btrfs with single metadata makes one of 8 MiB,
+    /// of which the kernel reserves most: once data has taken all else, not even an empty filesystem can make a directory.
     pub(crate) fn with_room_for_metadata(self) -> Self {
-        crate::support::run("btrfs", &["balance", "start", "-m", self.fs.path().to_str().expect("UTF-8")]);
+        if let Ground::Btrfs(_) = self.ground {
+            run("btrfs", &["balance", "start", "-m", arg(self.fs.path())]);
+        }
         self
     }
 
@@ -102,24 +188,74 @@ impl World {
 
     /// Places of trees on disk, whatever the index says.
     pub(crate) fn places(&self) -> usize {
-        fs::read_dir(self.root.join("snapshots")).map_or(0, Iterator::count)
+        entries(&self.root.join("snapshots")).len()
     }
 
     /// Those of them that have a tree.
     pub(crate) fn trees(&self) -> usize {
-        let places = fs::read_dir(self.root.join("snapshots")).into_iter().flatten().flatten();
-        places.filter(|place| place.path().join("fs").exists()).count()
+        let places = entries(&self.root.join("snapshots"));
+        places.iter().filter(|place| place.join("fs").exists()).count()
     }
 
-    /// Subvolumes below the store, by Btrfs's own program.
-    pub(crate) fn subvolumes(&self) -> Vec<String> {
-        let list = crate::support::run("btrfs", &["subvolume", "list", self.fs.path().to_str().expect("UTF-8")]);
-        list.lines()
-            .filter_map(|line| line.split(" path ").nth(1))
-            .filter(|path| path.contains("snapshots/"))
-            .map(str::to_string)
-            .collect()
+    /// All trees below the store: subvolumes by Btrfs's own program, or directories in places.
+    pub(crate) fn all_trees(&self) -> Vec<String> {
+        match self.ground {
+            Ground::Btrfs(_) => {
+                let list = run("btrfs", &["subvolume", "list", arg(self.fs.path())]);
+                let paths = list.lines().filter_map(|line| line.split(" path ").nth(1));
+                paths.filter(|path| path.contains("snapshots/")).map(str::to_string).collect()
+            }
+            Ground::Xfs | Ground::XfsPrjquota => {
+                let inside = entries(&self.root.join("snapshots")).into_iter().flat_map(|place| entries(&place));
+                inside.filter(|path| path.is_dir()).map(|path| path.display().to_string()).collect()
+            }
+        }
     }
+
+    /// What removed trees still have: quota groups, or directories in the trash.
+    pub(crate) fn remains(&self) -> Vec<String> {
+        match self.ground {
+            // With full qgroups a tree has no group but its subvolume's own, which goes with it.
+            Ground::Btrfs(QuotaSetup::None | QuotaSetup::Full | QuotaSetup::Inconsistent) => Vec::new(),
+            Ground::Btrfs(QuotaSetup::Simple) => {
+                let list = run("btrfs", &["qgroup", "show", arg(self.fs.path())]);
+                list.lines().filter(|line| line.starts_with("1/")).map(str::to_string).collect()
+            }
+            Ground::Xfs | Ground::XfsPrjquota => {
+                entries(&self.root.join("trash")).iter().map(|path| path.display().to_string()).collect()
+            }
+        }
+    }
+
+    /// Make an empty tree where nobody expects one.
+    pub(crate) fn make_tree(&self, path: &Path) {
+        match self.ground {
+            Ground::Btrfs(_) => drop(run("btrfs", &["subvolume", "create", arg(path)])),
+            Ground::Xfs | Ground::XfsPrjquota => fs::create_dir(path).expect("mkdir"),
+        }
+    }
+
+    /// Clone a tree by the filesystem's own means.
+    pub(crate) fn clone_tree(&self, from: &Path, to: &Path) {
+        match self.ground {
+            Ground::Btrfs(_) => run("btrfs", &["subvolume", "snapshot", arg(from), arg(to)]),
+            Ground::Xfs | Ground::XfsPrjquota => run("cp", &["-a", "--reflink=always", arg(from), arg(to)]),
+        };
+    }
+
+    /// ROOT is what it should be there: on Btrfs a subvolume of its own.
+    pub(crate) fn check_root(&self) {
+        let mode = fs::metadata(self.root()).expect("ROOT").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700);
+        if let Ground::Btrfs(_) = self.ground {
+            assert!(run("btrfs", &["subvolume", "show", arg(self.root())]).contains("store"));
+        }
+    }
+}
+
+/// What is in a directory; nothing if there is none.
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 /// Two layers: some files, and a change with a whiteout.

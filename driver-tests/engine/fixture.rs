@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use reflinkd::backend::memory::Memory;
 use reflinkd::backend::{Backend, Tree};
@@ -10,20 +11,29 @@ use reflinkd::engine::load::Silent;
 use reflinkd::engine::{Engine, Settings};
 use reflinkd::oci::{Input, Source, SourceLimits};
 use reflinkd::store::{Draft, Identity, Image, Record, Store};
+use reflinkd::sys::{bind, mount};
 use reflinkd::{Kind, Result};
 
+use crate::double::{Controls, Double};
 use crate::support::image::{Packing, TestImage};
 
 pub(crate) struct World {
     directory: tempfile::TempDir,
+    controls: Arc<Controls>,
+    pub(crate) spares: usize,
 }
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::on(Path::new("/dev/shm"))
+    }
+
+    /// Below a directory on tmpfs.
+    pub(crate) fn on(parent: &Path) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test needs root: records are trusted attributes");
-        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory on tmpfs");
+        let directory = tempfile::tempdir_in(parent).expect("a directory on tmpfs");
         fs::create_dir(directory.path().join("store")).expect("mkdir");
-        Self { directory }
+        Self { directory, controls: Arc::default(), spares: 1 }
     }
 
     /// With the image `base` of two layers.
@@ -31,6 +41,12 @@ impl World {
         let world = Self::new();
         world.load(&base()).expect("load");
         world
+    }
+
+    /// With so many spares wanted of each image.
+    pub(crate) fn keeping(mut self, spares: usize) -> Self {
+        self.spares = spares;
+        self
     }
 
     pub(crate) fn root(&self) -> PathBuf {
@@ -41,9 +57,23 @@ impl World {
         Memory::new(&self.root()).expect("a directory")
     }
 
+    fn settings(&self) -> Settings {
+        Settings { root: self.root(), spares: self.spares, ..Settings::default() }
+    }
+
     pub(crate) fn try_open(&self) -> Result<Engine> {
-        let settings = Settings { root: self.root(), ..Settings::default() };
-        Engine::on_backend(settings, Box::new(self.memory()))
+        Engine::on_backend(self.settings(), Box::new(self.memory()))
+    }
+
+    /// What the engines of [`World::double`] do.
+    pub(crate) fn controls(&self) -> &Controls {
+        &self.controls
+    }
+
+    /// The engine of another process, on a filesystem that counts, limits and runs full as the test says.
+    pub(crate) fn double(&self) -> Engine {
+        let double = Double::new(self.memory(), self.root(), Arc::clone(&self.controls));
+        Engine::on_backend(self.settings(), Box::new(double)).expect("open")
     }
 
     /// The engine of another process.
@@ -84,6 +114,16 @@ impl World {
 
     pub(crate) fn blobs(&self) -> usize {
         fs::read_dir(self.root().join("blobs/sha256")).expect("read").count()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for entry in mount::table("self").unwrap_or_default() {
+            if entry.target.starts_with(self.directory.path()) {
+                let _ = bind::detach(&entry.target);
+            }
+        }
     }
 }
 

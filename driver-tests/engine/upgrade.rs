@@ -173,6 +173,26 @@ fn an_upgrade_cut_short_anywhere_is_begun_anew() {
 }
 
 #[test]
+fn a_store_of_schema_2_is_taken_over_as_it_is() {
+    let world = schema_1();
+    drop(world.engine());
+    set_schema(&world, 2);
+    let before = records(&world);
+    assert!(before.values().any(|record| record["replacing"] == true), "what schema 2 brought is in use");
+    let engine = world.engine();
+    assert_eq!((&identity(&world)["schema"], &records(&world)), (&SCHEMA.into(), &before));
+    let copied = fs::read(world.root().join("backup-schema-2/records.json")).expect("read");
+    assert_eq!(serde_json::from_slice::<BTreeMap<String, String>>(&copied).expect("JSON").len(), before.len());
+    // And what schema 3 brought works in it.
+    assert_eq!(engine.tend().expect("tend").made, 1);
+    engine.create_container(CreateContainer { read_only: true, ..wanted("view") }).expect("create");
+    let kinds: Vec<_> = records(&world).into_values().map(|record| record["content"].clone()).collect();
+    assert!(kinds.iter().any(|content| content == "spare"));
+    assert!(kinds.iter().any(|content| content["container"]["read_only"] == true));
+    engine.remove_container("view", false).expect("rm");
+}
+
+#[test]
 fn nobody_works_in_a_store_that_is_being_upgraded() {
     let world = World::with_base();
     let working = world.engine();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Answer, EntryFacts, MIB, QuotaSetup, arg, tree_digest};
+use crate::support::{Answer, EntryFacts, MIB, arg, tree_digest};
 use crate::world::World;
 
 /// Bytes of memory that a load may take, whatever it is given. The buffers of a layer's stream are 6 MiB of it.
@@ -37,7 +37,7 @@ pub(crate) struct Guard {
 
 impl Guard {
     pub(crate) fn new() -> Self {
-        let world = World::new(QuotaSetup::Simple);
+        let world = World::simple();
         world.ok(&["images"]);
         let canary = world.fs.path().join("canary");
         for dir in ["", "sub"] {
@@ -142,7 +142,7 @@ impl Guard {
 
     /// Everything that the store has but its index, and the filesystem's subvolumes.
     fn stored(&self) -> Vec<String> {
-        let mut found = self.world.subvolumes();
+        let mut found = self.world.all_trees();
         let mut below = vec![self.world.root().to_path_buf()];
         while let Some(dir) = below.pop() {
             for entry in fs::read_dir(&dir).expect("list") {

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use reflinkd::sys::reflink::{SYNC, flags as flags_of};
+use rustix::fs::IFlags;
 use sha2::{Digest, Sha256};
 
 /// Everything that a faithful copy or snapshot of an entry keeps.
@@ -25,9 +27,11 @@ pub(crate) struct EntryFacts {
     pub(crate) rdev: u64,
     /// Of a symlink.
     pub(crate) target: Option<Vec<u8>>,
-    /// SHA-256 of a regular file's content.
+    /// SHA-256 that a regular file's content has, in a form of its own.
     pub(crate) sha256: Option<[u8; 32]>,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Inode flags of a file or directory that chattr(1) sets, of those that filesystems have in common.
+    pub(crate) flags: u32,
     /// The first path, in order of bytes, of the same file: equal for all names of one file.
     pub(crate) first_name: Vec<u8>,
 }
@@ -45,6 +49,9 @@ impl fmt::Debug for EntryFacts {
         }
         for (name, value) in &self.xattrs {
             write!(f, " {}={value:02x?}", text(name))?;
+        }
+        if self.flags != 0 {
+            write!(f, " flags {:x}", self.flags)?;
         }
         write!(f, " first {}", text(&self.first_name))
     }
@@ -90,7 +97,8 @@ pub(crate) fn assert_same(what: &str, left: &BTreeMap<Vec<u8>, EntryFacts>, righ
     assert!(shown.is_empty(), "{what}: trees differ\n{}", shown.join("\n"));
 }
 
-fn full(root: &Path, path: &[u8]) -> std::path::PathBuf {
+/// Where the entry `path` of [`tree_digest`] is.
+pub(crate) fn full(root: &Path, path: &[u8]) -> std::path::PathBuf {
     if path.is_empty() { root.to_path_buf() } else { root.join(std::ffi::OsStr::from_bytes(path)) }
 }
 
@@ -119,15 +127,50 @@ fn facts(root: &Path, path: Vec<u8>, names: &mut HashMap<(u64, u64), Vec<u8>>) -
         target: is_link.then(|| fs::read_link(&at).expect("read a symlink").into_os_string().into_vec()),
         sha256: is_file.then(|| sha256(&at)),
         xattrs: xattrs(&at),
+        flags: if is_file || kind == "dir" { flags(&at) } else { 0 },
         first_name: names.entry((meta.dev(), meta.ino())).or_insert(path).clone(),
     }
 }
 
+/// Of the parts that aren't zero, whether what is zero is a hole or not: sparse files of GiBs take no time.
 fn sha256(path: &Path) -> [u8; 32] {
+    const PART: u64 = 1 << 20;
     let mut hash = Sha256::new();
-    let mut file = fs::File::open(path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
-    std::io::copy(&mut file, &mut hash).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
+    let file = fs::File::open(path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
+    let mut part = vec![0; PART as usize];
+    let mut at = 0;
+    loop {
+        at = match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+            Err(rustix::io::Errno::NXIO) => break,
+            data => data.unwrap_or_else(|e| panic!("find data in {}: {e}", path.display())) / PART * PART,
+        };
+        let length = read_part(&file, &mut part, at).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
+        let bytes = &part[..length];
+        if bytes.iter().any(|&byte| byte != 0) {
+            hash.update(at.to_le_bytes());
+            hash.update(bytes);
+        }
+        at += PART;
+    }
     hash.finalize().into()
+}
+
+/// As much as there is from `at` on.
+fn read_part(file: &fs::File, part: &mut [u8], at: u64) -> std::io::Result<usize> {
+    let mut length = 0;
+    while length < part.len() {
+        match file.read_at(&mut part[length..], at + length as u64)? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    Ok(length)
+}
+
+fn flags(path: &Path) -> u32 {
+    let kept = IFlags::IMMUTABLE | IFlags::APPEND | IFlags::NODUMP | IFlags::NOATIME | SYNC;
+    let file = fs::File::open(path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
+    flags_of(&file).unwrap_or_else(|e| panic!("get the flags of {}: {e}", path.display())).intersection(kept).bits()
 }
 
 fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {

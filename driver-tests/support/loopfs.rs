@@ -56,6 +56,21 @@ impl LoopFs {
         Self::on_image("ext4", size, &["mkfs.ext4", "-q", "-F"], "loop")
     }
 
+    /// XFS of `size` bytes (sparse), at least 300 MB, with reflinks.
+    pub(crate) fn xfs(size: u64) -> Self {
+        Self::xfs_mounted(size, "rw")
+    }
+
+    /// XFS that shares blocks, mounted with further options.
+    pub(crate) fn xfs_mounted(size: u64, options: &str) -> Self {
+        Self::on_image("xfs", size, &["mkfs.xfs", "-q", "-m", "reflink=1"], &format!("loop,{options}"))
+    }
+
+    /// XFS as it was before Linux 4.9: files can't share blocks.
+    pub(crate) fn xfs_without_reflink(size: u64) -> Self {
+        Self::on_image("xfs", size, &["mkfs.xfs", "-q", "-m", "reflink=0"], "loop")
+    }
+
     /// tmpfs of at most `size` bytes.
     pub(crate) fn tmpfs(size: u64) -> Self {
         require_root();
@@ -103,6 +118,11 @@ impl LoopFs {
         run("mount", &["-o", &format!("loop,{options}"), arg(&self.image()), arg(&self.mount)]);
     }
 
+    /// Let a mounted XFS write nothing more, as after a power cut. [`LoopFs::remount`] brings it back.
+    pub(crate) fn shut_down(&self) {
+        run("xfs_io", &["-x", "-c", "shutdown", arg(&self.mount)]);
+    }
+
     /// Whoever copied the mount table meanwhile keeps the filesystem mounted for a moment, and mount(8) would take the
     /// loop device that is still there, read-only or not.
     fn wait_for_detach(&self) {
@@ -145,9 +165,13 @@ impl Drop for LoopFs {
     }
 }
 
-/// Btrfs-progs of Debian 12 has no `--simple`: this is `BTRFS_IOC_QUOTA_CTL` with
+/// Btrfs-progs of Debian 12 has no `--simple`: without it this is `BTRFS_IOC_QUOTA_CTL` with
 /// `BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA` (linux/btrfs.h).
 fn enable_simple_quotas(mount: &Path) {
+    if run("btrfs", &["quota", "enable", "--help"]).contains("--simple") {
+        run("btrfs", &["quota", "enable", "--simple", arg(mount)]);
+        return;
+    }
     let script = "import fcntl,os,struct,sys\n\
         fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0xc0109428, struct.pack('QQ', 4, 0))";
     run("python3", &["-c", script, arg(mount)]);

@@ -28,6 +28,14 @@ pub(crate) const KIB: u64 = 1 << 10;
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
 
+/// Bytes of a file that takes its time to be read: 1 GiB, or what a machine that emulates its processor asks for.
+pub(crate) fn large_file() -> u64 {
+    match std::env::var("REFLINKD_LARGE_FILE") {
+        Ok(bytes) => bytes.parse().expect("REFLINKD_LARGE_FILE is a number of bytes"),
+        Err(_) => GIB,
+    }
+}
+
 /// Panics unless this is root on a machine with loop devices.
 pub(crate) fn require_root() {
     assert!(rustix::process::geteuid().is_root(), "this test needs root: it mounts filesystems");
@@ -90,10 +98,11 @@ pub(crate) fn reflinkd(root: &Path, args: &[&str]) -> Answer {
     Answer { status: status.code(), stdout: text(stdout), stderr: text(stderr) }
 }
 
-/// The command that [`reflinkd`] runs, for a test that wants its input, environment or process id.
+/// The command that [`reflinkd`] runs, for a test that wants its input, environment or process id. Nothing goes on in the
+/// background after it, so that what is on disk then is what it left.
 pub(crate) fn reflinkd_command(root: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reflinkd"));
-    command.arg("--root").arg(root).args(args);
+    command.arg("--root").arg(root).args(args).env("REFLINKD_NO_TEND", "1");
     command
 }
 

@@ -12,4 +12,6 @@ if [ "$(id -u)" = 0 ]; then need_compiler; fi
 cd "$top"
 run "$cargo" fmt --all --check
 run "$cargo" clippy --locked --all-targets -- -D warnings
+# What only virtual machines run isn't among all targets.
+run "$cargo" clippy --locked --test conformance_vm --test e2e_vm -- -D warnings
 give_back

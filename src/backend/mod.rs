@@ -37,11 +37,15 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::Result;
+use self::changes::{Changes, Comparison};
+use crate::{Error, Result};
 
 pub mod btrfs;
-pub(crate) mod copy;
+pub mod changes;
+pub mod clone;
 pub mod memory;
+pub mod reflink;
+pub mod remove;
 
 /// Where a tree's writes are charged: a number of the store's own sequence, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -171,15 +175,6 @@ pub struct Leftover {
     pub charged: u64,
 }
 
-/// What [`Backend::reclaim`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Reclaimed {
-    /// Groups removed, or trees, where it is for us to take them apart.
-    pub removed: u64,
-    /// Bytes given back to the device below by FITRIM; 0 where it takes none.
-    pub trimmed: u64,
-}
-
 /// A subvolume that somebody made inside a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nested {
@@ -258,6 +253,23 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// What each tree holds of its own. One commit (if asked for) and one search for any number of trees.
     fn measure(&self, trees: &[&Tree], want: Want) -> Result<Measured>;
 
+    /// What a tree holds of its own after a commit, and by which method: for a number that is kept. It may take its time where
+    /// [`Backend::measure`] has an inexact number at once.
+    fn measure_for_good(&self, tree: &Tree) -> Result<(SizeMethod, u64)> {
+        let measured = self.measure(&[tree], Want { sync: true, apparent: false })?;
+        Ok((measured.method, measured.sizes.first().map_or(0, |size| size.charged)))
+    }
+
+    /// What a tree holds that the one it was cloned from doesn't, from scratch that is empty again when this returns. See
+    /// [`changes`]. Where the filesystem can't name what was touched, both are walked.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such tree; `Unsupported` naming the file for an active swapfile; `InUse` for a mount in
+    /// the tree.
+    fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
+        changes::walk(wanted)
+    }
+
     /// Bytes that these trees take besides what [`Backend::measure`] and a layer's size count: inodes and directories
     /// of their own. 0 where clones share them. Costs a file read per tree.
     fn overhead(&self, trees: &[&Tree]) -> Result<u64>;
@@ -276,8 +288,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn leftovers(&self, live: &BTreeSet<GroupId>) -> Result<Vec<Leftover>>;
 
     /// Wait until removed trees are cleaned up (at most `patience`), or clean them up where nobody else does; drop the
-    /// groups not in `live` that nothing charges to any more, and hand freed blocks back to the device below.
-    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: std::time::Duration) -> Result<Reclaimed>;
+    /// groups not in `live` that nothing charges to any more. How many groups were dropped, or trees taken apart.
+    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: std::time::Duration) -> Result<u64>;
+
+    /// Give freed blocks back to the device below (FITRIM): bytes, 0 where it takes none. A look at all that is free.
+    fn trim(&self) -> Result<u64>;
 
     /// The highest group this filesystem knows of this store: where a lost sequence goes on.
     fn highest_group(&self) -> Result<Option<GroupId>>;
@@ -287,6 +302,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Limits, where the filesystem holds them now.
     fn quotas(&self) -> Option<&dyn Quotas>;
+
+    /// Why [`Backend::quotas`] is `None`, and the way out: an error of kind `Unsupported` for whoever asks for a limit.
+    fn no_limits(&self) -> Result<Error>;
 
     /// The quota mode, for `info` and `quota status`.
     fn quota_mode(&self) -> Result<QuotaMode>;

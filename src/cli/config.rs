@@ -2,8 +2,12 @@
 //!
 //! ```toml
 //! root = "/var/lib/reflinkd"
+//! backend = "auto"          # of a new store: auto, btrfs or reflink
+//! pool_fs = "xfs"           # a new store goes into a pool: btrfs or xfs
 //! pool_size = "20G"         # apparent size of a new embedded pool
 //! host_reserve = "500M"     # refuse creates and loads when the pool's host has less room
+//! spares = 1                # clones kept ready of each image in use, on filesystems where a clone takes time
+//! tend = true               # whether commands leave slow work to a process of its own
 //!
 //! # What is believed of images; past it they are refused.
 //! max_layer_size = "64GiB"     # of one layer, unpacked
@@ -27,9 +31,11 @@ use serde::{Deserialize, Deserializer};
 
 use super::format::parse_size;
 use crate::engine::Settings;
+use crate::engine::home::{BackendKind, Layout};
+use crate::engine::pool::PoolFs;
 use crate::layer;
 use crate::oci::SourceLimits;
-use crate::{Error, Kind, Result};
+use crate::{Context, Error, Kind, Result};
 
 const DEFAULT_FILE: &str = "/etc/reflinkd/config.toml";
 
@@ -37,10 +43,14 @@ const DEFAULT_FILE: &str = "/etc/reflinkd/config.toml";
 #[serde(deny_unknown_fields, default)]
 struct File {
     root: Option<PathBuf>,
+    backend: Option<BackendChoice>,
+    pool_fs: Option<PoolChoice>,
     #[serde(deserialize_with = "size")]
     pool_size: Option<u64>,
     #[serde(deserialize_with = "size")]
     host_reserve: Option<u64>,
+    spares: Option<usize>,
+    tend: Option<bool>,
     #[serde(deserialize_with = "size")]
     max_layer_size: Option<u64>,
     max_layer_entries: Option<u64>,
@@ -89,6 +99,54 @@ impl File {
     }
 }
 
+/// How a new store keeps its trees.
+#[derive(Debug, Clone, Copy, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum BackendChoice {
+    /// Whatever the filesystem can: Btrfs snapshots, else reflinks
+    Auto,
+    /// Snapshots of Btrfs subvolumes
+    Btrfs,
+    /// Directories whose files share blocks
+    Reflink,
+}
+
+/// The filesystem of a new pool.
+#[derive(Debug, Clone, Copy, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PoolChoice {
+    Btrfs,
+    Xfs,
+}
+
+/// What both mean together; `None` if nobody chose.
+///
+/// # Errors
+/// `Invalid` for a backend that can't be in such a pool.
+pub(super) fn layout(backend: Option<BackendChoice>, pool_fs: Option<PoolChoice>) -> Result<Option<Layout>> {
+    let backend = backend.map(|choice| match choice {
+        BackendChoice::Auto => Layout::Auto,
+        BackendChoice::Btrfs => Layout::Backend(BackendKind::Btrfs),
+        BackendChoice::Reflink => Layout::Backend(BackendKind::Reflink),
+    });
+    let Some(pool_fs) = pool_fs else { return Ok(backend) };
+    let pool_fs = match pool_fs {
+        PoolChoice::Btrfs => PoolFs::Btrfs,
+        PoolChoice::Xfs => PoolFs::Xfs,
+    };
+    match backend {
+        Some(Layout::Backend(kind)) if kind != pool_fs.backend() => Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "the backend {} can't be in a pool of {pool_fs}: that has the backend {}",
+                kind.name(),
+                pool_fs.backend().name()
+            ),
+        )),
+        _ => Ok(Some(Layout::Pool(pool_fs))),
+    }
+}
+
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_size(&text).map(Some).map_err(serde::de::Error::custom)
@@ -107,8 +165,13 @@ pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<S
         settings.root = std::path::absolute(&root)
             .map_err(|e| Error::new(Kind::Invalid, format!("root directory {}: {e}", root.display())))?;
     }
+    let layout =
+        layout(file.backend, file.pool_fs).context(|| "cannot use backend and pool_fs of the configuration")?;
+    settings.layout = layout.unwrap_or_default();
     settings.pool_size = file.pool_size.unwrap_or(settings.pool_size);
     settings.host_reserve = file.host_reserve.unwrap_or(settings.host_reserve);
+    settings.spares = file.spares.unwrap_or(settings.spares);
+    settings.tend = file.tend.unwrap_or(settings.tend);
     Ok(settings)
 }
 

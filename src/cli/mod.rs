@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::FalseyValueParser;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::engine::Engine;
@@ -30,6 +31,9 @@ pub struct Cli {
     /// Configuration file [default: /etc/reflinkd/config.toml]
     #[arg(long, global = true, env = "REFLINKD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Leave slow work (spare clones, emptying what was removed) to `reflinkd tend`, run by a timer
+    #[arg(long, global = true, env = "REFLINKD_NO_TEND", hide = true, value_parser = FalseyValueParser::new())]
+    no_tend: bool,
     /// Say on standard error what is being done
     #[arg(long, global = true)]
     debug: bool,
@@ -42,6 +46,7 @@ enum Command {
     // Making and using containers
     Create(c::create::Create),
     Ps(c::ps::Ps),
+    Diff(c::diff::Diff),
     Mount(c::mount::Mount),
     Bundle(c::bundle::Bundle),
     Rename(c::rename::Rename),
@@ -62,6 +67,8 @@ enum Command {
     Info(c::info::Info),
     Df(c::df::Df),
     Gc(c::gc::Gc),
+    #[command(hide = true)]
+    Tend(c::tend::Tend),
     Quota(c::quota::Quota),
     Destroy(c::destroy::Destroy),
     // The program
@@ -101,16 +108,20 @@ impl Cli {
             _ => {}
         }
         let mut settings = config::settings(self.root, self.config.as_deref())?;
+        settings.tend &= !self.no_tend;
         match self.command {
             Command::Init(args) => return args.run(settings, out),
+            Command::Tend(args) => return args.run(settings, out),
             Command::Load(ref args) => args.limits.apply(&mut settings),
             Command::Import(ref args) => args.limits.apply(&mut settings),
             _ => {}
         }
         let engine = Engine::open(settings)?;
-        match self.command {
+        let leaves_work = self.command.leaves_work();
+        let done = match self.command {
             Command::Create(args) => args.run(&engine, out),
             Command::Ps(args) => args.run(&engine, out),
+            Command::Diff(args) => args.run(&engine, out),
             Command::Mount(args) => args.run(&engine, out),
             Command::Bundle(args) => args.run(&engine, out),
             Command::Rename(args) => args.run(&engine, out),
@@ -129,9 +140,24 @@ impl Cli {
             Command::Df(args) => args.run(&engine, out),
             Command::Gc(args) => args.run(&engine, out),
             Command::Quota(args) => args.run(&engine, out),
-            Command::Destroy(args) => args.run(engine, out),
-            Command::Init(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
+            Command::Destroy(args) => return args.run(engine, out),
+            Command::Init(_) | Command::Tend(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
+        };
+        // Also after a failure: what it undid may have to be cleaned up.
+        if leaves_work {
+            c::tend::start_if_needed(&engine, self.config.as_deref());
         }
+        done
+    }
+}
+
+impl Command {
+    /// Whether it may leave something to do for whoever tends the store.
+    fn leaves_work(&self) -> bool {
+        matches!(
+            self,
+            Self::Create(_) | Self::Reset(_) | Self::Rm(_) | Self::Rmi(_) | Self::Load(_) | Self::Import(_)
+        )
     }
 }
 

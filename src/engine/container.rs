@@ -1,12 +1,13 @@
-//! Containers: writable clones of an image's topmost layer.
+//! Containers: writable clones of an image's topmost layer, or read-only views of it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use super::image::short;
 use super::{Engine, names, tree_at};
-use crate::backend::{Access, Guarantee, QuotaMode, Tree};
-use crate::store::{Container, Content, New, NewGroup, Owner, Record, TreeKind};
+use crate::backend::{Access, Guarantee, Tree};
+use crate::store::{Container, Content, Draft, Held, New, NewGroup, Owner, Record, TreeKind};
 use crate::sys::users;
 use crate::{Context, Error, Kind, Result};
 
@@ -20,6 +21,8 @@ pub struct CreateContainer {
     /// Most bytes its writers may add; the image doesn't count.
     pub size_limit: Option<u64>,
     pub labels: BTreeMap<String, String>,
+    /// Nothing can be written to it; it has its image's own files, and no tree.
+    pub read_only: bool,
 }
 
 /// A container that was made, and what its user should know.
@@ -30,10 +33,10 @@ pub struct Created {
 }
 
 impl Engine {
-    /// Make a container: a snapshot of the image's topmost layer, durable on return.
+    /// Make a container: a snapshot of the image's topmost layer, or a spare clone of it. Durable on return.
     pub fn create_container(&self, wanted: CreateContainer) -> Result<Created> {
         let said = wanted.name.clone();
-        self.create(wanted).context(|| match said {
+        self.with_room(|| self.create(wanted.clone())).context(|| match said {
             Some(name) => format!("cannot create container {name}"),
             None => "cannot create a container".to_string(),
         })
@@ -43,7 +46,11 @@ impl Engine {
         if let Some(name) = &wanted.name {
             names::check(name)?;
         }
+        if wanted.read_only && wanted.size_limit.is_some() {
+            return Err(Error::new(Kind::Invalid, "a read-only container writes nothing that a limit could hold"));
+        }
         self.tidy()?;
+        self.make_room(Some(&wanted.image))?;
         self.guard_host()?;
         // Until the container is begun: then whoever removes images sees that this one is used.
         let images = self.store.keep_images()?;
@@ -56,41 +63,53 @@ impl Engine {
             image: self.name_for(&image, &wanted.image),
             size_limit: wanted.size_limit,
             labels: wanted.labels,
+            read_only: wanted.read_only,
         };
         let draft = self.begin_container(wanted.name.as_deref(), image.top, container)?;
         drop(images);
-        let tree = tree_at(draft.place().to_path_buf(), draft.record());
-        let made = match self.parent_tree(draft.record()) {
-            Ok(Some(parent)) => self.backend.clone_tree(&parent, &tree, Access::Writable, wanted.size_limit),
-            Ok(None) => self.backend.create(&tree, wanted.size_limit).and_then(|()| self.backend.sync()),
-            Err(e) => Err(e),
-        };
-        match made {
-            Ok(()) => Ok(Created { record: self.store.publish(draft)?, warnings }),
-            Err(e) => {
+        if let Err(e) = self.make_container(&draft, wanted.size_limit) {
+            self.discard(draft);
+            return Err(e);
+        }
+        match self.store.publish_or_yield(draft)? {
+            Ok(record) => Ok(Created { record, warnings }),
+            // The index was made anew while a claimed spare was still one by its record.
+            Err(draft) => {
+                let name = draft.record().name().unwrap_or_default().to_string();
                 self.discard(draft);
-                Err(e)
+                Err(self.name_taken(&name))
             }
         }
     }
 
-    /// Reserve a place under the wanted name, or under one that is made up.
+    /// Give a draft what makes it a container. Durable on return.
+    fn make_container(&self, draft: &Draft, limit: Option<u64>) -> Result<()> {
+        let tree = tree_at(draft.place().to_path_buf(), draft.record());
+        let parent = self.parent_tree(draft.record())?;
+        if draft.record().is_view() {
+            self.make_view(draft, parent.as_ref())
+        } else if draft.is_claimed() {
+            // Also if it is to have none: whoever claimed it before and died may have set one.
+            self.set_limit(&tree, limit)?;
+            self.store.confirm(draft)
+        } else if let Some(parent) = parent {
+            self.backend.clone_tree(&parent, &tree, Access::Writable, limit)
+        } else {
+            self.backend.create(&tree, limit).and_then(|()| self.backend.sync())
+        }
+    }
+
+    /// Reserve a place under the wanted name, or under one that is made up: a spare's, if there is one to be had.
     fn begin_container(
         &self,
         name: Option<&str>,
         parent: Option<uuid::Uuid>,
         mut container: Container,
-    ) -> Result<crate::store::Draft> {
+    ) -> Result<Draft> {
         let mut attempt = 0;
         loop {
             container.name = name.map_or_else(|| names::made_up(&container.id, attempt), str::to_string);
-            let begun = self.store.begin(New {
-                owner: Owner::cli(),
-                parent,
-                group: NewGroup::Fresh,
-                content: Content::Container(container.clone()),
-            });
-            match begun {
+            match self.begin_named(parent, &container) {
                 Err(e) if e.kind() == Kind::Exists && name.is_none() && attempt < 8 => {
                     attempt += 1;
                     container.id = names::random_id()?;
@@ -99,6 +118,19 @@ impl Engine {
                 other => return other,
             }
         }
+    }
+
+    fn begin_named(&self, parent: Option<uuid::Uuid>, container: &Container) -> Result<Draft> {
+        let content = Content::Container(container.clone());
+        if let Some(parent) = parent
+            && !container.read_only
+            && self.keeps_spares()
+            && let Some(draft) = self.store.claim_spare(parent, &Owner::cli(), &content)?
+        {
+            return Ok(draft);
+        }
+        let group = if container.read_only { NewGroup::None } else { NewGroup::Fresh };
+        self.store.begin(New { owner: Owner::cli(), parent, group, content })
     }
 
     fn name_taken(&self, name: &str) -> Error {
@@ -116,21 +148,7 @@ impl Engine {
         if limit == 0 {
             return Err(Error::new(Kind::Invalid, "a size limit of 0 bytes leaves nothing to write"));
         }
-        let Some(quotas) = self.backend.quotas() else {
-            let root = self.root().display();
-            return Err(match self.backend.quota_mode()? {
-                QuotaMode::Inconsistent => Error::new(
-                    Kind::Unsupported,
-                    format!("the quota groups on {root} are inconsistent and hold no limit"),
-                )
-                .with_hint("btrfs quota rescan -w, then try again"),
-                _ => Error::new(
-                    Kind::Unsupported,
-                    format!("quotas are off on {root}, so nothing would hold the limit"),
-                )
-                .with_hint("reflinkd quota enable --simple"),
-            });
-        };
+        let Some(quotas) = self.backend.quotas() else { return Err(self.backend.no_limits()?) };
         Ok(match quotas.guarantee() {
             Guarantee::Holds => Vec::new(),
             Guarantee::CountsTheClone => {
@@ -168,9 +186,18 @@ impl Engine {
         Err(Error::new(Kind::NotFound, format!("there is no container {name}")).with_hint("reflinkd ps lists them"))
     }
 
-    /// The root directory of a container. Nothing is mounted: the tree is there all the time.
+    /// The root directory of a container. Nothing is mounted, as the tree is there all the time; only of a read-only one
+    /// the mount is made again if it is missing (after a reboot, or in another mount namespace).
     pub fn container_root(&self, name: &str) -> Result<PathBuf> {
-        Ok(self.tree(&self.find_container(name)?).root())
+        self.root_of(&self.find_container(name)?)
+    }
+
+    pub(super) fn root_of(&self, record: &Record) -> Result<PathBuf> {
+        if record.is_view() {
+            self.show_view(record)
+                .context(|| format!("cannot show container {}", record.name().unwrap_or_default()))?;
+        }
+        Ok(self.tree(record).root())
     }
 
     /// Give a container another name.
@@ -196,14 +223,15 @@ impl Engine {
         (|| -> Result<_> {
             self.tidy()?;
             let record = self.find_container(name)?;
+            if record.is_view() {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    "it is read-only and writes nothing that a limit could hold",
+                ));
+            }
             let warnings = self.check_limit(limit)?;
             self.store.update(record.uuid, |record| {
-                let set = self.backend.quotas().map_or(Ok(()), |quotas| quotas.set_limit(&self.tree(record), limit));
-                match set {
-                    // Quotas are off, or were since it was made: nothing holds what is to be lifted.
-                    Err(e) if limit.is_none() && e.kind() == Kind::Unsupported => {}
-                    other => other?,
-                }
+                self.set_limit(&self.tree(record), limit)?;
                 if let Content::Container(container) = &mut record.content {
                     container.size_limit = limit;
                 }
@@ -217,16 +245,27 @@ impl Engine {
         })
     }
 
+    fn set_limit(&self, tree: &Tree, limit: Option<u64>) -> Result<()> {
+        match self.backend.quotas().map_or(Ok(()), |quotas| quotas.set_limit(tree, limit)) {
+            // Quotas are off, or were since it was made: nothing holds what is to be lifted.
+            Err(e) if limit.is_none() && e.kind() == Kind::Unsupported => Ok(()),
+            set => set,
+        }
+    }
+
     /// Make a container anew from its image, at the same path, in O(1). Its writes are lost; name, ID, labels and
-    /// limit stay.
+    /// limit stay. A read-only one is as it was made, and left alone.
     pub fn reset_container(&self, name: &str, force: bool) -> Result<()> {
         (|| {
             self.tidy()?;
             let record = self.find_container(name)?;
+            if record.is_view() {
+                return Ok(());
+            }
             let limit = record.container().and_then(|c| c.size_limit);
             self.check_limit(limit)?;
             if !force {
-                self.check_unused(&self.tree(&record))?;
+                self.check_unused(&record)?;
             }
             let parent = self.parent_tree(&record)?;
             let held = self.store.begin_replacement(record.uuid)?;
@@ -235,6 +274,7 @@ impl Engine {
                 Some(parent) => self.backend.replace(parent, &fresh, limit),
                 None => Err(Error::new(Kind::Unsupported, "its image has no layers")),
             };
+            self.removed.store(true, Ordering::Relaxed);
             // Whatever happened, the tree that is there now counts, with the group it is charged to.
             let settled = self.settle(held);
             replaced.and(settled)
@@ -250,9 +290,8 @@ impl Engine {
         (|| -> Result<_> {
             self.tidy()?;
             let record = self.find_container(name)?;
-            let tree = self.tree(&record);
             if !force {
-                self.check_unused(&tree)?;
+                self.check_unused(&record)?;
             }
             self.remove_tree(&record)?;
             Ok(record)
@@ -262,10 +301,14 @@ impl Engine {
 
     /// Remove the tree of a record, and the record. If the tree can't be removed it stays as it was.
     pub(super) fn remove_tree(&self, record: &Record) -> Result<()> {
-        let held = self.store.begin_removal(record.uuid)?;
-        if let Err(e) = self.backend.destroy(&self.tree(record)) {
+        self.remove_held(self.store.begin_removal(record.uuid)?)
+    }
+
+    pub(super) fn remove_held(&self, held: Held) -> Result<()> {
+        let uuid = held.record().uuid;
+        if let Err(e) = self.destroy_tree(held.record()) {
             if let Err(kept) = self.store.keep(held) {
-                tracing::warn!("cannot show {} again: {kept}", record.uuid);
+                tracing::warn!("cannot show {uuid} again: {kept}");
             }
             return Err(e);
         }
@@ -273,8 +316,11 @@ impl Engine {
     }
 
     /// Nothing in the kernel protects a running container: look for its users.
-    pub(super) fn check_unused(&self, tree: &Tree) -> Result<()> {
-        match users::user_of(&tree.root(), tree.place())? {
+    pub(super) fn check_unused(&self, record: &Record) -> Result<()> {
+        let tree = self.tree(record);
+        let user =
+            if record.is_view() { self.user_of_view(record)? } else { users::user_of(&tree.root(), tree.place())? };
+        match user {
             None => Ok(()),
             Some(user) => Err(Error::new(Kind::InUse, user.to_string()).with_hint("stop it first, or use --force")),
         }

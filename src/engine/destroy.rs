@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::Engine;
+use super::{Engine, view};
 use crate::backend::Tree;
 use crate::backend::btrfs::root as subvolume;
 use crate::store::{self, Lock, TreeKind};
@@ -27,12 +27,16 @@ impl Engine {
     }
 
     fn destroy_all(mut self, force: bool) -> Result<()> {
-        // Of a pool others are kept out by its filesystem, which can't be unmounted while they use it.
-        let alone = if self.pool.is_none() { self.alone()? } else { None };
+        let alone = match self.alone() {
+            // Of a pool others are kept out by its filesystem, which can't be unmounted while they use it, and says who.
+            Err(e) if e.kind() == Kind::InUse && self.pool.is_some() => None,
+            alone => alone?,
+        };
+        let containers = self.store.list(TreeKind::Container)?;
         if !force {
-            for container in self.store.list(TreeKind::Container)? {
+            for container in &containers {
                 let name = container.container().map_or_else(String::new, |c| c.name.clone());
-                self.check_unused(&self.tree(&container)).context(|| format!("container {name}"))?;
+                self.check_unused(container).context(|| format!("container {name}"))?;
             }
         }
         let root = self.root().to_path_buf();
@@ -41,13 +45,19 @@ impl Engine {
             drop(self.store);
             drop(self.backend);
             drop(self.lock);
+            drop(alone);
             return pool.destroy();
         }
+        for container in containers.iter().filter(|container| container.is_view()) {
+            view::take_away(self.tree(container).place())?;
+        }
         for place in self.store.all_places()? {
+            view::clear(&place)?;
             self.backend.destroy(&Tree::new(&place, None))?;
             self.store.remove_any(&place)?;
         }
         self.backend.reclaim(&BTreeSet::new(), PATIENCE)?;
+        self.backend.trim()?;
         drop(self.store);
         remove_own_files(&root)?;
         remove_if_empty(&root)?;
@@ -55,9 +65,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Wait a moment for others to be done with the store, and keep them out of it.
+    /// Wait a moment for others to be done with the store, and keep them out of it. Who tends it is asked to stop.
     fn alone(&mut self) -> Result<Option<File>> {
         drop(self.lock.take());
+        let _asked = store::ask_to_stop(self.root())?;
         let start = Instant::now();
         loop {
             if let Some(lock) = store::lock_root(self.root(), Lock::TryExclusive)? {
@@ -77,11 +88,14 @@ fn remove_own_files(root: &Path) -> Result<()> {
     for directory in ["images", "blobs"].map(String::from).into_iter().chain(backups) {
         ignore_missing(std::fs::remove_dir_all(root.join(&directory))).context(|| format!("remove {directory}"))?;
     }
-    let files = ["index.db", "index.db-journal", "index.current", "index.lock", "index.turn", "places.lock"];
-    for file in files {
+    let index = ["index.db", "index.db-journal", "index.current"];
+    let locks = ["index.lock", "index.turn", "places.lock", "tend.next", "tend.lock", "tend.stop"];
+    for file in index.into_iter().chain(locks) {
         ignore_missing(std::fs::remove_file(root.join(file))).context(|| format!("unlink {file}"))?;
     }
-    ignore_missing(std::fs::remove_dir(root.join("snapshots"))).context(|| "rmdir snapshots")?;
+    for directory in ["snapshots", "trash"] {
+        ignore_missing(std::fs::remove_dir(root.join(directory))).context(|| format!("rmdir {directory}"))?;
+    }
     ignore_missing(std::fs::remove_file(root.join("store.json"))).context(|| "unlink store.json")
 }
 

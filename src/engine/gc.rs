@@ -1,13 +1,15 @@
 //! Clearing up: what crashed processes left, what nothing is based on, and the space of what was removed.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use super::Engine;
+use super::{Engine, view};
 use crate::Result;
 use crate::backend::Tree;
+use crate::store::Record;
 
 /// How long to wait for the filesystem to clean up what was removed.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Something that nobody needs, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,8 @@ impl Engine {
     /// Find what nobody needs; remove it unless `dry_run`. Images and containers are never touched.
     pub fn collect_garbage(&self, dry_run: bool) -> Result<Collected> {
         let before = self.backend.space()?.used;
+        // Before this collection removes anything itself.
+        let leftovers = self.backend.leftovers(&self.live_groups()?)?;
         let mut garbage = Vec::new();
         let records = if dry_run {
             // Dropped again at once: held only to tell the dead's from the living's.
@@ -48,8 +52,9 @@ impl Engine {
         for stray in self.store.strays()? {
             let place = stray.place().to_path_buf();
             if !dry_run {
-                let removed =
-                    self.backend.destroy(&Tree::new(&place, None)).and_then(|()| self.store.remove_stray(stray));
+                let removed = view::clear(&place)
+                    .and_then(|()| self.backend.destroy(&Tree::new(&place, None)))
+                    .and_then(|()| self.store.remove_stray(stray));
                 if let Err(e) = removed {
                     tracing::warn!("cannot remove {}: {e}", place.display());
                     continue;
@@ -62,6 +67,16 @@ impl Engine {
                 size: None,
             });
         }
+        let spares = self.spares()?;
+        let overhead = |spare: &Record| self.backend.overhead(&[&self.tree(spare)]).ok();
+        let sized: HashMap<_, _> = spares.iter().map(|spare| (spare.uuid, overhead(spare))).collect();
+        let spares = if dry_run { spares } else { self.drop_spares(|_| true)? };
+        garbage.extend(spares.into_iter().map(|spare| Garbage {
+            kind: "spare",
+            id: spare.uuid.to_string(),
+            reason: "it is only there to make the next container sooner",
+            size: sized.get(&spare.uuid).copied().flatten(),
+        }));
         let layers = if dry_run { self.unused_layers()? } else { self.collect_layers()? };
         garbage.extend(layers.into_iter().map(|record| Garbage {
             kind: "layer",
@@ -77,15 +92,16 @@ impl Engine {
             size: None,
         }));
         drop(guard);
-        let live = self.live_groups()?;
-        garbage.extend(self.backend.leftovers(&live)?.into_iter().map(|leftover| Garbage {
+        garbage.extend(leftovers.into_iter().map(|leftover| Garbage {
             kind: leftover.kind,
             id: leftover.name,
             reason: "its tree was removed",
             size: Some(leftover.charged),
         }));
         if !dry_run {
-            self.backend.reclaim(&live, PATIENCE)?;
+            self.backend.reclaim(&self.live_groups()?, PATIENCE)?;
+            self.backend.sync()?;
+            self.backend.trim()?;
         }
         let freed = before.saturating_sub(self.backend.space()?.used);
         Ok(Collected { garbage, freed })

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::Engine;
 use super::image::ImageInfo;
 use super::quota::QuotaStatus;
+use super::{Engine, home};
 use crate::backend::{Nested, Space};
 use crate::store::{Identity, Image, Record, TreeKind};
 use crate::{Error, Kind, Result};
@@ -13,6 +13,8 @@ use crate::{Error, Kind, Result};
 #[derive(Debug, Clone)]
 pub struct StoreInfo {
     pub identity: Identity,
+    /// What the filesystem is called that the store lies on: `btrfs`, `xfs`, ...
+    pub filesystem: String,
     pub images: usize,
     pub layers: usize,
     pub containers: usize,
@@ -43,6 +45,7 @@ impl Engine {
         };
         Ok(StoreInfo {
             identity: self.store.identity().clone(),
+            filesystem: home::filesystem_name(self.root())?,
             images: self.store.images()?.len(),
             layers: self.store.list(TreeKind::Layer)?.len(),
             containers: self.containers()?.len(),
@@ -82,6 +85,9 @@ impl Engine {
 
     /// Subvolumes that somebody made inside a container.
     pub fn nested(&self, container: &Record) -> Result<Vec<Nested>> {
+        if container.is_view() {
+            return Ok(Vec::new());
+        }
         self.backend.nested(&self.tree(container))
     }
 }

@@ -77,9 +77,10 @@ impl Engine {
         let Some(alone) = self.store.lock_loads(Lock::TryExclusive)? else { return Ok(Vec::new()) };
         let mut removed = Vec::new();
         for layer in self.unused_layers()? {
+            self.drop_spares(|spare| spare.parent == Some(layer.uuid))?;
             match self.remove_tree(&layer) {
                 Ok(()) => removed.push(layer),
-                // A container was made from it since we looked, or another process removes it.
+                // A container or a spare is made from it since we looked, or another process removes it.
                 Err(e) if matches!(e.kind(), Kind::InUse | Kind::NotFound) => {}
                 Err(e) => return Err(e),
             }

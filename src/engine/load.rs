@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::image::NewImage;
 use super::{Engine, tree_at};
-use crate::backend::{Access, Want};
+use crate::backend::Access;
 use crate::layer;
 use crate::oci::{
     ChainId, DiffId, Expected, LayerStream, Reference, Source, SourceImage, SourceLimits, Verified, chain_ids,
@@ -69,6 +69,7 @@ impl Engine {
     /// Load all images of a source.
     pub fn load(&self, source: &Source, progress: &dyn Progress) -> Result<Vec<Image>> {
         self.tidy()?;
+        self.make_room(None)?;
         self.guard_host()?;
         let loading = self.store.lock_loads(Lock::Shared)?;
         let loaded: Result<Vec<_>> =
@@ -183,7 +184,7 @@ impl Engine {
         open: &dyn Fn() -> Result<Incoming<'a>>,
         used: &mut dyn FnMut(Draft),
     ) -> Result<Record> {
-        match open().and_then(|incoming| self.unpack(&mut draft, incoming)) {
+        match self.with_room(|| open().and_then(|incoming| self.unpack(&mut draft, incoming))) {
             Ok((_, work)) => {
                 used(work);
                 self.store.publish(draft)
@@ -215,7 +216,7 @@ impl Engine {
             }
             let (summary, verified) = self.stream_into(&work_tree.root(), incoming)?;
             // Before the commit: a clone shares everything with it, and what is shared is nobody's own to full qgroups.
-            let measured = self.backend.measure(&[&work_tree], Want { sync: true, apparent: false })?;
+            let (method, size) = self.backend.measure_for_good(&work_tree)?;
             if let Content::Layer(layer) = &draft.record().content {
                 let mut layer = layer.clone();
                 layer.diff_id = verified.diff_id.to_string();
@@ -223,8 +224,8 @@ impl Engine {
                     // OCI image spec, config.md: the chain ID of a base layer is its diff ID. An import learns it here.
                     layer.chain_id.clone_from(&layer.diff_id);
                 }
-                layer.size = measured.sizes.first().map_or(0, |size| size.charged);
-                layer.size_method = measured.method.to_string();
+                layer.size = size;
+                layer.size_method = method.to_string();
                 layer.apparent_size = summary.bytes;
                 draft.set_content(Content::Layer(layer));
             }
@@ -283,6 +284,7 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<Image> {
         self.tidy()?;
+        self.make_room(None)?;
         self.guard_host()?;
         let loading = self.store.lock_loads(Lock::Shared)?;
         let imported = self.import_layer(raw, total, progress).and_then(|(record, diff_id)| {

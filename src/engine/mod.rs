@@ -16,7 +16,9 @@ use crate::{Error, Kind, Result};
 pub mod bundle;
 pub mod container;
 pub mod destroy;
+pub mod diff;
 pub mod gc;
+pub mod home;
 pub mod image;
 pub mod info;
 pub mod layers;
@@ -25,9 +27,12 @@ pub mod open;
 pub mod pool;
 pub mod quota;
 pub mod settings;
+pub mod tend;
 pub mod usage;
 
 mod names;
+mod spares;
+mod view;
 
 pub use settings::Settings;
 
@@ -41,6 +46,8 @@ pub struct Engine {
     /// The store, held so that nobody upgrades or destroys it meanwhile.
     lock: Option<File>,
     cancelled: Arc<AtomicBool>,
+    /// Whether a tree was removed that may still have to be cleaned up.
+    removed: AtomicBool,
 }
 
 impl Engine {
@@ -90,8 +97,19 @@ impl Engine {
         if held.state() == State::Replacing {
             return self.settle(held);
         }
-        self.backend.destroy(&tree_at(held.place().to_path_buf(), held.record()))?;
+        self.destroy_tree(held.record())?;
         self.store.finish_removal(held)
+    }
+
+    /// Destroy the tree of a record, or take away the mount that a read-only container has instead.
+    fn destroy_tree(&self, record: &Record) -> Result<()> {
+        let tree = self.tree(record);
+        if record.is_view() {
+            view::take_away(tree.place())?;
+        } else {
+            self.removed.store(true, Ordering::Relaxed);
+        }
+        self.backend.destroy(&tree)
     }
 
     /// Whichever tree stayed when one was replaced: write down which group it is charged to.
@@ -104,8 +122,7 @@ impl Engine {
     /// has to hear of the failure that led here, not of this one.
     fn discard(&self, draft: Draft) {
         let uuid = draft.record().uuid;
-        let tree = tree_at(draft.place().to_path_buf(), draft.record());
-        if let Err(e) = self.backend.destroy(&tree).and_then(|()| self.store.abandon(draft)) {
+        if let Err(e) = self.destroy_tree(draft.record()).and_then(|()| self.store.abandon(draft)) {
             tracing::warn!("cannot clear up {uuid}: {e}");
         }
     }

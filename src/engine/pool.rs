@@ -1,4 +1,4 @@
-//! The embedded pool: a file that holds a Btrfs, for machines whose ROOT is on any other filesystem.
+//! The embedded pool: a file that holds a Btrfs or an XFS, for machines whose ROOT is on any other filesystem.
 //!
 //! Three names stand beside ROOT, which is only the mount point:
 //!
@@ -13,14 +13,14 @@
 //!
 //! ```no_run
 //! # fn main() -> reflinkd::Result<()> {
-//! use reflinkd::engine::pool::Pool;
+//! use reflinkd::engine::pool::{Pool, PoolFs};
 //! let pool = Pool::at("/var/lib/reflinkd".as_ref());
-//! pool.create(20_000_000_000)?;      // a sparse file, a few hundred KB on the disk; again: Unchanged
-//! pool.attach()?;                    // a loop device, a mount; again: microseconds, no lock
-//! pool.guard(1_000_000_000)?;        // before anything that writes much: has the host 1 GB left?
-//! pool.grow(40_000_000_000)?;        // while it is in use
-//! pool.detach()?;                    // unmounted, and no loop device left
-//! pool.destroy()?;                   // no file left
+//! pool.create(PoolFs::Btrfs, 20_000_000_000)?; // a sparse file; again: Unchanged
+//! pool.attach()?;                              // a loop device, a mount; again: microseconds, no lock
+//! pool.guard(1_000_000_000)?;                  // before anything that writes much: has the host 1 GB left?
+//! pool.grow(40_000_000_000)?;                  // while it is in use
+//! pool.detach()?;                              // unmounted, and no loop device left
+//! pool.destroy()?;                             // no file left
 //! # Ok(())
 //! # }
 //! ```
@@ -31,9 +31,10 @@
 //!   nothing in the kernel objects. So a loop device is looked for, by the file's device and inode number, and
 //!   made only under the lock; a second mount namespace mounts the same device again.
 //! - **An unrelated file overwritten.** A pool is made under another name and takes its own only if that's free;
-//!   a file there that holds no Btrfs is refused by every verb, and so is a ROOT with something in it.
+//!   a file there that holds neither filesystem is refused by every verb, and so is a ROOT with something in it.
 //! - **A pool without room below it.** A write that the host can't store is lost after it was acknowledged to
-//!   the writer, and Btrfs turns read-only (see [`Pool::is_read_only`]); [`Pool::guard`] refuses early.
+//!   the writer; then Btrfs turns read-only, and XFS waits until there is room (see [`Pool::is_read_only`]).
+//!   [`Pool::guard`] refuses early.
 //!
 //! The lock file's content is the uuid of the filesystem that was last attached. It lets [`Pool::attach`] see
 //! that what is mounted at ROOT is the pool without reading the pool: with direct I/O going on below, the
@@ -45,31 +46,21 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{IFlags, RenameFlags};
-use uuid::Uuid;
 
-use crate::backend::btrfs::format;
-use crate::sys::btrfs::{BtrfsFd, space};
 use crate::sys::loopdev::{self, LoopDevice};
-use crate::sys::mount::{self, MountedAt};
+use crate::sys::mount::{self, Health, MountedAt};
 use crate::{Context, Error, Kind, Result};
 
 mod detach;
+mod filesystem;
 mod holders;
 mod host;
 mod lock;
 
+pub use filesystem::PoolFs;
+use filesystem::{SECTOR, Volume};
 pub use host::HostSpace;
 use lock::Lock;
-
-/// What the pool file holds at most if the user doesn't say: 20 GiB.
-pub const DEFAULT_SIZE: u64 = 20 << 30;
-
-/// The smallest pool: below it, Btrfs has no room for a metadata chunk beside the data of any image.
-pub const SMALLEST: u64 = 256 << 20;
-
-/// The top of the filesystem whatever its default subvolume is. Freed blocks go back to the host when the
-/// collector trims (FITRIM): `discard` would do it later and at every commit.
-const MOUNT_OPTIONS: &str = "subvolid=5,nodiscard";
 
 /// Whether a verb had anything to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,22 +121,27 @@ impl Pool {
         Ok(self.mounted()?.is_some())
     }
 
-    /// Make the pool file, `size` bytes long (rounded down to 4096) and empty. Durable when it returns.
+    /// The filesystem in the pool file.
     ///
     /// # Errors
-    /// `Invalid` for a size below [`SMALLEST`]; `Exists` for a file there that is no pool, and for a ROOT that
-    /// isn't empty; `NoSpace`; `System` where the host's filesystem has no files of that length.
-    pub fn create(&self, size: u64) -> Result<Creation> {
-        self.make(size).context(|| format!("cannot create the pool {}", self.file.display()))
+    /// `NotFound` without a pool; `Exists` for a file that is none.
+    pub fn filesystem(&self) -> Result<PoolFs> {
+        self.open().map(|(_, volume)| volume.fs)
     }
 
-    fn make(&self, size: u64) -> Result<Creation> {
-        if size < SMALLEST {
-            return Err(Error::new(
-                Kind::Invalid,
-                format!("{} is too small: the smallest pool has {}", host::bytes(size), host::bytes(SMALLEST)),
-            ));
-        }
+    /// Make the pool file, `size` bytes long (rounded down to 4096), with an empty `fs` in it. Durable when it returns.
+    /// A pool that is there stays as it is, whatever filesystem it holds.
+    ///
+    /// # Errors
+    /// `Invalid` for a size below [`PoolFs::smallest`]; `Exists` for a file there that is no pool, and for a ROOT that
+    /// isn't empty; `NoSpace`; `Unsupported` without the program that makes an XFS; `System` where the host's
+    /// filesystem has no files of that length.
+    pub fn create(&self, fs: PoolFs, size: u64) -> Result<Creation> {
+        self.make(fs, size).context(|| format!("cannot create the pool {}", self.file.display()))
+    }
+
+    fn make(&self, fs: PoolFs, size: u64) -> Result<Creation> {
+        fs.check_size(size)?;
         let directory = self.directory();
         fs::DirBuilder::new()
             .recursive(true)
@@ -159,7 +155,7 @@ impl Pool {
         }
         self.refuse_occupied_root()?;
         remove_if_there(&self.draft)?;
-        let made = self.draft(size).and_then(|()| self.publish());
+        let made = self.draft(fs, size).and_then(|()| self.publish());
         if made.is_err() {
             // Best effort: the next create removes it too.
             let _ = fs::remove_file(&self.draft);
@@ -167,7 +163,7 @@ impl Pool {
         made.map(|()| Creation::Created)
     }
 
-    fn draft(&self, size: u64) -> Result<()> {
+    fn draft(&self, fs: PoolFs, size: u64) -> Result<()> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -176,7 +172,7 @@ impl Pool {
             .open(&self.draft)
             .context(|| format!("create {}", self.draft.display()))?;
         forgo_copy_on_write(&file);
-        format::format(&file, size - size % format::SECTOR)?;
+        fs.format(&file, &self.draft, size - size % SECTOR)?;
         file.sync_all().context(|| format!("fsync {}", self.draft.display()))
     }
 
@@ -200,12 +196,13 @@ impl Pool {
     /// # Errors
     /// `NotFound` without a pool; `Exists` for a file that is none, and for a ROOT that isn't empty or has
     /// something else mounted; `InUse` if the file has several loop devices or only a part of it has one;
-    /// `Unsupported` without Btrfs or loop devices in the kernel; `Denied` if not root.
+    /// `Unsupported` without the filesystem or loop devices in the kernel; `Denied` if not root; `System` if it is
+    /// attached but has shut down.
     pub fn attach(&self) -> Result<()> {
-        if self.is_attached()? {
-            return Ok(());
-        }
         let attach = || {
+            if let Some(mounted) = self.mounted()? {
+                return self.check_health(mounted);
+            }
             if !self.present()? {
                 return Err(missing(&self.file));
             }
@@ -215,56 +212,69 @@ impl Pool {
     }
 
     fn attach_locked(&self, lock: &Lock) -> Result<()> {
-        let (file, fsid) = self.open()?;
-        if mount::mounted_at(&self.root)?.is_none_or(|mounted| mounted.btrfs != Some(fsid)) {
-            self.refuse_occupied_root()?;
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&self.root)
-                .context(|| format!("create {}", self.root.display()))?;
-            let device = match self.device(&file)? {
-                Some(device) => device,
-                None => loopdev::configure(&file, &self.file)?,
-            };
-            self.mount(&device, fsid)?;
+        let (file, volume) = self.open()?;
+        match mount::mounted_at(&self.root)?.filter(|mounted| mounted.uuid == Some(volume.uuid)) {
+            Some(mounted) => self.check_health(mounted)?,
+            None => {
+                self.refuse_occupied_root()?;
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&self.root)
+                    .context(|| format!("create {}", self.root.display()))?;
+                let device = match self.device(&file)? {
+                    Some(device) => device,
+                    None => loopdev::configure(&file, &self.file)?,
+                };
+                self.mount(&device, volume)?;
+            }
         }
-        lock.record(fsid)
+        lock.record(volume.uuid)
     }
 
-    fn mount(&self, device: &LoopDevice, fsid: Uuid) -> Result<()> {
+    fn mount(&self, device: &LoopDevice, volume: Volume) -> Result<()> {
         // EBUSY: the last mount in another namespace ended with its last process and is being torn down.
-        detach::patiently(detach::PATIENCE, || match mount::mount_btrfs(device.path(), &self.root, MOUNT_OPTIONS) {
+        detach::patiently(detach::PATIENCE, || match volume.mount(device.path(), &self.root) {
             Err(error) if error.kind() == Kind::InUse => Ok(None),
             mounted => mounted.map(Some),
         })?
         .ok_or_else(|| Error::new(Kind::InUse, format!("{} stays busy", device.path().display())))?;
-        if mount::mounted_at(&self.root)?.is_some_and(|mounted| mounted.btrfs == Some(fsid)) {
+        if mount::mounted_at(&self.root)?.is_some_and(|mounted| mounted.uuid == Some(volume.uuid)) {
             return Ok(());
         }
-        // Since Linux 6.7 a copy of a mounted filesystem gets a uuid for the time being. Then nobody could tell
-        // which of them is the pool.
+        // Since Linux 6.7 a copy of a mounted Btrfs gets a uuid for the time being.
         mount::unmount(&self.root)?;
-        Err(mount::copy_of_a_mounted_one(Error::new(
-            Kind::Exists,
-            format!("another filesystem with its uuid, {fsid}, is mounted"),
-        )))
+        Err(volume.copy_of_a_mounted_one())
+    }
+
+    /// Refuse a filesystem that has shut down.
+    fn check_health(&self, mounted: MountedAt) -> Result<()> {
+        match mounted.health {
+            Health::Writable | Health::ReadOnly => Ok(()),
+            Health::ShutDown => Err(Error::new(Kind::System, "its filesystem met an error and has shut down")
+                .with_hint(format!(
+                    "what was synced is there: see that the host has room (dmesg has the cause), end what runs in the \
+                     pool, then: umount {}; the next reflinkd command mounts it again",
+                    self.root.display()
+                ))),
+        }
     }
 
     /// Make the pool `size` bytes long (rounded down to 4096) and let the filesystem have them, while it is in
-    /// use; attaches it first. With the size it has, finishes what a crash left undone.
+    /// use; attaches it first. With the size it has, finishes what a crash left undone. XFS keeps the size
+    /// of the allocation groups that it was made with: many times larger, it has many.
     ///
     /// # Errors
     /// `Invalid` for a smaller size than it has; as [`Self::attach`]; `InUse` during a balance.
     pub fn grow(&self, size: u64) -> Result<()> {
-        let size = size - size % format::SECTOR;
+        let size = size - size % SECTOR;
         let grow = || {
             if !self.present()? {
                 return Err(missing(&self.file));
             }
             let lock = Lock::exclusive(&self.lock)?;
             self.attach_locked(&lock)?;
-            let (file, _) = self.open()?;
+            let (file, volume) = self.open()?;
             let now = file.metadata().context(|| format!("stat {}", self.file.display()))?.len();
             if size < now {
                 return Err(Error::new(Kind::Invalid, format!("it has {} and cannot shrink", host::bytes(now)))
@@ -278,26 +288,19 @@ impl Pool {
                 )
             })?;
             device.set_capacity()?;
-            let root = File::open(&self.root).and_then(|root| BtrfsFd::prove(root.into()));
-            let root = root.context(|| format!("open {}", self.root.display()))?;
-            space::resize_max(&root).context(|| format!("BTRFS_IOC_RESIZE {}", self.root.display())).map_err(
-                |error| match error.kind() {
-                    Kind::InUse => error.with_hint("a balance or another resize is going on: btrfs balance status"),
-                    _ => error,
-                },
-            )
+            volume.fs.grow(&self.root, size)
         };
         grow().context(|| format!("cannot grow the pool {} to {}", self.file.display(), host::bytes(size)))
     }
 
     /// The pool's mount at ROOT, by the uuid in the lock file.
     fn mounted(&self) -> Result<Option<MountedAt>> {
-        let Some(fsid) = lock::recorded(&self.lock)? else { return Ok(None) };
-        Ok(mount::mounted_at(&self.root)?.filter(|mounted| mounted.btrfs == Some(fsid)))
+        let Some(uuid) = lock::recorded(&self.lock)? else { return Ok(None) };
+        Ok(mount::mounted_at(&self.root)?.filter(|mounted| mounted.uuid == Some(uuid)))
     }
 
-    /// The pool file, open for writing, and the uuid of the filesystem in it.
-    fn open(&self) -> Result<(File, Uuid)> {
+    /// The pool file, open for writing, and the filesystem in it.
+    fn open(&self) -> Result<(File, Volume)> {
         let about = match fs::metadata(&self.file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing(&self.file)),
             about => about.context(|| format!("stat {}", self.file.display()))?,
@@ -310,9 +313,9 @@ impl Pool {
             .write(true)
             .open(&self.file)
             .context(|| format!("open {}", self.file.display()))?;
-        match format::identify(&file)? {
-            Some(fsid) => Ok((file, fsid)),
-            None => Err(self.foreign("holds no Btrfs")),
+        match Volume::identify(&file)? {
+            Some(volume) => Ok((file, volume)),
+            None => Err(self.foreign("holds neither Btrfs nor XFS")),
         }
     }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::Engine;
 use super::image::ImageInfo;
-use crate::backend::{GroupId, SizeMethod, Space, Tree, Want};
+use crate::backend::{GroupId, SizeMethod, Space, Tree, TreeSize, Want};
 use crate::store::{Record, TreeKind};
 use crate::{Error, Kind, Result};
 
@@ -35,9 +35,14 @@ pub struct Usage {
     /// Layers that `gc` or removing an unused image would give back.
     pub reclaimable: u64,
     pub containers_size: u64,
+    pub spares: usize,
+    /// What spares take: all of it would come back with them.
+    pub spares_size: u64,
+    /// What layers and containers take besides their data, where each tree has inodes and directories of its own.
+    pub metadata: u64,
     /// Still charged to trees that are removed but not cleaned up yet.
     pub pending: u64,
-    /// Layers, containers and what is pending.
+    /// Layers, containers, spares, metadata and what is pending.
     pub total: u64,
     pub space: Space,
 }
@@ -71,19 +76,42 @@ impl Engine {
 
     fn measure(&self, containers: Vec<Record>, want: Want) -> Result<Vec<(Record, Sizes)>> {
         let layers = self.all_layers()?;
-        let trees: Vec<Tree> = containers.iter().map(|record| self.tree(record)).collect();
+        let trees = self.own_trees(&containers);
         let measured = self.backend.measure(&trees.iter().collect::<Vec<_>>(), want)?;
-        if measured.sizes.len() != containers.len() {
+        if measured.sizes.len() != trees.len() {
             return Err(Error::new(Kind::System, "the filesystem measured another number of trees than asked"));
         }
-        let sizes = measured.sizes.into_iter().zip(&containers).map(|(tree, container)| Sizes {
-            size: tree.charged,
-            apparent_size: tree.apparent,
-            virtual_size: layers.size(container.parent) + tree.charged,
-            method: measured.method,
-        });
-        let sizes: Vec<_> = sizes.collect();
-        Ok(containers.into_iter().zip(sizes).collect())
+        let mut own = measured.sizes.into_iter();
+        // A read-only container has nothing of its own.
+        let nothing = TreeSize { charged: 0, apparent: want.apparent.then_some(0) };
+        let size_of = |container: Record| {
+            let own = if container.is_view() { nothing } else { own.next().unwrap_or(nothing) };
+            let virtual_size = layers.size(container.parent) + own.charged;
+            let (size, apparent_size, method) = (own.charged, own.apparent, measured.method);
+            (container, Sizes { size, apparent_size, virtual_size, method })
+        };
+        Ok(containers.into_iter().map(size_of).collect())
+    }
+
+    /// The trees of records, without those that have none.
+    fn own_trees(&self, records: &[Record]) -> Vec<Tree> {
+        records.iter().filter(|record| !record.is_view()).map(|record| self.tree(record)).collect()
+    }
+
+    /// How many trees of a kind there are, and what they take besides their data.
+    fn overhead(&self, kind: TreeKind) -> Result<(usize, u64)> {
+        let attempt = || {
+            let trees = self.own_trees(&self.store.list(kind)?);
+            Ok((trees.len(), self.backend.overhead(&trees.iter().collect::<Vec<_>>())?))
+        };
+        for _ in 1..ATTEMPTS {
+            match attempt() {
+                // One was removed meanwhile.
+                Err(e) if Error::kind(&e) == Kind::NotFound => {}
+                counted => return counted,
+            }
+        }
+        attempt()
     }
 
     /// What the whole store holds.
@@ -121,15 +149,21 @@ impl Engine {
             .collect();
         let layers_size = layers.iter().map(size_of).sum();
         let containers_size = sizes.iter().map(|sizes| sizes.size).sum();
-        let pending = self.backend.leftovers(&self.live_groups()?)?.iter().map(|leftover| leftover.charged).sum();
+        let (spares, spares_size) = self.overhead(TreeKind::Spare)?;
+        let metadata = self.overhead(TreeKind::Layer)?.1 + self.overhead(TreeKind::Container)?.1;
+        let pending: u64 =
+            self.backend.leftovers(&self.live_groups()?)?.iter().map(|leftover| leftover.charged).sum();
         Ok(Usage {
             images,
             containers: containers.into_iter().zip(sizes).collect(),
             layers_size,
             reclaimable: layers.iter().filter(|layer| !used.contains(&layer.uuid)).map(size_of).sum(),
             containers_size,
+            spares,
+            spares_size,
+            metadata,
             pending,
-            total: layers_size + containers_size + pending,
+            total: layers_size + containers_size + spares_size + metadata + pending,
             space: self.backend.space()?,
         })
     }

@@ -44,10 +44,12 @@ pub enum Lock {
     Shared,
     /// Exclusive, or `None` at once.
     TryExclusive,
+    /// Shared, or `None` at once.
+    TryShared,
 }
 
 /// Lock a directory until the handle is dropped. Whoever waits for a lock may get that of a directory which has been
-/// removed meanwhile, and perhaps made anew: that is `NotFound`. `None` only for [`Lock::TryExclusive`].
+/// removed meanwhile, and perhaps made anew: that is `NotFound`. `None` only for a try.
 pub(super) fn lock_directory(path: &Path, how: Lock) -> Result<Option<File>> {
     let open = || File::open(path).context(|| format!("open {}", path.display()));
     let Some(locked) = lock(open()?, path, how)? else { return Ok(None) };
@@ -59,12 +61,13 @@ pub(super) fn lock_directory(path: &Path, how: Lock) -> Result<Option<File>> {
     Ok(Some(locked))
 }
 
-/// Lock a file or directory until the handle is dropped. `None` only for [`Lock::TryExclusive`].
+/// Lock a file or directory until the handle is dropped. `None` only for a try.
 pub(super) fn lock<F: AsFd>(file: F, path: &Path, how: Lock) -> Result<Option<F>> {
     let operation = match how {
         Lock::Exclusive => FlockOperation::LockExclusive,
         Lock::Shared => FlockOperation::LockShared,
         Lock::TryExclusive => FlockOperation::NonBlockingLockExclusive,
+        Lock::TryShared => FlockOperation::NonBlockingLockShared,
     };
     loop {
         match flock(&file, operation) {

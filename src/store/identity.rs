@@ -10,17 +10,20 @@ use super::files;
 use crate::{Context, Error, Kind, Result};
 
 /// The on-disk format that this program reads and writes. What each number brought is told in `upgrade`.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 const DIRECTORIES: [&str; 4] = ["snapshots", "images", "blobs", "blobs/sha256"];
-const LOCK_FILES: [&str; 5] = ["images/lock", "images/load.lock", "index.lock", "index.turn", super::places::FILE];
+const LOCK_FILES: [&str; 8] = {
+    let [next, working, stop] = super::tending::FILES;
+    ["images/lock", "images/load.lock", "index.lock", "index.turn", super::places::FILE, next, working, stop]
+};
 
 /// Identity of one store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub schema: u32,
     pub uuid: Uuid,
-    /// The backend that made it: `btrfs`.
+    /// The backend that made it: `btrfs` or `reflink`.
     pub backend: String,
     /// Upper 16 bits of the ids of this store's charge groups, so that two stores on one filesystem don't meet. Not 0.
     pub group_prefix: u16,
@@ -118,7 +121,7 @@ impl Identity {
             let entry = entry.context(|| format!("read {}", root.display()))?;
             let name = entry.file_name();
             let ours = match name.to_str() {
-                Some("snapshots") => read(&entry.path())?.next().is_none(),
+                Some("snapshots" | "trash") => read(&entry.path())?.next().is_none(),
                 Some("images" | "blobs" | "store.new") => true,
                 Some(name) if LOCK_FILES.contains(&name) => true,
                 _ => false,

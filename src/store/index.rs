@@ -190,16 +190,7 @@ impl Index {
 
     /// Those that are not ready. Asked before each change, while others are at work: so without their records.
     pub(super) fn unsettled(&self) -> Result<Vec<Uuid>> {
-        let _turn = self.turns.take(Lock::Shared)?;
-        let found =
-            self.db.prepare_cached("SELECT uuid FROM snapshots WHERE state <> 'ready'").and_then(|mut found| {
-                let uuids = found.query_map([], |row| row.get::<_, String>(0))?;
-                uuids.collect::<rusqlite::Result<Vec<_>>>()
-            });
-        let parse = |text: &String| {
-            Uuid::try_parse(text).map_err(|e| Error::new(Kind::Damaged, format!("index holds a bad UUID: {e}")))
-        };
-        found.map_err(|e| failed(&e))?.iter().map(parse).collect()
+        self.uuids("SELECT uuid FROM snapshots WHERE state <> 'ready'", params![])
     }
 
     pub(super) fn by_key(&self, owner: &Owner, kind: &str, key: &str) -> Result<Option<(Record, State)>> {
@@ -217,6 +208,26 @@ impl Index {
         Ok(found.into_iter().map(|(record, _)| record).collect())
     }
 
+    /// The spares of a tree that are whole.
+    pub(super) fn spares_of(&self, parent: Uuid) -> Result<Vec<Uuid>> {
+        self.uuids(
+            "SELECT uuid FROM snapshots WHERE parent = ?1 AND kind = 'spare' AND state = 'ready'",
+            params![parent.to_string()],
+        )
+    }
+
+    /// The trees that containers are clones of and that have fewer spares than `wanted`, those being made included.
+    pub(super) fn short_of_spares(&self, wanted: usize) -> Result<Vec<Uuid>> {
+        self.uuids(
+            "SELECT parent FROM snapshots
+             WHERE parent IS NOT NULL AND state <> 'removing' AND kind IN ('container', 'spare')
+             GROUP BY parent
+             HAVING max(kind = 'container' AND json_extract(record, '$.content.container.read_only') IS NOT 1)
+                AND sum(kind = 'spare') < ?1",
+            params![wanted as i64],
+        )
+    }
+
     /// All of a kind that are there or being made.
     pub(super) fn list_begun(&self, kind: &str) -> Result<Vec<Record>> {
         let found = self.many("kind = ?1 AND state <> 'removing'", params![kind])?;
@@ -229,6 +240,19 @@ impl Index {
             .query_row("SELECT value FROM facts WHERE name = ?1", [name], |row| row.get(0))
             .optional()
             .map_err(|e| failed(&e))
+    }
+
+    /// The only column of all rows found.
+    fn uuids(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<Uuid>> {
+        let _turn = self.turns.take(Lock::Shared)?;
+        let found = self.db.prepare_cached(sql).and_then(|mut found| {
+            let uuids = found.query_map(values, |row| row.get::<_, String>(0))?;
+            uuids.collect::<rusqlite::Result<Vec<_>>>()
+        });
+        let parse = |text: &String| {
+            Uuid::try_parse(text).map_err(|e| Error::new(Kind::Damaged, format!("index holds a bad UUID: {e}")))
+        };
+        found.map_err(|e| failed(&e))?.iter().map(parse).collect()
     }
 
     fn one(&self, condition: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Option<(Record, State)>> {
@@ -280,7 +304,8 @@ impl Change<'_> {
             .prepare_cached(
                 "INSERT INTO snapshots (uuid, owner, kind, key, name, parent, state, record)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-                 ON CONFLICT (uuid) DO UPDATE SET key = ?4, name = ?5, parent = ?6, state = ?7, record = ?8",
+                 ON CONFLICT (uuid) DO UPDATE
+                 SET owner = ?2, kind = ?3, key = ?4, name = ?5, parent = ?6, state = ?7, record = ?8",
             )
             .and_then(|mut statement| {
                 statement.execute(params![
@@ -387,6 +412,7 @@ pub(super) fn kind_of(record: &Record) -> &'static str {
     match record.content {
         Content::Layer(_) => "layer",
         Content::Work => "work",
+        Content::Spare => "spare",
         Content::Container(_) => "container",
     }
 }

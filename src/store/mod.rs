@@ -12,6 +12,7 @@
 //!                            a full disk) makes the next one who opens rebuild the index
 //! ROOT/index.lock            held while the index is rebuilt
 //! ROOT/index.turn            held while the index is used; see `turn`
+//! ROOT/tend.*                who works in the background; see `tending`
 //! ROOT/places.lock           has a byte for each place, locked by whoever works on it; see `places`
 //! ROOT/backup-schema-<n>/    what an upgrade changed, as it was; see `upgrade`
 //! ```
@@ -63,6 +64,8 @@ mod index;
 mod places;
 mod record;
 mod scan;
+mod spares;
+mod tending;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -74,6 +77,7 @@ pub use identity::{Identity, SCHEMA};
 pub use images::{Image, ImagesGuard};
 pub use index::State;
 pub use record::{Container, Content, Layer, Owner, Record};
+pub use tending::{Tending, ask_to_stop, is_asked_to_stop};
 pub use upgrade::upgrade;
 
 use index::{Change, Index};
@@ -83,8 +87,7 @@ use places::PlaceLock;
 const PATIENCE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Lock a whole store: shared to work in it, exclusively to upgrade or destroy it. `None` only for
-/// [`Lock::TryExclusive`].
+/// Lock a whole store: shared to work in it, exclusively to upgrade or destroy it. `None` only for a try.
 ///
 /// # Errors
 /// `NotFound` if there is no such directory, or it was removed while we waited.
@@ -128,6 +131,8 @@ pub struct Draft {
     directory: File,
     /// Whether its row has an older record.
     changed: bool,
+    /// Whether it was a spare, and has its tree.
+    claimed: bool,
     _lock: PlaceLock,
 }
 
@@ -140,6 +145,12 @@ impl Draft {
     #[must_use]
     pub fn place(&self) -> &Path {
         &self.place
+    }
+
+    /// Whether it has its tree from the beginning, being made of a spare.
+    #[must_use]
+    pub fn is_claimed(&self) -> bool {
+        self.claimed
     }
 
     /// The layer's facts, once they are known; [`Store::publish`] writes them.
@@ -273,7 +284,7 @@ impl Store {
             Ok(directory)
         });
         match begun {
-            Ok(directory) => Ok(Draft { record, place, directory, changed: false, _lock: lock }),
+            Ok(directory) => Ok(Draft { record, place, directory, changed: false, claimed: false, _lock: lock }),
             Err(e) => {
                 // The row goes last: it is what a place is found by if we die here.
                 let _ = remove_place(&place);
@@ -285,23 +296,27 @@ impl Store {
 
     /// The tree is whole and durable: show it to everyone.
     pub fn publish(&self, draft: Draft) -> Result<Record> {
+        self.show(&draft)?;
+        Ok(draft.record)
+    }
+
+    /// [`Store::publish`] a draft whose names may have become another's meanwhile; gives it back if they have.
+    pub fn publish_or_yield(&self, draft: Draft) -> Result<Result<Record, Draft>> {
+        match self.show(&draft) {
+            Ok(()) => Ok(Ok(draft.record)),
+            Err(e) if e.kind() == Kind::Exists => Ok(Err(draft)),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn show(&self, draft: &Draft) -> Result<()> {
         self.index().change(|change| {
             if draft.changed {
                 change.put(&draft.record, State::Ready)
             } else {
                 change.put_state(&draft.record, State::Ready)
             }
-        })?;
-        Ok(draft.record)
-    }
-
-    /// [`Store::publish`] a draft whose key became known only now; gives it back if another tree has that key.
-    pub fn publish_or_yield(&self, draft: Draft) -> Result<Result<Record, Draft>> {
-        match self.index().change(|change| change.put(&draft.record, State::Ready)) {
-            Ok(()) => Ok(Ok(draft.record)),
-            Err(e) if e.kind() == Kind::Exists => Ok(Err(draft)),
-            Err(e) => Err(e),
-        }
+        })
     }
 
     /// Write the record of a draft again, after [`Draft::set_content`] and before the durable step.
@@ -427,7 +442,7 @@ impl Store {
     }
 
     /// Lock a tree that is there. Others lock it for a moment to look at it or to write its record: that is waited for.
-    fn hold(&self, uuid: Uuid) -> Result<Held> {
+    pub fn hold(&self, uuid: Uuid) -> Result<Held> {
         let place = self.place(uuid);
         let start = std::time::Instant::now();
         let lock = loop {
@@ -485,6 +500,7 @@ impl Store {
 pub enum TreeKind {
     Layer,
     Work,
+    Spare,
     Container,
 }
 
@@ -493,6 +509,7 @@ impl TreeKind {
         match self {
             Self::Layer => "layer",
             Self::Work => "work",
+            Self::Spare => "spare",
             Self::Container => "container",
         }
     }

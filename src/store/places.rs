@@ -26,20 +26,22 @@ pub(super) struct PlaceLock {
     _file: File,
 }
 
-/// Lock the place of `uuid` in the store at `root`. `None` only for [`Lock::TryExclusive`].
+/// Lock the place of `uuid` in the store at `root`. `None` only for a try.
 pub(super) fn lock(root: &Path, uuid: Uuid, how: Lock) -> Result<Option<PlaceLock>> {
     let path = root.join(FILE);
     // A description of its own for each lock: by one, a lock would not keep out another of the same process.
     let file = files::make_lock_file(&path).context(|| format!("open {}", path.display()))?;
-    let range = range(uuid, if how == Lock::Shared { libc::F_RDLCK } else { libc::F_WRLCK });
+    let shared = matches!(how, Lock::Shared | Lock::TryShared);
+    let range = range(uuid, if shared { libc::F_RDLCK } else { libc::F_WRLCK });
     loop {
         let call = match how {
-            Lock::TryExclusive => FcntlArg::F_OFD_SETLK(&range),
+            Lock::TryExclusive | Lock::TryShared => FcntlArg::F_OFD_SETLK(&range),
             Lock::Exclusive | Lock::Shared => FcntlArg::F_OFD_SETLKW(&range),
         };
         match fcntl(&file, call) {
             Ok(_) => return Ok(Some(PlaceLock { _file: file })),
-            Err(Errno::EAGAIN | Errno::EACCES) if how == Lock::TryExclusive => return Ok(None),
+            // Only of a try.
+            Err(Errno::EAGAIN | Errno::EACCES) => return Ok(None),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e).context(|| format!("lock {uuid} in {}", path.display())),
         }

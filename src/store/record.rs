@@ -67,6 +67,8 @@ pub enum Content {
     Layer(Layer),
     /// A tree that a layer is being unpacked in; nobody's, once its maker is gone.
     Work,
+    /// A clone of its parent made ahead: what the next container of it is made of. Since schema 3.
+    Spare,
     Container(Container),
 }
 
@@ -99,6 +101,9 @@ pub struct Container {
     pub size_limit: Option<u64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// It has no tree of its own: its root is a read-only mount of its parent's, and `fs` the mount point. Since schema 3.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 impl Record {
@@ -107,8 +112,8 @@ impl Record {
     pub fn key(&self) -> Option<&str> {
         match &self.content {
             Content::Layer(layer) => Some(&layer.chain_id),
-            Content::Work => None,
             Content::Container(container) => Some(&container.id),
+            Content::Work | Content::Spare => None,
         }
     }
 
@@ -117,7 +122,7 @@ impl Record {
     pub fn name(&self) -> Option<&str> {
         match &self.content {
             Content::Container(container) => Some(&container.name),
-            Content::Layer(_) | Content::Work => None,
+            Content::Layer(_) | Content::Work | Content::Spare => None,
         }
     }
 
@@ -135,6 +140,12 @@ impl Record {
             Content::Container(container) => Some(container),
             _ => None,
         }
+    }
+
+    /// Whether it shows its parent's tree instead of having one.
+    #[must_use]
+    pub fn is_view(&self) -> bool {
+        self.container().is_some_and(|container| container.read_only)
     }
 
     /// Write the record beside the tree. Durable with the next commit of the filesystem.

@@ -45,6 +45,7 @@ fn container(name: &str, id: &str) -> New {
             image: "docker.io/library/x:latest".into(),
             size_limit: None,
             labels: Default::default(),
+            read_only: false,
         }),
     }
 }

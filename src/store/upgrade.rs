@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 1 | the first |
 //! | 2 | a record says itself that its tree is being replaced, by `replacing`. In schema 1 only a second tree at `fs.new` said so, which was gone before the record had the group of the tree that stayed |
+//! | 3 | a tree can be a spare, and a container read-only, with the tree of its layer mounted in the place of one of its own. Schema 2 knew neither; its records mean the same in schema 3 |
 //!
 //! ```text
 //! ROOT/backup-schema-1/store.json      what is changed, as it was: kept until the store is destroyed
@@ -34,7 +35,7 @@ struct Step {
 }
 
 /// In order and without gaps: the last one leads to [`SCHEMA`].
-const STEPS: [Step; 1] = [Step { from: 1, apply: mark_replaced }];
+const STEPS: [Step; 2] = [Step { from: 1, apply: mark_replaced }, Step { from: 2, apply: nothing }];
 
 /// Bring the store at `root` up to [`SCHEMA`] if it has an older one; that older one. `None` if nothing was to be done:
 /// also without a store, or with one of a newer schema, which [`Identity::read`] refuses.
@@ -45,6 +46,7 @@ pub fn upgrade(root: &Path) -> Result<Option<u32>> {
     if identity::schema(root)?.is_none_or(|(schema, _)| schema >= SCHEMA) {
         return Ok(None);
     }
+    let _asked = super::ask_to_stop(root)?;
     let _alone = super::lock_root(root, Lock::Exclusive)?;
     // Another process may have done it while we waited.
     match identity::schema(root)? {
@@ -147,6 +149,11 @@ fn mark_replaced(root: &Path) -> Result<()> {
             Err(e) => return Err(e),
         }
     }
+    Ok(())
+}
+
+/// 2 to 3: the number alone keeps out programs that would take a spare for damage, and a view for a tree.
+fn nothing(_: &Path) -> Result<()> {
     Ok(())
 }
 

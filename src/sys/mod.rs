@@ -1,7 +1,13 @@
 //! System calls that no crate wraps safely. The only place with `unsafe`.
 
+pub mod bind;
 pub mod btrfs;
+pub mod fiemap;
 pub mod loopdev;
 pub mod mount;
+pub mod process;
+pub mod reflink;
 pub mod rooted;
+pub mod trim;
 pub mod users;
+pub mod xfs;

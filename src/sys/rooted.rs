@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
 
 use crate::{Context, Error, Kind, Result};
 
@@ -45,4 +46,48 @@ pub fn directory(root: &Path, path: &str) -> Result<Option<OwnedFd>> {
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
         Err(e) => Err(e).context(shown),
     }
+}
+
+/// Longest path that the kernel takes, its final NUL included (linux/limits.h).
+const PATH_MAX: usize = 4096;
+
+/// Open the directory `path` below `root`, through no symlink, no `..` and no mount, however long the path is; `root`
+/// itself if it is empty. The bytes of `path` are names with single slashes between them.
+///
+/// # Errors
+/// What openat2(2) says: ELOOP for a symlink on the way, EXDEV for a mount. EINVAL for a path that leads up.
+pub fn beneath(root: impl AsFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    // Not by RESOLVE_BENEATH, which answers EXDEV, as for a mount, when a directory on the way is moved meanwhile.
+    if path.starts_with(b"/") || path.split(|&b| b == b'/').any(|name| name == b"..") {
+        return Err(Errno::INVAL);
+    }
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let open = |at: BorrowedFd<'_>, part: &[u8]| {
+        openat2(at, part, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+    };
+    if path.is_empty() {
+        return open(root.as_fd(), b".");
+    }
+    let (mut rest, mut reached): (_, Option<OwnedFd>) = (path, None);
+    while rest.len() >= PATH_MAX {
+        // A name has at most 255 bytes.
+        let end = rest[..PATH_MAX].iter().rposition(|&b| b == b'/').ok_or(Errno::NAMETOOLONG)?;
+        reached = Some(open(reached.as_ref().map_or(root.as_fd(), AsFd::as_fd), &rest[..end])?);
+        rest = &rest[end + 1..];
+    }
+    open(reached.as_ref().map_or(root.as_fd(), AsFd::as_fd), rest)
+}
+
+/// The directory that many steps above an open one. Where that is has to be found out by the caller: directories move.
+pub fn above(directory: impl AsFd, steps: u32) -> rustix::io::Result<OwnedFd> {
+    const MOST: u32 = 1000;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let up = |from: BorrowedFd<'_>, steps: u32| openat(from, "../".repeat(steps as usize), flags, Mode::empty());
+    let mut reached = up(directory.as_fd(), steps.min(MOST))?;
+    let mut left = steps.saturating_sub(MOST);
+    while left > 0 {
+        reached = up(reached.as_fd(), left.min(MOST))?;
+        left = left.saturating_sub(MOST);
+    }
+    Ok(reached)
 }

@@ -3,12 +3,20 @@
 //! A process uses a tree by its root directory, its working directory, its executable or an open file in it,
 //! or by a mount of (a part of) it in its mount namespace. Each is looked at as the kernel shows it in
 //! `/proc`, for all processes and all mount namespaces.
+//!
+//! A *view* is a read-only mount of a tree that other views show, too: its users have the same files open. They are told
+//! apart by the mount they came by. What a runtime mounts for its container from a view is in the view's peer group
+//! (`shared:` or `master:` in mountinfo), unless the runtime cut it off, as crun and runc 1.2 do: then nobody can say
+//! which view it came from, and it is taken for a user of the last one.
 
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
+use super::mount::{self, MountEntry};
 use crate::{Context, Error, Kind, Result};
 
 /// A process and how it uses the tree.
@@ -49,19 +57,45 @@ impl std::fmt::Display for User {
 pub fn user_of(root: &Path, place: &Path) -> Result<Option<User>> {
     let Ok(tree) = fs::metadata(root) else { return Ok(None) };
     let outside = fs::metadata(place).context(|| format!("stat {}", place.display()))?;
-    let target = Target {
-        // A subvolume has a device number of its own; a plain directory is recognised by its path.
-        device: (tree.dev() != outside.dev()).then_some(tree.dev()),
-        path: root.to_path_buf(),
+    find(&Target::Tree {
+        device: tree.dev(),
+        // A subvolume has a device number of its own; in a plain directory files are recognised by their path, too.
+        whole_device: tree.dev() != outside.dev(),
         within: mount_root(place)?,
-    };
-    let me = std::process::id();
+    })
+}
+
+/// The first user found of the view in `place`, apart from this process. It shows the tree in the place `shown`; `last`
+/// says that no other view does.
+pub fn user_of_view(place: &Path, shown: &Path, last: bool) -> Result<Option<User>> {
+    let (at, within) = (mount_root(place)?, mount_root(shown)?);
+    let mut tables = Vec::new();
     let mut namespaces = HashSet::new();
-    for entry in fs::read_dir("/proc").context(|| "read /proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        if pid == me {
-            continue;
+    for pid in ["self".to_string()].into_iter().chain(processes()?.map(|pid| pid.to_string())) {
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { continue };
+        if namespaces.insert(namespace) {
+            tables.extend(mount::table(&pid).unwrap_or_default());
         }
+    }
+    let is_view = |entry: &&MountEntry| entry.target.to_string_lossy().ends_with(&at);
+    let peers: HashSet<u64> = tables.iter().filter(is_view).flat_map(|entry| entry.peers.clone()).collect();
+    let from_it = |entry: &&MountEntry| match entry.peers.as_slice() {
+        [] => last && !is_place_of_a_tree(&entry.target),
+        of => of.iter().any(|group| peers.contains(group)),
+    };
+    let copies: HashSet<u64> = tables
+        .iter()
+        .filter(|entry| reaches(&entry.root.to_string_lossy(), &within) && !is_view(entry) && from_it(entry))
+        .map(|entry| entry.id)
+        .collect();
+    let inside = tables.iter().filter(|entry| reaches(&entry.target.to_string_lossy(), &at)).map(|entry| entry.id);
+    find(&Target::View { mounts: inside.chain(copies.iter().copied()).collect(), copies })
+}
+
+/// Of all processes but this one.
+fn find(target: &Target) -> Result<Option<User>> {
+    let mut namespaces = HashSet::new();
+    for pid in processes()? {
         if let Some(how) = target.used_by(pid, &mut namespaces) {
             let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             return Ok(Some(User { pid, command: command.trim_end().to_string(), how }));
@@ -70,11 +104,29 @@ pub fn user_of(root: &Path, place: &Path) -> Result<Option<User>> {
     Ok(None)
 }
 
-struct Target {
-    device: Option<u64>,
-    path: PathBuf,
-    /// How the root of a mount of the tree ends, within its filesystem.
-    within: String,
+/// All processes but this one.
+fn processes() -> Result<impl Iterator<Item = u32>> {
+    let me = std::process::id();
+    let entries = fs::read_dir("/proc").context(|| "read /proc")?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    Ok(pids.filter(move |pid| *pid != me))
+}
+
+enum Target {
+    Tree {
+        device: u64,
+        /// Whether all on the device is the tree's.
+        whole_device: bool,
+        /// How all paths to the tree end, whatever links and mounts lead there; so does the root of a mount of it, within
+        /// its filesystem.
+        within: String,
+    },
+    View {
+        /// The mounts whose files are the view's, in any namespace.
+        mounts: HashSet<u64>,
+        /// Those of them that somebody made from the view: the view's own in another namespace just came with that.
+        copies: HashSet<u64>,
+    },
 }
 
 impl Target {
@@ -94,29 +146,43 @@ impl Target {
             return Some(How::OpenFile);
         }
         let namespace = fs::read_link(process.join("ns/mnt")).ok()?;
-        if namespaces.insert(namespace) && self.is_mounted(&process.join("mountinfo")) {
+        if namespaces.insert(namespace) && self.is_mounted(pid) {
             return Some(How::Mount);
         }
         None
     }
 
     fn holds(&self, link: &Path) -> bool {
-        match self.device {
-            Some(device) => fs::metadata(link).is_ok_and(|meta| meta.dev() == device),
-            None => fs::read_link(link).is_ok_and(|path| path.starts_with(&self.path)),
+        match self {
+            Self::Tree { device, whole_device, within } => {
+                (*whole_device || fs::read_link(link).is_ok_and(|held| reaches(&held.to_string_lossy(), within)))
+                    && fs::metadata(link).is_ok_and(|meta| meta.dev() == *device)
+            }
+            Self::View { mounts, .. } => mount::mount_id(link).is_some_and(|id| mounts.contains(&id)),
         }
     }
 
-    /// The fourth field of a mountinfo line (proc_pid_mountinfo(5)) is the mount's root within its filesystem.
-    fn is_mounted(&self, mountinfo: &Path) -> bool {
-        let Ok(text) = fs::read_to_string(mountinfo) else { return false };
-        text.lines().filter_map(|line| line.split(' ').nth(3)).any(|root| {
-            root.find(&self.within).is_some_and(|at| {
-                let rest = &root[at + self.within.len()..];
-                rest.is_empty() || rest.starts_with('/')
-            })
+    fn is_mounted(&self, pid: u32) -> bool {
+        let table = mount::table(&pid.to_string()).unwrap_or_default();
+        table.iter().any(|entry| match self {
+            Self::Tree { within, .. } => reaches(&entry.root.to_string_lossy(), within),
+            Self::View { copies, .. } => copies.contains(&entry.id),
         })
     }
+}
+
+/// Whether a path leads to what `end` is the end of, or further down.
+fn reaches(path: &str, end: &str) -> bool {
+    path.find(end).is_some_and(|at| {
+        let rest = &path[at + end.len()..];
+        rest.is_empty() || rest.starts_with('/')
+    })
+}
+
+/// Whether a mount there is of a view: those of other views, too, come into every new namespace.
+fn is_place_of_a_tree(target: &Path) -> bool {
+    let place = target.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    target.ends_with("fs") && place.is_some_and(|name| Uuid::try_parse(name).is_ok())
 }
 
 fn mount_root(place: &Path) -> Result<String> {

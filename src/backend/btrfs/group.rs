@@ -127,7 +127,7 @@ impl Btrfs {
             (QuotaMode::Simple, None) => {
                 Err(Error::new(Kind::Invalid, "a limit needs a group that the tree is charged to"))
             }
-            (mode @ (QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project), _) => Err(self.no_limits(mode)),
+            (mode @ (QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project), _) => Err(self.refusal(mode)),
         }
     }
 

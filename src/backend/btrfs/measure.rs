@@ -76,7 +76,7 @@ impl Btrfs {
     /// Count what was written into a tree since it was cloned, or ever if it is no clone.
     fn count(&self, tree: &Tree) -> Result<Count> {
         let born = info(&tree::open_tree(tree)?, tree)?;
-        let mut count = Count::new(if born.is_snapshot { Since::Clone(born) } else { Since::Ever });
+        let mut count = Count::new(if born.parent_uuid.is_some() { Since::Clone(born) } else { Since::Ever });
         self.count_in(born.id, &mut count, tree)?;
         for descendant in self.descendants(born.id)? {
             let id = descendant.child.id;
@@ -85,7 +85,7 @@ impl Btrfs {
             // in it may share older extents with it, which are what it was cloned with.
             count.since = match info(&root, tree)? {
                 nested if nested.otransid < born.otransid => Since::Ever,
-                _ if born.is_snapshot => Since::Clone(born),
+                _ if born.parent_uuid.is_some() => Since::Clone(born),
                 _ => Since::Ever,
             };
             self.count_in(id, &mut count, tree)?;
@@ -183,9 +183,18 @@ impl Count {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
-    const CLONE: SubvolInfo = SubvolInfo { id: 300, is_snapshot: true, otransid: 10, otime: (1000, 5) };
+    const CLONE: SubvolInfo = SubvolInfo {
+        id: 300,
+        uuid: Uuid::from_u128(2),
+        parent_uuid: Some(Uuid::from_u128(1)),
+        ctransid: 9,
+        otransid: 10,
+        otime: (1000, 5),
+    };
 
     fn file(inode: u64, transid: u64, ctime: (u64, u32)) -> Change {
         Change::Inode { inode, transid, size: 100, links: 1, mode: libc::S_IFREG | 0o644, ctime }

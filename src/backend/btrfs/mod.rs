@@ -22,12 +22,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::backend::changes::{Changes, Comparison};
 use crate::backend::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, Space, Tree, Want,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Space, Tree, Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
+use crate::sys::trim;
 use crate::{Context, Error, Kind, Result};
 
+mod changes;
 mod destroy;
 pub mod format;
 mod group;
@@ -141,6 +144,10 @@ impl Backend for Btrfs {
         self.measure_trees(trees, want)
     }
 
+    fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
+        self.changes_of(wanted)
+    }
+
     fn overhead(&self, _trees: &[&Tree]) -> Result<u64> {
         Ok(0)
     }
@@ -166,8 +173,12 @@ impl Backend for Btrfs {
         self.leftover_groups(live)
     }
 
-    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<Reclaimed> {
+    fn reclaim(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<u64> {
         self.reclaim_groups(live, patience)
+    }
+
+    fn trim(&self) -> Result<u64> {
+        trim::fitrim(&self.fd).context(|| self.call("FITRIM"))
     }
 
     fn highest_group(&self) -> Result<Option<GroupId>> {
@@ -189,6 +200,10 @@ impl Backend for Btrfs {
             Ok(QuotaMode::Simple | QuotaMode::Full) => Some(self),
             Ok(QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project) | Err(_) => None,
         }
+    }
+
+    fn no_limits(&self) -> Result<Error> {
+        Ok(self.refusal(self.mode()?))
     }
 
     fn quota_mode(&self) -> Result<QuotaMode> {

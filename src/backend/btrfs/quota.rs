@@ -33,12 +33,20 @@ impl Btrfs {
         space::wait_sync(&self.fd, transid).context(|| self.call("BTRFS_IOC_WAIT_SYNC"))
     }
 
-    pub(super) fn no_limits(&self, mode: QuotaMode) -> Error {
+    /// Why nothing holds a limit in this mode.
+    pub(super) fn refusal(&self, mode: QuotaMode) -> Error {
+        let root = self.root.display();
         let (why, hint) = match mode {
-            QuotaMode::Inconsistent => ("quotas are inconsistent", "reflinkd quota enable --full counts them anew"),
-            _ => ("quotas are off", "reflinkd quota enable"),
+            QuotaMode::Inconsistent => (
+                format!("the quota groups on {root} are inconsistent and hold no limit"),
+                "btrfs quota rescan -w, then try again",
+            ),
+            _ => (
+                format!("quotas are off on {root}, so nothing would hold the limit"),
+                "reflinkd quota enable --simple",
+            ),
         };
-        Error::new(Kind::Unsupported, format!("{why} on {}", self.root.display())).with_hint(hint)
+        Error::new(Kind::Unsupported, why).with_hint(hint)
     }
 
     pub(super) fn switch_quotas(&self, to: QuotaMode) -> Result<()> {
@@ -115,7 +123,7 @@ impl Quotas for Btrfs {
                 let call = || format!("BTRFS_IOC_GET_SUBVOL_INFO {}", root.display());
                 (info.context(call)?.id, LimitOn::Exclusive)
             }
-            (mode, _) => return Err(self.no_limits(mode)),
+            (mode, _) => return Err(self.refusal(mode)),
         };
         match qgroup::limit(&self.fd, group, on, limit) {
             // Quotas were off when it was made, or have been since.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::Btrfs;
-use crate::backend::{Backend, GroupId, QuotaMode, Reclaimed};
+use crate::backend::{Backend, GroupId, QuotaMode};
 use crate::sys::btrfs::space::BlockGroups;
 use crate::sys::btrfs::{qgroup, search, space};
 use crate::{Context, Result};
@@ -15,7 +15,7 @@ use crate::{Context, Result};
 const POLL: Duration = Duration::from_millis(20);
 
 impl Btrfs {
-    pub(super) fn reclaim_groups(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<Reclaimed> {
+    pub(super) fn reclaim_groups(&self, live: &BTreeSet<GroupId>, patience: Duration) -> Result<u64> {
         self.wait_for_cleaner(patience)?;
         // The cleaner's last steps reach the charges with the next commit.
         self.sync()?;
@@ -25,11 +25,7 @@ impl Btrfs {
             QuotaMode::None | QuotaMode::Inconsistent | QuotaMode::Project => 0,
         };
         self.free_empty_block_groups()?;
-        let trimmed = match space::fitrim(&self.fd) {
-            Err(Errno::EOPNOTSUPP) => 0,
-            other => other.context(|| self.call("FITRIM"))?,
-        };
-        Ok(Reclaimed { removed: groups, trimmed })
+        Ok(groups)
     }
 
     /// Give a new, grown filesystem metadata room of the size that the kernel picks for it.
@@ -61,7 +57,7 @@ impl Btrfs {
 
     /// Wait until the subvolumes deleted by now are cleaned up, at most `patience`. Those that a process holds
     /// open are not.
-    fn wait_for_cleaner(&self, patience: Duration) -> Result<()> {
+    pub(super) fn wait_for_cleaner(&self, patience: Duration) -> Result<()> {
         let orphans = || search::orphans(&self.fd).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"));
         let start = Instant::now();
         let deleted = orphans()?;

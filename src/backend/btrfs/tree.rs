@@ -1,13 +1,15 @@
 //! Making trees: empty, as clones, in the place of others; and what is nested in them.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use rustix::fs::{Mode, RenameFlags};
 
-use super::Btrfs;
+use super::{Btrfs, Descendant};
 use crate::backend::{Access, Nested, Tree};
 use crate::sys::btrfs::{BtrfsFd, Create, search, subvol};
 use crate::{Context, Error, Kind, Result};
@@ -132,21 +134,39 @@ impl Btrfs {
     pub(super) fn nested_in(&self, tree: &BtrfsFd, path: &Path) -> Result<Vec<Nested>> {
         let call = || format!("BTRFS_IOC_GET_SUBVOL_INFO {}", path.display());
         let id = subvol::get_subvol_info(tree).context(call)?.id;
+        let nested = self.nested_below(id, id)?.into_iter();
+        Ok(nested.map(|inner| Nested { path: PathBuf::from(OsString::from_vec(inner.path)) }).collect())
+    }
+
+    /// Subvolumes inside subvolume `id`, parents before their children, by the paths that they have in `snapshot`:
+    /// itself, or a snapshot of it.
+    pub(super) fn nested_below(&self, id: u64, snapshot: u64) -> Result<Vec<Inner>> {
         let mut paths = HashMap::from([(id, PathBuf::new())]);
         let mut nested = Vec::new();
-        for descendant in self.descendants(id)? {
-            let (parent, child) = (descendant.parent, descendant.child);
-            let directory = match search::directory_path(&self.fd, parent, child.directory) {
+        for Descendant { parent, child } in self.descendants(id)? {
+            let outermost = parent == id;
+            let tree = if outermost { snapshot } else { parent };
+            let directory = match search::directory_path(&self.fd, tree, child.directory) {
                 Ok(directory) => directory,
-                // Removed while we looked.
+                // Removed while we looked, or made since the snapshot.
                 Err(Errno::ENOENT) => continue,
                 Err(e) => return Err(e).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2")),
             };
             let Some(above) = paths.get(&parent) else { continue };
             let path = above.join(directory).join(child.name);
             paths.insert(child.id, path.clone());
-            nested.push(Nested { path });
+            nested.push(Inner { path: path.into_os_string().into_vec(), id: child.id, outermost });
         }
         Ok(nested)
     }
+}
+
+/// A subvolume inside another.
+#[derive(Debug)]
+pub(super) struct Inner {
+    /// Below the root of the outer one.
+    pub(super) path: Vec<u8>,
+    pub(super) id: u64,
+    /// Whether none is around it but the outer one.
+    pub(super) outermost: bool,
 }

@@ -1,7 +1,7 @@
 //! A backend of plain directories, for tests of what stands above the trait and as an oracle of what
 //! stands beside it: slow, small, and right by being obvious.
 //!
-//! A clone is a full copy ([`copy`]); what a tree holds of its own is found by comparing every 4 KiB block
+//! A clone is a full copy ([`super::clone`]); what a tree holds of its own is found by comparing every 4 KiB block
 //! with what was there when the tree was made ([`survey`]). Meant to stand on tmpfs (`/dev/shm`), but any
 //! filesystem with xattrs and `RENAME_EXCHANGE` will do.
 //!
@@ -18,8 +18,7 @@
 //! hashes rather than the path of the origin, because an origin may change or go while its clones live.
 //!
 //! It must never be used for a store that matters: nothing enforces read-only, a clone of a tree that
-//! somebody writes to is not of one moment, groups are ignored, and limits are refused. Trees deeper than
-//! half the descriptor limit, or with hard links below more than `PATH_MAX` bytes of path, are errors.
+//! somebody writes to is not of one moment, groups are ignored, and limits are refused.
 
 mod survey;
 
@@ -32,9 +31,11 @@ use std::time::Duration;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use super::clone::{Content, Source, clone_tree};
+use super::remove::remove_tree;
 use super::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Reclaimed, SizeMethod, Space,
-    Tree, TreeSize, Want, copy,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, SizeMethod, Space, Tree,
+    TreeSize, Want,
 };
 use crate::{Context, Error, Kind, Result};
 use survey::Survey;
@@ -80,8 +81,8 @@ impl Memory {
         }
         let spare = to.spare();
         drop_tree(&spare)?;
-        let made = copy::copy_tree(&from.root(), &spare)
-            .and_then(|()| survey::survey(&spare))
+        let made = clone_tree(&from.root(), &spare, Source::Live, Content::Copy, None)
+            .and_then(|_| survey::survey(&spare))
             .and_then(|origin| write_record(&spare, &Record { read_only: access == Access::ReadOnly, origin }));
         if made.is_err() {
             // The first error is the one to report; settle() finds what this leaves.
@@ -202,8 +203,12 @@ impl Backend for Memory {
         Ok(Vec::new())
     }
 
-    fn reclaim(&self, _live: &BTreeSet<GroupId>, _patience: Duration) -> Result<Reclaimed> {
-        Ok(Reclaimed::default())
+    fn reclaim(&self, _live: &BTreeSet<GroupId>, _patience: Duration) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn trim(&self) -> Result<u64> {
+        Ok(0)
     }
 
     fn highest_group(&self) -> Result<Option<GroupId>> {
@@ -221,6 +226,10 @@ impl Backend for Memory {
         None
     }
 
+    fn no_limits(&self) -> Result<Error> {
+        Ok(Error::new(Kind::Unsupported, format!("plain directories at {} have no quotas", self.root.display())))
+    }
+
     fn quota_mode(&self) -> Result<QuotaMode> {
         Ok(QuotaMode::None)
     }
@@ -228,10 +237,9 @@ impl Backend for Memory {
     fn set_quota_mode(&self, mode: QuotaMode) -> Result<()> {
         match mode {
             QuotaMode::None => Ok(()),
-            QuotaMode::Simple | QuotaMode::Full | QuotaMode::Inconsistent | QuotaMode::Project => Err(Error::new(
-                Kind::Unsupported,
-                format!("plain directories at {} have no quotas", self.root.display()),
-            )),
+            QuotaMode::Simple | QuotaMode::Full | QuotaMode::Inconsistent | QuotaMode::Project => {
+                Err(self.no_limits()?)
+            }
         }
     }
 }
@@ -284,7 +292,7 @@ fn write_record(root: &Path, record: &Record) -> Result<()> {
 /// Remove a tree and its record, as far as there are any.
 fn drop_tree(root: &Path) -> Result<()> {
     let Some(record) = record_path(root)? else { return Ok(()) };
-    fs::remove_dir_all(root).context(|| format!("remove {}", root.display()))?;
+    remove_tree(root)?;
     remove_file(&record)
 }
 

@@ -5,17 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, openat, statx};
 use sha2::{Digest, Sha256};
 
-use crate::backend::copy::{data_ranges, open_dir, shown};
+use crate::backend::clone::data_ranges;
+use crate::sys::rooted;
 use crate::{Context, Result};
 
 const BLOCK: u64 = 4096;
@@ -60,39 +58,36 @@ impl Survey {
 
 /// Survey the directory tree at `root`.
 pub(super) fn survey(root: &Path) -> Result<Survey> {
-    let directory = open_dir(CWD, root).context(|| format!("open {}", root.display()))?;
+    let why = |path: &[u8], call: &str| format!("{call} {}/{}", root.display(), path.escape_ascii());
+    let open = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
+    let base = openat(CWD, root, open | OFlags::DIRECTORY, Mode::empty()).context(|| why(b"", "open"))?;
     let mut survey = Survey::default();
-    visit(&mut survey, &directory, Path::new(""))?;
-    Ok(survey)
-}
-
-fn visit(survey: &mut Survey, directory: &OwnedFd, path: &Path) -> Result<()> {
-    let entries = Dir::read_from(directory).context(|| format!("read {}", shown(path)))?;
-    for entry in entries {
-        let entry = entry.context(|| format!("read {}", shown(path)))?;
-        let name = entry.file_name();
-        if name == c"." || name == c".." {
-            continue;
-        }
-        let path = path.join(OsStr::from_bytes(name.to_bytes()));
-        let why = |call: &str| format!("{call} {}", shown(&path));
-        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-        let facts = statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, wanted).context(|| why("stat"))?;
-        match FileType::from_raw_mode(facts.stx_mode.into()) {
-            FileType::Directory => visit(survey, &open_dir(directory, name).context(|| why("open"))?, &path)?,
-            FileType::RegularFile => {
-                let key = format!("{}-{}.{:09}", facts.stx_ino, facts.stx_btime.tv_sec, facts.stx_btime.tv_nsec);
-                if let Entry::Vacant(unseen) = survey.files.entry(key) {
-                    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
-                    let file = openat(directory, name, flags, Mode::empty()).context(|| why("open"))?;
-                    let blocks = blocks(&File::from(file)).context(|| why("read"))?;
-                    unseen.insert(blocks);
-                }
+    let mut waiting = vec![Vec::new()];
+    while let Some(path) = waiting.pop() {
+        let directory = rooted::beneath(&base, &path, open).context(|| why(&path, "open"))?;
+        for entry in Dir::read_from(&directory).context(|| why(&path, "read"))? {
+            let entry = entry.context(|| why(&path, "read"))?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
             }
-            _ => {}
+            let path = if path.is_empty() { name.to_bytes().to_vec() } else { [&path, name.to_bytes()].join(&b'/') };
+            let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+            let facts = statx(&directory, name, AtFlags::SYMLINK_NOFOLLOW, wanted).context(|| why(&path, "stat"))?;
+            match FileType::from_raw_mode(facts.stx_mode.into()) {
+                FileType::Directory => waiting.push(path),
+                FileType::RegularFile => {
+                    let key = format!("{}-{}.{:09}", facts.stx_ino, facts.stx_btime.tv_sec, facts.stx_btime.tv_nsec);
+                    if let Entry::Vacant(unseen) = survey.files.entry(key) {
+                        let file = openat(&directory, name, open, Mode::empty()).context(|| why(&path, "open"))?;
+                        unseen.insert(blocks(&File::from(file)).context(|| why(&path, "read"))?);
+                    }
+                }
+                _ => {}
+            }
         }
     }
-    Ok(())
+    Ok(survey)
 }
 
 fn blocks(file: &File) -> std::io::Result<Blocks> {

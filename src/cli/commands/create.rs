@@ -14,6 +14,9 @@ pub struct Create {
     /// Most bytes the container may write itself (10G, 500MiB); its image doesn't count
     #[arg(long, value_name = "BYTES", value_parser = format::parse_size)]
     size_limit: Option<u64>,
+    /// Let nobody write to it: it shows its image's own files, and has no tree
+    #[arg(long)]
+    read_only: bool,
     /// Label, as key=value or key; may be given several times
     #[arg(long = "label", short = 'l', value_name = "KEY=VALUE")]
     labels: Vec<String>,
@@ -27,6 +30,7 @@ impl Create {
             name: self.name,
             image: self.image,
             size_limit: self.size_limit,
+            read_only: self.read_only,
             labels: self.labels.iter().map(|label| parse_label(label)).collect::<Result<BTreeMap<_, _>>>()?,
         })?;
         for warning in created.warnings {

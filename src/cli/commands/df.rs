@@ -20,8 +20,8 @@ pub struct Df {
     format: Format,
 }
 
-/// A row of `df --format json`: `images`, `containers`, `pending` (removed, not cleaned up yet), `total` and
-/// `filesystem`; with `-v` also one `image` and one `container` each.
+/// A row of `df --format json`: `images`, `containers`, `spares`, `metadata`, `pending` (removed, not cleaned up yet),
+/// `total` and `filesystem`; with `-v` also one `image` and one `container` each.
 #[derive(Serialize, Default)]
 struct Row {
     #[serde(rename = "type")]
@@ -118,6 +118,14 @@ fn summary(usage: &Usage) -> Vec<Row> {
             size: usage.containers_size,
             ..Row::default()
         },
+        Row {
+            kind: "spares",
+            count: Some(usage.spares),
+            size: usage.spares_size,
+            reclaimable: Some(usage.spares_size),
+            ..Row::default()
+        },
+        Row { kind: "metadata", size: usage.metadata, ..Row::default() },
         Row { kind: "pending", size: usage.pending, reclaimable: Some(usage.pending), ..Row::default() },
         Row { kind: "total", size: usage.total, ..Row::default() },
         Row { kind: "filesystem", size: usage.space.used, available: Some(usage.space.available), ..Row::default() },

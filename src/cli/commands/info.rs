@@ -23,6 +23,7 @@ impl Info {
                 "store": info.identity.uuid,
                 "schema": info.identity.schema,
                 "backend": info.identity.backend,
+                "filesystem": info.filesystem,
                 "images": info.images,
                 "layers": info.layers,
                 "containers": info.containers,
@@ -50,7 +51,8 @@ impl Info {
         line("Containers", info.containers.to_string())?;
         line("Quotas", format!("{} ({})", mode(info.quota.mode), limits(info.quota.guarantee)))?;
         let space = info.space;
-        line("Filesystem", format!("{} used of {}", format::size(space.used), format::size(space.total)))?;
+        let (used, total) = (format::size(space.used), format::size(space.total));
+        line("Filesystem", format!("{}, {used} used of {total}", info.filesystem))?;
         if let Some(pool) = &info.pool {
             line("Pool", format!("{}, {} on the host", pool.file.display(), format::size(pool.occupied)))?;
             line("Host", format!("{} free", format::size(pool.host_free)))?;

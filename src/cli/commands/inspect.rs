@@ -68,6 +68,7 @@ fn container(engine: &Engine, record: &Record) -> Result<Value> {
         "image_id": container.image_id,
         "labels": container.labels,
         "size_limit": container.size_limit,
+        "read_only": container.read_only,
         "root": engine.container_root(&container.id)?,
         "size": sizes.size,
         "apparent_size": sizes.apparent_size,

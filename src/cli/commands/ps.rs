@@ -46,6 +46,7 @@ struct Row {
     labels: std::collections::BTreeMap<String, String>,
     /// Most bytes it may write itself, or null
     size_limit: Option<u64>,
+    read_only: bool,
     #[serde(flatten)]
     sizes: Option<SizeColumns>,
     #[serde(skip)]
@@ -118,6 +119,7 @@ fn row(record: &Record, sizes: Option<Sizes>, stale: bool) -> Option<Row> {
         created: record.created.to_string(),
         labels: container.labels.clone(),
         size_limit: container.size_limit,
+        read_only: container.read_only,
         sizes: sizes.map(|sizes| SizeColumns {
             size: sizes.size,
             apparent_size: sizes.apparent_size,

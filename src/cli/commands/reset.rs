@@ -3,6 +3,8 @@ use crate::Result;
 use crate::engine::Engine;
 
 /// Make containers anew from their image: what they wrote is lost; name, labels and limit stay
+///
+/// Read-only ones are as they were made.
 #[derive(clap::Args, Debug)]
 pub struct Reset {
     /// Even if a process is using it: that process goes on in the old tree

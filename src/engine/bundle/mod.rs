@@ -18,7 +18,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::Engine;
-use crate::backend::copy;
+use crate::backend::clone::{Content, Source, clone_tree};
 use crate::{Context, Error, Kind, Result};
 
 pub use spec::Network;
@@ -42,7 +42,7 @@ impl Engine {
             let record = self.find_container(name)?;
             let container = record.container().ok_or_else(|| Error::new(Kind::Damaged, "it is not a container"))?;
             let config = self.image_config(&container.image_id)?;
-            let root = self.tree(&record).root();
+            let root = self.root_of(&record)?;
             let user = user::resolve(&root, &config.user)?;
             let made = make_empty(directory)?;
             let written = (|| {
@@ -55,6 +55,7 @@ impl Engine {
                     config: &config,
                     user: &user,
                     volumes: &volumes,
+                    read_only: container.read_only || options.read_only,
                     options,
                 })?;
                 let path = directory.join("config.json");
@@ -103,7 +104,10 @@ fn make_volumes(root: &Path, directory: &Path, wanted: &BTreeSet<String>) -> Res
         let source = directory.join("volumes").join(number.to_string());
         let filled = match crate::sys::rooted::directory(root, destination)? {
             // By its descriptor: what runs in the container can't swap it for a link.
-            Some(inside) => copy::copy_tree(Path::new(&format!("/proc/self/fd/{}/.", inside.as_raw_fd())), &source),
+            Some(inside) => {
+                let inside = format!("/proc/self/fd/{}/.", inside.as_raw_fd());
+                clone_tree(Path::new(&inside), &source, Source::Live, Content::Copy, None).map(drop)
+            }
             None => fs::create_dir(&source).context(|| format!("mkdir {}", source.display())),
         };
         filled.context(|| format!("cannot fill volume {destination}"))?;

@@ -52,6 +52,7 @@ pub(super) struct Parts<'a> {
     pub config: &'a ImageConfig,
     pub user: &'a Identity,
     pub volumes: &'a [Volume],
+    pub read_only: bool,
     pub options: &'a BundleOptions,
 }
 
@@ -59,7 +60,7 @@ pub(super) struct Parts<'a> {
 pub(super) fn build(parts: &Parts<'_>) -> Result<Vec<u8>> {
     let invalid = |e: oci_spec::OciSpecError| Error::new(Kind::Invalid, format!("runtime configuration: {e}"));
     let mut spec = Spec::default();
-    let root = RootBuilder::default().path(parts.root).readonly(parts.options.read_only).build().map_err(invalid)?;
+    let root = RootBuilder::default().path(parts.root).readonly(parts.read_only).build().map_err(invalid)?;
     spec.set_root(Some(root));
     spec.set_hostname(Some(parts.hostname.to_string()));
     spec.set_annotations(Some(parts.annotations.clone()));

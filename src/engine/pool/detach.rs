@@ -6,8 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::lock::{self, Lock};
-use super::{Pool, holders, remove_if_there};
-use crate::backend::btrfs::format;
+use super::{Pool, Volume, holders, remove_if_there};
 use crate::sys::{loopdev, mount};
 use crate::{Context, Kind, Result};
 
@@ -70,15 +69,16 @@ impl Pool {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             file => Some(file.context(|| format!("open {}", self.file.display()))?),
         };
-        let fsid = match &file {
-            Some(file) => format::identify(file)?,
+        let uuid = match &file {
+            Some(file) => Volume::identify(file)?.map(|volume| volume.uuid),
             None => lock::recorded(&self.lock)?,
         };
         // Several mounts may lie on top of each other.
         while let Some(mounted) = mount::mounted_at(&self.root)?
-            && fsid.is_some()
-            && mounted.btrfs == fsid
+            && uuid.is_some()
+            && mounted.uuid == uuid
         {
+            unmount_views(mounted.id)?;
             let unmounted = patiently(BRIEFLY, || match mount::unmount(&self.root) {
                 Err(error) if error.kind() == Kind::InUse => Ok(None),
                 unmounted => unmounted.map(Some),
@@ -105,6 +105,20 @@ impl Pool {
         }
         loopdev::of_file(file)?.first().map_or(Ok(()), |device| Err(holders::held(device)))
     }
+}
+
+/// Read-only containers are mounts on the pool's own: they go first. `pool` is the id of that.
+fn unmount_views(pool: u64) -> Result<()> {
+    let on_pool =
+        mount::table("self")?.into_iter().filter(|entry| entry.parent == pool && entry.target.ends_with("fs"));
+    for view in on_pool.filter(|entry| entry.root.starts_with("/snapshots")) {
+        let unmounted = patiently(BRIEFLY, || match mount::unmount(&view.target) {
+            Err(error) if error.kind() == Kind::InUse => Ok(None),
+            unmounted => unmounted.map(Some),
+        })?;
+        unmounted.ok_or_else(|| holders::busy(&view.target, view.id))?;
+    }
+    Ok(())
 }
 
 /// Try until it gives something, for at most that long; `None` if it never does.

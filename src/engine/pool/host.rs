@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use super::Pool;
+use crate::sys::mount::Health;
 use crate::{Context, Error, Kind, Result};
 
 /// Room on the filesystem that the pool file is on, and the pool's share of it. All in bytes.
@@ -60,8 +61,12 @@ impl Pool {
     /// Btrfs does that to itself when it can't store what it promised to, as a rule because the host has no
     /// room (or its disk fails). What was synced is all there. The way back: make room on the host, stop what
     /// runs out of the pool, then [`Pool::detach`] and [`Pool::attach`].
+    ///
+    /// XFS goes on without room: files that can't be stored fail at their fsync, metadata waits in the log, and once
+    /// that is full, so does whoever changes anything, until there is room again; nothing that was synced is lost. On
+    /// other errors it shuts down: then [`Pool::attach`] says so, reads fail too, and the way back is the same.
     pub fn is_read_only(&self) -> Result<bool> {
-        Ok(self.mounted()?.is_some_and(|mounted| mounted.read_only))
+        Ok(self.mounted()?.is_some_and(|mounted| mounted.health != Health::Writable))
     }
 }
 

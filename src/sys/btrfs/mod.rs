@@ -28,6 +28,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 pub mod qgroup;
 mod raw;
 pub mod search;
+pub mod send;
 pub mod space;
 pub mod subvol;
 
@@ -35,6 +36,9 @@ pub use subvol::Create;
 
 /// Inode number of a subvolume's root directory: `BTRFS_FIRST_FREE_OBJECTID`.
 pub const SUBVOLUME_INODE: u64 = raw::FIRST_FREE;
+/// Inode number of the empty directories that a snapshot has in the place of subvolumes nested in its source:
+/// `BTRFS_EMPTY_SUBVOL_DIR_OBJECTID`.
+pub const PLACEHOLDER_INODE: u64 = raw::EMPTY_SUBVOLUME_DIRECTORY;
 
 /// How directories are opened for the calls here. A symlink in the last place is never followed.
 pub const OPEN_DIRECTORY: OFlags =
@@ -79,6 +83,12 @@ impl BtrfsFd {
 
     fn raw(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+impl From<BtrfsFd> for OwnedFd {
+    fn from(fd: BtrfsFd) -> Self {
+        fd.0
     }
 }
 

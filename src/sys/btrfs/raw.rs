@@ -41,6 +41,9 @@ pub(super) const BLOCK_GROUP_DATA: u64 = 1;
 /// `BTRFS_SPACE_INFO_GLOBAL_RSV`: the pseudo type of the global reserve.
 pub(super) const SPACE_INFO_GLOBAL_RSV: u64 = 1 << 49;
 
+/// `BTRFS_SEND_FLAG_NO_FILE_DATA`.
+pub(super) const SEND_NO_FILE_DATA: u64 = 1;
+
 /// `FILEID_BTRFS_WITHOUT_PARENT` (linux/exportfs.h): a file handle of inode and subvolume.
 pub(super) const FILEID_BTRFS_WITHOUT_PARENT: i32 = 0x4d;
 
@@ -48,7 +51,9 @@ pub(super) const FILEID_BTRFS_WITHOUT_PARENT: i32 = 0x4d;
 pub(super) const ROOT_TREE: u64 = 1;
 pub(super) const QUOTA_TREE: u64 = 8;
 
-/// Object ids: `BTRFS_ROOT_TREE_DIR_OBJECTID`, `BTRFS_ORPHAN_OBJECTID`, `BTRFS_FIRST_FREE_OBJECTID`.
+/// Object ids: `BTRFS_EMPTY_SUBVOL_DIR_OBJECTID`, `BTRFS_ROOT_TREE_DIR_OBJECTID`, `BTRFS_ORPHAN_OBJECTID`,
+/// `BTRFS_FIRST_FREE_OBJECTID`.
+pub(super) const EMPTY_SUBVOLUME_DIRECTORY: u64 = 2;
 pub(super) const ROOT_TREE_DIR: u64 = 6;
 pub(super) const ORPHANS: u64 = -5_i64 as u64;
 pub(super) const FIRST_FREE: u64 = 256;
@@ -56,6 +61,7 @@ pub(super) const FIRST_FREE: u64 = 256;
 /// Item types, by `BTRFS_*_KEY`.
 pub(super) const INODE_ITEM: u8 = 1;
 pub(super) const INODE_REF: u8 = 12;
+pub(super) const INODE_EXTREF: u8 = 13;
 pub(super) const ORPHAN_ITEM: u8 = 48;
 pub(super) const DIR_ITEM: u8 = 84;
 pub(super) const EXTENT_DATA: u8 = 108;
@@ -275,20 +281,25 @@ pub(super) struct BalanceIoctlArgs {
     pub(super) unused: [u64; 72],
 }
 
+/// `struct btrfs_ioctl_send_args`; `clone_sources` is a pointer, null here.
+#[repr(C)]
+#[derive(Default)]
+pub(super) struct SendArgs {
+    pub(super) send_fd: i64,
+    pub(super) clone_sources_count: u64,
+    pub(super) clone_sources: u64,
+    pub(super) parent_root: u64,
+    pub(super) flags: u64,
+    pub(super) version: u32,
+    pub(super) reserved: [u8; 28],
+}
+
 /// `BTRFS_BALANCE_DATA`.
 pub(super) const BALANCE_DATA: u64 = 1;
 /// `BTRFS_BALANCE_METADATA`.
 pub(super) const BALANCE_METADATA: u64 = 4;
 /// `BTRFS_BALANCE_ARGS_USAGE`.
 pub(super) const BALANCE_ARGS_USAGE: u64 = 2;
-
-/// `struct fstrim_range` (linux/fs.h).
-#[repr(C)]
-pub(super) struct FstrimRange {
-    pub(super) start: u64,
-    pub(super) len: u64,
-    pub(super) minlen: u64,
-}
 
 const _: () = {
     assert!(size_of::<VolArgs>() == 4096);
@@ -305,9 +316,9 @@ const _: () = {
     assert!(size_of::<SubvolInfoArgs>() == 504);
     assert!(size_of::<SpaceArgs>() == 16 + 24 * SPACE_SLOTS);
     assert!(size_of::<FsInfoArgs>() == 1024);
-    assert!(size_of::<FstrimRange>() == 24);
     assert!(size_of::<BalanceArgs>() == 136);
     assert!(size_of::<BalanceIoctlArgs>() == 1024);
+    assert!(size_of::<SendArgs>() == 72);
 };
 
 /// `BTRFS_IOC_TREE_SEARCH_V2`: coded with the structure's size without the buffer behind it.
@@ -328,6 +339,7 @@ nix::ioctl_read!(subvol_getflags, MAGIC, 25, u64);
 nix::ioctl_write_ptr!(subvol_setflags, MAGIC, 26, u64);
 nix::ioctl_read!(fs_info, MAGIC, 31, FsInfoArgs);
 nix::ioctl_readwrite!(balance_v2, MAGIC, 32, BalanceIoctlArgs);
+nix::ioctl_write_ptr!(send, MAGIC, 38, SendArgs);
 nix::ioctl_readwrite!(quota_ctl, MAGIC, 40, QuotaCtlArgs);
 nix::ioctl_write_ptr!(qgroup_assign, MAGIC, 41, QgroupAssignArgs);
 nix::ioctl_write_ptr!(qgroup_create, MAGIC, 42, QgroupCreateArgs);
@@ -336,7 +348,6 @@ nix::ioctl_write_ptr!(quota_rescan, MAGIC, 44, QuotaRescanArgs);
 nix::ioctl_none!(quota_rescan_wait, MAGIC, 46);
 nix::ioctl_read!(get_subvol_info, MAGIC, 60, SubvolInfoArgs);
 nix::ioctl_write_ptr!(snap_destroy_v2, MAGIC, 63, VolArgsV2);
-nix::ioctl_readwrite!(fitrim, b'X', 121, FstrimRange);
 
 #[cfg(test)]
 mod tests {
@@ -363,9 +374,9 @@ mod tests {
         assert_eq!(size_of::<SubvolInfoArgs>(), size_of::<k::btrfs_ioctl_get_subvol_info_args>());
         assert_eq!(size_of::<SpaceInfo>(), size_of::<k::btrfs_ioctl_space_info>());
         assert_eq!(size_of::<FsInfoArgs>(), size_of::<k::btrfs_ioctl_fs_info_args>());
-        assert_eq!(size_of::<FstrimRange>(), size_of::<k::fstrim_range>());
         assert_eq!(size_of::<BalanceArgs>(), size_of::<k::btrfs_balance_args>());
         assert_eq!(size_of::<BalanceIoctlArgs>(), size_of::<k::btrfs_ioctl_balance_args>());
+        assert_eq!(size_of::<SendArgs>(), size_of::<k::btrfs_ioctl_send_args>());
     }
 
     #[test]
@@ -383,6 +394,10 @@ mod tests {
         assert_eq!(offset_of!(SubvolInfoArgs, parent_uuid), offset_of!(Info, parent_uuid));
         assert_eq!(offset_of!(SubvolInfoArgs, otransid), offset_of!(Info, otransid));
         assert_eq!(offset_of!(SubvolInfoArgs, otime), offset_of!(Info, otime));
+        assert_eq!(offset_of!(SubvolInfoArgs, uuid), offset_of!(Info, uuid));
+        assert_eq!(offset_of!(SubvolInfoArgs, ctransid), offset_of!(Info, ctransid));
+        assert_eq!(offset_of!(SendArgs, parent_root), offset_of!(k::btrfs_ioctl_send_args, parent_root));
+        assert_eq!(offset_of!(SendArgs, flags), offset_of!(k::btrfs_ioctl_send_args, flags));
         assert_eq!(offset_of!(FsInfoArgs, nodesize), offset_of!(k::btrfs_ioctl_fs_info_args, nodesize));
         assert_eq!(offset_of!(SpaceArgs, spaces), offset_of!(k::btrfs_ioctl_space_args, spaces));
     }
@@ -401,6 +416,7 @@ mod tests {
             (request_code_read!(MAGIC, 25, 8), op::BTRFS_IOC_SUBVOL_GETFLAGS),
             (request_code_write!(MAGIC, 26, 8), op::BTRFS_IOC_SUBVOL_SETFLAGS),
             (request_code_read!(MAGIC, 31, size_of::<FsInfoArgs>()), op::BTRFS_IOC_FS_INFO),
+            (request_code_write!(MAGIC, 38, size_of::<SendArgs>()), op::BTRFS_IOC_SEND),
             (request_code_readwrite!(MAGIC, 40, size_of::<QuotaCtlArgs>()), op::BTRFS_IOC_QUOTA_CTL),
             (request_code_write!(MAGIC, 41, size_of::<QgroupAssignArgs>()), op::BTRFS_IOC_QGROUP_ASSIGN),
             (request_code_write!(MAGIC, 42, size_of::<QgroupCreateArgs>()), op::BTRFS_IOC_QGROUP_CREATE),
@@ -409,7 +425,6 @@ mod tests {
             (request_code_none!(MAGIC, 46), op::BTRFS_IOC_QUOTA_RESCAN_WAIT),
             (request_code_read!(MAGIC, 60, size_of::<SubvolInfoArgs>()), op::BTRFS_IOC_GET_SUBVOL_INFO),
             (request_code_write!(MAGIC, 63, size_of::<VolArgsV2>()), op::BTRFS_IOC_SNAP_DESTROY_V2),
-            (request_code_readwrite!(b'X', 121, size_of::<FstrimRange>()), op::FITRIM),
             (request_code_readwrite!(MAGIC, 32, size_of::<BalanceIoctlArgs>()), op::BTRFS_IOC_BALANCE_V2),
         ];
         for (ours, kernels) in pairs {
@@ -422,6 +437,7 @@ mod tests {
         assert_eq!(SUBVOL_RDONLY, u64::from(k::BTRFS_SUBVOL_RDONLY));
         assert_eq!(SUBVOL_QGROUP_INHERIT, u64::from(k::BTRFS_SUBVOL_QGROUP_INHERIT));
         assert_eq!(SUBVOL_SPEC_BY_ID, u64::from(k::BTRFS_SUBVOL_SPEC_BY_ID));
+        assert_eq!(SEND_NO_FILE_DATA, u64::from(k::BTRFS_SEND_FLAG_NO_FILE_DATA));
         assert_eq!(SUBVOL_NAME_BUFFER, k::BTRFS_SUBVOL_NAME_MAX as usize + 1);
         assert_eq!(LIMIT_MAX_RFER, u64::from(k::BTRFS_QGROUP_LIMIT_MAX_RFER));
         assert_eq!(LIMIT_MAX_EXCL, u64::from(k::BTRFS_QGROUP_LIMIT_MAX_EXCL));
@@ -438,6 +454,7 @@ mod tests {
         let trees = [
             (ROOT_TREE, k::BTRFS_ROOT_TREE_OBJECTID),
             (QUOTA_TREE, k::BTRFS_QUOTA_TREE_OBJECTID),
+            (EMPTY_SUBVOLUME_DIRECTORY, k::BTRFS_EMPTY_SUBVOL_DIR_OBJECTID),
             (ROOT_TREE_DIR, k::BTRFS_ROOT_TREE_DIR_OBJECTID),
             (FIRST_FREE, k::BTRFS_FIRST_FREE_OBJECTID),
         ];
@@ -447,6 +464,7 @@ mod tests {
         let keys = [
             (INODE_ITEM, k::BTRFS_INODE_ITEM_KEY),
             (INODE_REF, k::BTRFS_INODE_REF_KEY),
+            (INODE_EXTREF, k::BTRFS_INODE_EXTREF_KEY),
             (ORPHAN_ITEM, k::BTRFS_ORPHAN_ITEM_KEY),
             (DIR_ITEM, k::BTRFS_DIR_ITEM_KEY),
             (EXTENT_DATA, k::BTRFS_EXTENT_DATA_KEY),

@@ -234,6 +234,55 @@ pub fn directory_path(any: &BtrfsFd, id: u64, mut inode: u64) -> nix::Result<Pat
     Ok(names.iter().rev().collect())
 }
 
+/// A name of an inode, and the directory that it is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name {
+    /// Its inode, in the same subvolume.
+    pub directory: u64,
+    pub name: OsString,
+}
+
+/// All names of `inode` in subvolume `id`; none if there is no such inode.
+pub fn names(any: &BtrfsFd, id: u64, inode: u64) -> nix::Result<Vec<Name>> {
+    let (from, to) = (Key::new(inode, raw::INODE_REF, 0), Key::new(inode, raw::INODE_EXTREF, u64::MAX));
+    let mut search = Search::new(any, id, from, to);
+    let mut names = Vec::new();
+    while let Some(item) = search.next_item()? {
+        names_in(&item, &mut names)?;
+    }
+    Ok(names)
+}
+
+/// An item has all names in one directory, one behind the other.
+fn names_in(item: &Item<'_>, names: &mut Vec<Name>) -> nix::Result<()> {
+    let mut at = 0;
+    while at < item.data.len() {
+        let (directory, length_at) = match item.key.kind {
+            // struct btrfs_inode_ref: index, name_len, name; the directory is in the key.
+            raw::INODE_REF => (item.key.offset, at + 8),
+            // struct btrfs_inode_extref, for what doesn't fit: parent, index, name_len, name.
+            _ => (item.le64(at)?, at + 16),
+        };
+        let name = item.name(length_at, length_at + 2)?;
+        at = length_at + 2 + name.len();
+        names.push(Name { directory, name });
+    }
+    Ok(())
+}
+
+/// Call `each` for the extents of `inode` of subvolume `id` in blocks written by transaction `since` or later; some are
+/// older than that.
+pub fn extents(any: &BtrfsFd, id: u64, inode: u64, since: u64, mut each: impl FnMut(Change)) -> nix::Result<()> {
+    let (from, to) = (Key::new(inode, raw::EXTENT_DATA, 0), Key::new(inode, raw::EXTENT_DATA, u64::MAX));
+    let mut search = Search::new(any, id, from, to).since(since);
+    while let Some(item) = search.next_item()? {
+        if let Some(extent) = extent(&item)? {
+            each(extent);
+        }
+    }
+    Ok(())
+}
+
 /// Whether subvolume `id` exists or is deleted but not yet cleaned up.
 pub fn has_root(any: &BtrfsFd, id: u64) -> nix::Result<bool> {
     let (from, to) = (Key::new(id, raw::ROOT_ITEM, 0), Key::new(id, raw::ROOT_ITEM, u64::MAX));
@@ -411,6 +460,9 @@ mod tests {
         assert_eq!(size_of::<k::btrfs_root_ref>(), 18);
         assert_eq!(offset_of!(k::btrfs_inode_ref, name_len), 8);
         assert_eq!(size_of::<k::btrfs_inode_ref>(), 10);
+        assert_eq!(offset_of!(k::btrfs_inode_extref, parent_objectid), 0);
+        assert_eq!(offset_of!(k::btrfs_inode_extref, name_len), 16);
+        assert_eq!(offset_of!(k::btrfs_inode_extref, name), 18);
         assert_eq!(offset_of!(k::btrfs_dir_item, location), 0);
         assert_eq!(offset_of!(k::btrfs_qgroup_status_item, flags), 16);
         assert_eq!(offset_of!(k::btrfs_qgroup_limit_item, flags), 0);
@@ -436,6 +488,30 @@ mod tests {
         }
         let long_name = Item { key, data: &[0xff; 40] };
         assert_eq!(long_name.name(16, 18), Err(Errno::EUCLEAN));
+    }
+
+    #[test]
+    fn an_item_holds_several_names() {
+        let two = |lead: usize| {
+            let mut data = Vec::new();
+            for name in ["a", "long name"] {
+                data.extend(77_u64.to_le_bytes());
+                data.resize(data.len() + lead - 8, 0);
+                data.extend(u16::try_from(name.len()).expect("short").to_le_bytes());
+                data.extend(name.as_bytes());
+            }
+            data
+        };
+        let read = |kind, data: &[u8]| {
+            let mut names = Vec::new();
+            names_in(&Item { key: Key::new(300, kind, 77), data }, &mut names).map(|()| names)
+        };
+        let name = |name: &str| Name { directory: 77, name: name.into() };
+        for (kind, lead) in [(raw::INODE_REF, 8), (raw::INODE_EXTREF, 16)] {
+            let data = two(lead);
+            assert_eq!(read(kind, &data), Ok(vec![name("a"), name("long name")]));
+            assert_eq!(read(kind, &data[..data.len() - 1]), Err(Errno::EUCLEAN));
+        }
     }
 
     #[test]

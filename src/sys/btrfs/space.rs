@@ -1,4 +1,4 @@
-//! Commits, space, and the device below.
+//! Commits and space.
 
 use std::mem::MaybeUninit;
 
@@ -117,15 +117,4 @@ pub fn resize_max(any: &BtrfsFd) -> nix::Result<()> {
     // SAFETY: args is a whole btrfs_ioctl_vol_args with a terminated name.
     let answer = unsafe { raw::resize(any.raw(), &raw const args) }?;
     if answer == 0 { Ok(()) } else { Err(nix::errno::Errno::EBUSY) }
-}
-
-/// `FITRIM` (linux/fs.h): hand all free blocks to the device below; returns how many bytes.
-///
-/// # Errors
-/// EOPNOTSUPP if no device takes discards.
-pub fn fitrim(any: &BtrfsFd) -> nix::Result<u64> {
-    let mut range = raw::FstrimRange { start: 0, len: u64::MAX, minlen: 0 };
-    // SAFETY: the kernel reads and writes one fstrim_range.
-    unsafe { raw::fitrim(any.raw(), &raw mut range) }?;
-    Ok(range.len)
 }

@@ -7,6 +7,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
+use uuid::Uuid;
 
 use super::{BtrfsFd, raw};
 
@@ -136,8 +137,12 @@ pub fn set_read_only(subvolume: &BtrfsFd, read_only: bool) -> nix::Result<()> {
 pub struct SubvolInfo {
     /// The subvolume's id, and the number of its tree.
     pub id: u64,
-    /// Whether it began as a snapshot.
-    pub is_snapshot: bool,
+    pub uuid: Uuid,
+    /// The subvolume that it began as a snapshot of; `None` if it began empty.
+    pub parent_uuid: Option<Uuid>,
+    /// The transaction that last touched an inode in it. A snapshot begins with its parent's: making one, taking one
+    /// and limiting it don't move this; data that is not written back yet has not moved it either.
+    pub ctransid: u64,
     /// The transaction that made it: data of a later one was written here.
     pub otransid: u64,
     /// When it was made: seconds since the epoch, and nanoseconds.
@@ -153,7 +158,9 @@ pub fn get_subvol_info(within: &BtrfsFd) -> nix::Result<SubvolInfo> {
     let args = unsafe { args.assume_init() };
     Ok(SubvolInfo {
         id: args.treeid,
-        is_snapshot: args.parent_uuid != [0; 16],
+        uuid: Uuid::from_bytes(args.uuid),
+        parent_uuid: Some(Uuid::from_bytes(args.parent_uuid)).filter(|uuid| !uuid.is_nil()),
+        ctransid: args.ctransid,
         otransid: args.otransid,
         otime: (args.otime.sec, args.otime.nsec),
     })

@@ -1,0 +1,16 @@
+//! Change feeds: what SEND says, what walking both trees says, and what two pictures of the trees say are the same, after
+//! random edits and in fixed cases for each rule. Needs root, loop devices and Btrfs; fails without them.
+
+#[path = "changes/edits.rs"]
+mod edits;
+#[path = "changes/fixture.rs"]
+mod fixture;
+#[path = "changes/kernel.rs"]
+mod kernel;
+#[path = "changes/model.rs"]
+mod model;
+#[path = "changes/random.rs"]
+mod random;
+#[path = "changes/rules.rs"]
+mod rules;
+mod support;

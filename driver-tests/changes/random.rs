@@ -1,0 +1,60 @@
+//! Random edits. A failure prints its seed; CHANGES_SEED runs it alone, or another range (`20..500`).
+
+use std::ops::Range;
+
+use reflinkd::backend::changes::FeedMethod;
+
+use crate::edits::Editor;
+use crate::fixture::Fixture;
+use crate::support::QuotaSetup;
+
+/// Edits that a layer is made with.
+const FILLING: usize = 80;
+/// Edits between two comparisons, and comparisons of each container.
+const STEPS: usize = 25;
+const ROUNDS: usize = 6;
+
+fn seeds(most: u64) -> Range<u64> {
+    let Ok(text) = std::env::var("CHANGES_SEED") else { return 0..most };
+    let number = |text: &str| text.parse().expect("CHANGES_SEED is a number, or two with .. between");
+    let one = || number(&text)..number(&text) + 1;
+    text.split_once("..").map_or_else(one, |(from, to)| number(from)..number(to))
+}
+
+fn compare(fixture: &Fixture, seeds: Range<u64>, btrfs: bool, method: FeedMethod) {
+    for seed in seeds {
+        let (layer, container) = fixture.pair(|root| {
+            let mut editor = Editor::new(root, seed, false);
+            (0..FILLING).for_each(|_| editor.step());
+        });
+        let mut editor = Editor::new(&container.root(), seed + 1_000_000, btrfs);
+        for round in 0..ROUNDS {
+            (0..STEPS).for_each(|_| editor.step());
+            let about = || format!("CHANGES_SEED={seed} round {round}\n{}\n", editor.log.join("\n"));
+            let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let (_, found_by) = fixture.agreed(&format!("seed {seed}"), &layer, &container);
+                assert_eq!(found_by, method, "how it was found");
+            }));
+            if let Err(panic) = checked {
+                // Beside the panic's own message, which says what differs.
+                #[allow(clippy::print_stderr)]
+                {
+                    eprintln!("{}", about());
+                }
+                std::panic::resume_unwind(panic);
+            }
+        }
+        fixture.backend.destroy(&container).expect("destroy");
+        fixture.backend.destroy(&layer).expect("destroy");
+    }
+}
+
+#[test]
+fn send_finds_what_walking_finds() {
+    compare(&Fixture::btrfs(QuotaSetup::None), seeds(20), true, FeedMethod::Send);
+}
+
+#[test]
+fn walking_finds_what_the_pictures_show() {
+    compare(&Fixture::memory(), seeds(10), false, FeedMethod::Walk);
+}

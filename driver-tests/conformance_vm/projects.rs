@@ -1,0 +1,176 @@
+//! What the backend makes of the ways in which XFS can be mounted, and of what users do to its projects.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use reflinkd::Kind;
+use reflinkd::backend::reflink::Reflink;
+use reflinkd::backend::{Access, Backend, GroupId, QuotaMode, SizeMethod, Tree, Want};
+use reflinkd::sys::reflink::{Project, project, set_project};
+use reflinkd::sys::xfs::XfsFd;
+use reflinkd::sys::xfs::quota::ProjectQuotas;
+
+use crate::support::{GIB, LoopFs, MB, MIB, arg, fill, random_bytes, run, write_random};
+
+const PREFIX: u16 = 0x7e57;
+const LIMIT: u64 = 10 * MIB;
+
+fn open(path: &Path) -> XfsFd {
+    XfsFd::open(path).expect("open a directory on XFS")
+}
+
+fn backend(root: &Path) -> Reflink {
+    Reflink::make(root).expect("make the trash");
+    Reflink::open(root, PREFIX).expect("open the backend")
+}
+
+fn place(root: &Path, name: &str, group: u32) -> Tree {
+    let place: PathBuf = root.join(name);
+    fs::create_dir(&place).expect("mkdir");
+    Tree::new(place, Some(GroupId(group)))
+}
+
+fn measure(backend: &Reflink, tree: &Tree) -> (SizeMethod, u64) {
+    let measured = backend.measure(&[tree], Want { sync: true, apparent: false }).expect("measure");
+    (measured.method, measured.sizes[0].charged)
+}
+
+#[test]
+fn without_enforcement_sizes_are_counted_and_limits_refused() {
+    let fs = LoopFs::xfs_mounted(GIB, "pqnoenforce");
+    let backend = backend(fs.path());
+    assert_eq!(backend.quota_mode().expect("mode"), QuotaMode::Project);
+    assert!(backend.quotas().is_none());
+    let tree = place(fs.path(), "tree", 1);
+    let error = backend.create(&tree, Some(LIMIT)).expect_err("nothing holds it");
+    assert_eq!(error.kind(), Kind::Unsupported, "{error}");
+    assert!(error.to_string().contains("not enforced"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("-o prjquota in place of pqnoenforce")), "{error:?}");
+    backend.create(&tree, None).expect("create");
+    write_random(&tree.root().join("data"), 5 * MB);
+    let (method, charged) = measure(&backend, &tree);
+    assert_eq!(method, SizeMethod::ProjectQuota);
+    assert!((5 * MB..5 * MB + 64 * 1024).contains(&charged), "{charged}");
+}
+
+/// The projects of trees stay through mounts without quotas.
+#[test]
+fn a_mount_without_quotas_counts_by_extents_and_the_next_one_by_projects() {
+    let fs = LoopFs::xfs_mounted(GIB, "prjquota");
+    let image = place(fs.path(), "image", 1);
+    let web = place(fs.path(), "web", 2);
+    {
+        let backend = backend(fs.path());
+        backend.create(&image, None).expect("create");
+        write_random(&image.root().join("data"), 20 * MB);
+        backend.clone_tree(&image, &web, Access::Writable, Some(LIMIT)).expect("clone with a limit");
+        write_random(&web.root().join("own"), 3 * MB);
+        assert_eq!(measure(&backend, &web).0, SizeMethod::ProjectQuota);
+    }
+    fs.remount("noquota");
+    {
+        let backend = backend(fs.path());
+        let error = backend.no_limits().expect("a reason");
+        assert!(error.hint().is_some_and(|hint| hint.contains("prjquota")), "{error:?}");
+        let (method, charged) = measure(&backend, &web);
+        assert_eq!(method, SizeMethod::Extents);
+        assert!((3 * MB..3 * MB + 64 * 1024).contains(&charged), "{charged}");
+        write_random(&web.root().join("more"), 2 * MB);
+        backend.clone_tree(&image, &place(fs.path(), "late", 3), Access::Writable, None).expect("clone");
+    }
+    fs.remount("prjquota");
+    let backend = backend(fs.path());
+    let (method, charged) = measure(&backend, &web);
+    assert_eq!(method, SizeMethod::ProjectQuota);
+    assert!((5 * MB..5 * MB + 64 * 1024).contains(&charged), "{charged}");
+    let written = fill(&web.root().join("log"), GIB);
+    assert!(written < LIMIT - 5 * MB, "the limit holds again: it let {written} bytes in");
+    let late = Tree::new(fs.path().join("late"), Some(GroupId(3)));
+    assert_eq!(measure(&backend, &late), (SizeMethod::ProjectQuota, 0));
+    backend.quotas().expect("limits hold").set_limit(&late, Some(LIMIT)).expect("limit what was made without quotas");
+    assert!(fill(&late.root().join("log"), GIB) <= LIMIT);
+}
+
+#[test]
+fn below_a_project_of_somebody_else_trees_have_none() {
+    let fs = LoopFs::xfs_mounted(GIB, "prjquota");
+    let root = fs.path().join("theirs");
+    fs::create_dir(&root).expect("mkdir");
+    set_project(open(&root), 77).expect("set the project");
+    let backend = backend(&root);
+    assert_eq!(backend.quota_mode().expect("mode"), QuotaMode::None);
+    let (image, web) = (place(&root, "image", 1), place(&root, "web", 2));
+    backend.create(&image, None).expect("create");
+    write_random(&image.root().join("data"), MB);
+    backend.clone_tree(&image, &web, Access::Writable, None).expect("clone");
+    assert_eq!(project(open(&web.root())), Ok(Project { id: 77, inherited: true }));
+    backend.replace(&image, &Tree::new(web.place(), Some(GroupId(3))), None).expect("replace");
+    let error = backend.create(&place(&root, "limited", 4), Some(LIMIT)).expect_err("nothing holds it");
+    assert!(error.to_string().contains("part of project 77"), "{error}");
+    backend.destroy(&web).expect("destroy");
+}
+
+/// What root in a privileged container can do: the tree is counted by its extents, and nothing fails.
+#[test]
+fn a_tree_whose_root_was_given_to_another_project_is_counted_by_its_extents() {
+    let fs = LoopFs::xfs_mounted(GIB, "prjquota");
+    let backend = backend(fs.path());
+    let (image, web) = (place(fs.path(), "image", 1), place(fs.path(), "web", 2));
+    backend.create(&image, None).expect("create");
+    write_random(&image.root().join("data"), 5 * MB);
+    backend.clone_tree(&image, &web, Access::Writable, None).expect("clone");
+    set_project(open(&web.root()), 0).expect("take it out of its project");
+    write_random(&web.root().join("own"), 2 * MB);
+    let charged = measure(&backend, &web).1;
+    assert!((2 * MB..2 * MB + 64 * 1024).contains(&charged), "{charged}");
+    let quotas = backend.quotas().expect("limits hold");
+    let error = quotas.set_limit(&web, Some(LIMIT)).expect_err("nothing would hold it");
+    assert_eq!(error.kind(), Kind::Unsupported, "{error}");
+    backend.destroy(&web).expect("destroy");
+}
+
+/// A limit is on disk when `set_limit` returns: a shutdown that throws away the log in memory is a power cut to XFS.
+#[test]
+fn a_limit_outlives_a_power_cut() {
+    let cut = |durably: bool| {
+        let fs = LoopFs::xfs_mounted(GIB, "prjquota");
+        let project = u32::from(PREFIX) << 16 | 1;
+        let tree = place(fs.path(), "tree", 1);
+        {
+            let backend = backend(fs.path());
+            backend.create(&tree, None).expect("create");
+            backend.sync().expect("sync");
+            if durably {
+                backend.quotas().expect("limits hold").set_limit(&tree, Some(LIMIT)).expect("limit");
+            } else {
+                let quotas = ProjectQuotas::open(open(fs.path())).expect("open the quotas");
+                quotas.set_limit(project, Some(LIMIT)).expect("limit");
+            }
+        }
+        run("xfs_io", &["-x", "-c", "shutdown", arg(fs.path())]);
+        fs.remount("prjquota");
+        ProjectQuotas::open(open(fs.path())).expect("open the quotas").get(project).expect("get").limit
+    };
+    assert_eq!(cut(true), Some(LIMIT));
+    assert_eq!(cut(false), None, "the call alone leaves it in memory: else this test proves nothing");
+}
+
+/// Layers are recorded with what they take on disk, whatever they delete.
+#[test]
+fn what_a_layer_deletes_makes_it_no_smaller() {
+    let fs = LoopFs::xfs_mounted(GIB, "prjquota");
+    let backend = backend(fs.path());
+    let (base, work) = (place(fs.path(), "base", 1), place(fs.path(), "work", 2));
+    backend.create(&base, None).expect("create");
+    write_random(&base.root().join("large"), 20 * MB);
+    write_random(&base.root().join("other"), MB);
+    let layer = place(fs.path(), "layer", 1);
+    backend.clone_tree(&base, &layer, Access::ReadOnly, None).expect("commit");
+    backend.clone_tree(&layer, &work, Access::Writable, None).expect("clone");
+    fs::remove_file(work.root().join("large")).expect("remove");
+    fs::write(work.root().join("other"), random_bytes(3 * MB)).expect("write");
+    assert_eq!(measure(&backend, &work), (SizeMethod::ProjectQuota, 0), "at once, and never less than nothing");
+    let (method, size) = backend.measure_for_good(&work).expect("measure");
+    assert_eq!(method, SizeMethod::Extents);
+    assert!((3 * MB..3 * MB + 64 * 1024).contains(&size), "{size}");
+}

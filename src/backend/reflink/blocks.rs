@@ -1,0 +1,95 @@
+//! Blocks on disk, and those that a tree's base has.
+
+use std::cell::OnceCell;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use rangemap::RangeSet;
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
+
+use super::walk::{self, OPEN_DIRECTORY};
+use crate::sys::fiemap::{self, Extent, Place};
+use crate::sys::rooted;
+use crate::{Context, Result};
+
+/// Addresses on the filesystem, in bytes. A compressed extent is among them by its first byte alone: how far it goes
+/// can't be asked.
+pub(super) type Blocks = RangeSet<u64>;
+
+/// The addresses of an extent; none for one that has no place of its own.
+pub(super) fn span(extent: &Extent) -> Option<Range<u64>> {
+    match extent.place {
+        Place::At(start) => Some(start..start + extent.length),
+        Place::EncodedAt(start) => Some(start..start + 1),
+        Place::Nowhere => None,
+    }
+}
+
+/// What the part `range` of an extent's [`span`] takes.
+pub(super) fn bytes(extent: &Extent, range: &Range<u64>) -> u64 {
+    match extent.place {
+        Place::EncodedAt(_) => extent.length,
+        Place::At(_) | Place::Nowhere => range.end - range.start,
+    }
+}
+
+/// Open the regular file `name` to ask for its extents. `None` if it vanished or is something else.
+pub(super) fn open_file(
+    directory: &impl std::os::fd::AsFd,
+    name: impl rustix::path::Arg,
+) -> rustix::io::Result<Option<File>> {
+    const FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::NOATIME).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+    match openat(directory, name, FLAGS, Mode::empty()) {
+        // A symlink, a socket.
+        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(None),
+        opened => {
+            let file = File::from(opened?);
+            Ok(rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode).is_file().then_some(file))
+        }
+    }
+}
+
+/// A tree that others were cloned from, and that is still as it was then.
+#[derive(Debug)]
+pub(super) struct Base {
+    root: OwnedFd,
+    path: PathBuf,
+    /// Those of all its files; it takes a look at each of them, so it is done when it is needed.
+    all: OnceCell<Blocks>,
+}
+
+impl Base {
+    pub(super) fn new(root: OwnedFd, path: PathBuf) -> Self {
+        Self { root, path, all: OnceCell::new() }
+    }
+
+    /// The blocks of the file at `path` below its root; none if there is no such file.
+    pub(super) fn file(&self, path: &[u8]) -> Result<Blocks> {
+        let call = || format!("read /{} of {}", String::from_utf8_lossy(path), self.path.display());
+        let slash = path.iter().rposition(|&byte| byte == b'/');
+        let (directory, name) = slash.map_or((&b""[..], path), |at| (&path[..at], &path[at + 1..]));
+        let directory = match rooted::beneath(&self.root, directory, OPEN_DIRECTORY) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Blocks::new()),
+            directory => directory.context(call)?,
+        };
+        let Some(file) = open_file(&directory, name).context(call)? else { return Ok(Blocks::new()) };
+        Ok(fiemap::extents(&file, false).context(call)?.iter().filter_map(span).collect())
+    }
+
+    /// The blocks of all its files.
+    pub(super) fn all(&self) -> Result<&Blocks> {
+        if let Some(all) = self.all.get() {
+            return Ok(all);
+        }
+        let extents = walk::regular_files(&self.root, |found| {
+            let call = || format!("FIEMAP {}", found.shown());
+            let file = open_file(&found.directory, found.name).context(call)?;
+            file.map(|file| fiemap::extents(&file, false)).transpose().context(call)
+        });
+        let extents = extents.context(|| format!("read {}", self.path.display()))?;
+        Ok(self.all.get_or_init(|| extents.iter().flatten().filter_map(span).collect()))
+    }
+}

@@ -1,0 +1,159 @@
+//! What a tree was when it was made: a file beside it, `manifest.<ino>`, that is never changed.
+//!
+//! It is what tells later which files were touched: an inode with another change time than the one written down here
+//! was changed, whatever the file's other times, its length and the clock say; one that isn't written down is new. It goes by the root's
+//! inode so that a tree and its manifest change places in one rename.
+//!
+//! # Format
+//!
+//! All numbers are little endian.
+//!
+//! ```text
+//! head    8  "reflinkt"
+//!         4  number of the format: 1
+//!         4  n, the bytes up to the checksum
+//!         n  16  identity of this tree, random
+//!             4  flags: 1 read-only, 2 there is a group, 4 there is a base, 8 the base was read-only
+//!             4  group
+//!             8  names below
+//!             8  bytes that it took by itself when it was made: inodes and directories
+//!             8  bytes of blocks that all its inodes had then, shared or not
+//!            16  identity of the base
+//!             .  place of the base, relative to ROOT where it is below it
+//!         4  CRC-32C of all the above
+//! body    a zstd frame with a checksum, of one list for each directory. The root's comes first, then those of the
+//!         directories in the order in which lists name them:
+//!         4  names in this directory; for each:
+//!             1  type, as in `d_type` of readdir(3)
+//!             1  n, the bytes of the name
+//!             8  inode, less that of the name before (the first: less 0)
+//!             8  change time in ns since 1970, less that of the name before (the first: less 0)
+//!             n  name
+//! ```
+//!
+//! Differences wrap around, and are small: that is what makes it compress.
+
+mod codec;
+
+use codec::Fault;
+pub(super) use codec::nanoseconds;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
+use uuid::Uuid;
+
+use crate::backend::GroupId;
+use crate::backend::clone::Entry;
+use crate::{Context, Result};
+
+/// What is known of a tree without reading the names in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Tells this tree from one that was in its place before or will be after.
+    pub(super) id: Uuid,
+    pub(super) group: Option<GroupId>,
+    pub(super) read_only: bool,
+    /// The tree it was cloned from.
+    pub(super) base: Option<Base>,
+    /// Names below the root.
+    pub(super) entries: u64,
+    /// Bytes that it took by itself: inodes and directories.
+    pub(super) metadata: u64,
+    /// Bytes of blocks that all its inodes had, shared or not: what XFS's project quotas count of an untouched tree.
+    pub(super) blocks: u64,
+}
+
+/// Where a tree was cloned from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Base {
+    /// Relative to ROOT where it is below it.
+    pub(super) place: PathBuf,
+    pub(super) id: Uuid,
+    /// Then it is still what it was, if it is there.
+    pub(super) read_only: bool,
+}
+
+/// All of a manifest.
+#[derive(Debug)]
+pub(super) struct Manifest {
+    pub(super) head: Head,
+    names: Vec<Name>,
+    /// By directory, the root first: its own name, if it isn't the root.
+    directories: Vec<Option<usize>>,
+    /// One name of each inode.
+    by_inode: HashMap<u64, usize>,
+}
+
+/// A name in a tree when it was made.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Name {
+    /// The number of the directory it is in; the root is 0.
+    directory: usize,
+    name: Box<[u8]>,
+    inode: u64,
+    /// ns since 1970.
+    pub(super) ctime: i64,
+    pub(super) kind: FileType,
+}
+
+impl Head {
+    /// Read only the head of the manifest at `path`.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such file, `Damaged` if it isn't what was written.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        codec::read_head(&mut open(path)?).map_err(|fault| fault.at(path))
+    }
+}
+
+impl Manifest {
+    /// Write the manifest of a new tree, which has `head.entries` names. Not durable by itself.
+    pub(super) fn write(path: &Path, head: &Head, entries: &[Entry]) -> Result<()> {
+        let (head, body) = (codec::head(head), codec::body(entries));
+        let call = || format!("write {}", path.display());
+        let mut file = File::create(path).context(call)?;
+        file.write_all(&head).context(call)?;
+        codec::compress(&body, &mut file).context(call)
+    }
+
+    /// Read the manifest at `path`.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such file, `Damaged` if it isn't what was written.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        Self::parse(open(path)?).map_err(|fault| fault.at(path))
+    }
+
+    fn parse(mut file: impl BufRead) -> Result<Self, Fault> {
+        let head = codec::read_head(&mut file)?;
+        let names = codec::names(&codec::decompress(file)?, head.entries)?;
+        let directory = |(at, name): (usize, &Name)| (name.kind == FileType::Directory).then_some(Some(at));
+        let directories = std::iter::once(None).chain(names.iter().enumerate().filter_map(directory)).collect();
+        let by_inode = names.iter().enumerate().map(|(at, name)| (name.inode, at)).collect();
+        Ok(Self { head, names, directories, by_inode })
+    }
+
+    /// What had this inode when the tree was made; any of its names, if it had several.
+    pub(super) fn find(&self, inode: u64) -> Option<&Name> {
+        self.by_inode.get(&inode).map(|&at| &self.names[at])
+    }
+
+    /// The path of a name below the root: names with single slashes between them.
+    pub(super) fn path(&self, name: &Name) -> Vec<u8> {
+        let above = |name: &&Name| self.directories[name.directory].map(|at| &self.names[at]);
+        let mut names: Vec<&[u8]> = std::iter::successors(Some(name), above).map(|name| &*name.name).collect();
+        names.reverse();
+        names.join(&b'/')
+    }
+}
+
+fn open(path: &Path) -> Result<BufReader<File>> {
+    File::open(path).map(BufReader::new).context(|| format!("read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests;
