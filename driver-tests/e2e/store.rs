@@ -137,6 +137,21 @@ fn a_read_only_root_can_be_read(ground: Ground) {
 }
 
 #[test]
+fn quotas_that_go_by_mounting_are_not_switched() {
+    let world = World::xfs();
+    assert_eq!(world.rows(&["quota", "status"])[0]["mode"], "none");
+    for how in ["--simple", "--full"] {
+        let error = world.fails(&["quota", "enable", how]);
+        assert!(error.contains("hint: ") && error.contains("prjquota"), "{error}");
+        assert!(
+            !error.contains("warning: ") && !error.contains("said yes"),
+            "nothing is asked or warned of: {error}"
+        );
+    }
+    assert!(world.ok(&["quota", "disable"]).contains("unchanged: none"));
+}
+
+#[test]
 fn quotas_are_shown_and_switched_only_when_asked() {
     let world = World::on(Ground::Btrfs(QuotaSetup::None)).with_base();
     assert_eq!(world.rows(&["quota", "status"])[0]["mode"], "none");
