@@ -64,7 +64,8 @@ fn content(random: &mut Random) -> What {
         }
         5..=9 => What::Dir,
         10 => What::Fifo,
-        11 => What::Char(random.pick(&[0, 1, 4095]), random.pick(&[0, 3, 0xf_ffff])),
+        // The largest that XFS takes.
+        11 => What::Char(random.pick(&[0, 1, 511]), random.pick(&[0, 3, 0x3_ffff])),
         12 => What::Block(8, 1),
         _ => {
             let targets = ["a", "usr/bin", "/usr/bin", "../../usr", "../../../../etc/passwd", "loop", "/"];
