@@ -1,4 +1,6 @@
-//! Random edits. A failure prints its seed; CHANGES_SEED runs it alone.
+//! Random edits. A failure prints its seed; CHANGES_SEED runs it alone, or another range (`20..500`).
+
+use std::ops::Range;
 
 use reflinkd::backend::changes::FeedMethod;
 
@@ -12,14 +14,14 @@ const FILLING: usize = 80;
 const STEPS: usize = 25;
 const ROUNDS: usize = 6;
 
-fn seeds(most: u64) -> Vec<u64> {
-    match std::env::var("CHANGES_SEED") {
-        Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (0..most).collect(),
-    }
+fn seeds(most: u64) -> Range<u64> {
+    let Ok(text) = std::env::var("CHANGES_SEED") else { return 0..most };
+    let number = |text: &str| text.parse().expect("CHANGES_SEED is a number, or two with .. between");
+    let one = || number(&text)..number(&text) + 1;
+    text.split_once("..").map_or_else(one, |(from, to)| number(from)..number(to))
 }
 
-fn compare(fixture: &Fixture, seeds: impl IntoIterator<Item = u64>, btrfs: bool, method: FeedMethod) {
+fn compare(fixture: &Fixture, seeds: Range<u64>, btrfs: bool, method: FeedMethod) {
     for seed in seeds {
         let (layer, container) = fixture.pair(|root| {
             let mut editor = Editor::new(root, seed, false);
@@ -34,7 +36,11 @@ fn compare(fixture: &Fixture, seeds: impl IntoIterator<Item = u64>, btrfs: bool,
                 assert_eq!(found_by, method, "how it was found");
             }));
             if let Err(panic) = checked {
-                eprintln!("{}", about());
+                // Beside the panic's own message, which says what differs.
+                #[allow(clippy::print_stderr)]
+                {
+                    eprintln!("{}", about());
+                }
                 std::panic::resume_unwind(panic);
             }
         }

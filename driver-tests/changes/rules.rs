@@ -460,7 +460,7 @@ const CASES: &[Case] = &[
         |root| {
             timeless(&root.join("sparse"), |f| {
                 fallocate(f, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 4 * MIB, 4096).expect("punch");
-            })
+            });
         },
         &[("sparse", Modified, FILE)],
     ),
@@ -474,7 +474,7 @@ const CASES: &[Case] = &[
         |root| {
             timeless(&root.join("sparse"), |f| {
                 f.set_len(MIB).and_then(|()| f.set_len(8 * MIB)).expect("truncate");
-            })
+            });
         },
         &[("sparse", Modified, FILE)],
     ),

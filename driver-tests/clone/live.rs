@@ -176,3 +176,39 @@ fn what_vanishes_is_left_out() {
     });
     assert!(changes > 1000, "{changes} changes: this shows nothing");
 }
+
+/// Who goes up from a directory that was moved away meanwhile is somewhere else, and must notice.
+#[test]
+fn a_directory_that_moves_away_is_not_followed() {
+    const DEPTH: usize = 60;
+    let fs = Setup::Xfs.make();
+    let (from, to, outside) = (fs.path().join("from"), fs.path().join("to"), fs.path().join("outside"));
+    // Both alike but for a file: one beside each step down.
+    let nest = |root: &Path, file: &str| {
+        let mut at = root.to_path_buf();
+        for _ in 0..DEPTH {
+            for beside in ["a", "z"] {
+                fs::create_dir_all(at.join(beside)).unwrap();
+                fs::write(at.join(beside).join(file), TEXT).unwrap();
+            }
+            at.push("m");
+        }
+        at
+    };
+    let (below, moved) = (nest(&from, "file"), nest(&outside, "secret"));
+    nest(&below, "file");
+    nest(&moved, "file");
+    let changes = meanwhile(
+        |_| exchange(&below, &moved),
+        || {
+            for _ in 0..20 {
+                clone_tree(&from, &to, Source::Live, Content::Reflink, None).expect("clone a changing tree");
+                for (path, _) in tree_digest(&to) {
+                    assert!(!path.ends_with(b"/secret"), "{} is from outside", path.escape_ascii());
+                }
+                remove_tree(&to).expect("remove a clone");
+            }
+        },
+    );
+    assert!(changes > 1000, "{changes} changes: this shows nothing");
+}

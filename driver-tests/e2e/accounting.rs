@@ -32,15 +32,47 @@ fn sizable(name: &str, megabytes: u64) -> TestImage {
     TestImage::new(name).tar(Packing::Plain, tar_of(&[("big", &big), ("etc/passwd", b"root:x:0:0::/root:/bin/sh\n")]))
 }
 
+/// With clones made ahead where a clone is one of every file, the numbers are the same.
+#[test]
+fn five_containers_from_spares_are_accounted_to_the_byte() {
+    five_containers(&World::xfs(), &create_from_spare);
+}
+
+#[test]
+fn the_four_operations_charge_what_they_change_in_what_was_a_spare() {
+    four_operations(&World::of_size(6144 * MIB, Ground::Xfs), &create_from_spare);
+}
+
 fn five_containers_are_accounted_to_the_byte(ground: Ground) {
-    let method = ground.size_method();
-    let world = World::on(ground);
+    five_containers(&World::on(ground), &create);
+}
+
+fn the_four_operations_charge_what_they_change(ground: Ground) {
+    four_operations(&World::of_size(6144 * MIB, ground), &create);
+}
+
+fn create(world: &World, image: &str, name: &str) {
+    world.ok(&["create", "--image", image, name]);
+}
+
+/// All but the first of an image take over the spare that is made here after each.
+fn create_from_spare(world: &World, image: &str, name: &str) {
+    let spares = || bytes(&world.row(&["df"], "spares"), "count");
+    let there = spares();
+    create(world, image, name);
+    assert_eq!(spares(), 0, "of {there} spares none is left when {name} is made");
+    world.ok(&["tend"]);
+    assert_eq!(spares(), 1, "the spare is made again");
+}
+
+fn five_containers(world: &World, create: &dyn Fn(&World, &str, &str)) {
+    let method = world.ground.size_method();
     world.ok(&["images"]);
-    let before = used(&world);
+    let before = used(world);
     world.load(&sizable("nginx", 60));
     let image = bytes(&world.rows(&["images"])[0], "size");
     for n in 1..=5 {
-        world.ok(&["create", "--image", "nginx", &format!("web{n}")]);
+        create(world, "nginx", &format!("web{n}"));
     }
     for row in world.rows(&["ps", "-s"]) {
         assert_eq!((bytes(&row, "size"), bytes(&row, "virtual_size")), (0, image), "{method}: untouched {row}");
@@ -59,7 +91,7 @@ fn five_containers_are_accounted_to_the_byte(ground: Ground) {
         assert_eq!(row["stale"], false);
     }
     let total = bytes(&world.row(&["df"], "total"), "size");
-    let grown = used(&world) - before;
+    let grown = used(world) - before;
     let expected = image + 150 * MB;
     assert!(total.abs_diff(grown) * 50 <= grown, "{method}: df says {total}, the filesystem grew by {grown}");
     assert!(total.abs_diff(expected) * 50 <= expected, "{method}: df says {total}, by hand it is {expected}");
@@ -67,13 +99,13 @@ fn five_containers_are_accounted_to_the_byte(ground: Ground) {
     world.ok(&["gc"]);
     let left = bytes(&world.row(&["df"], "total"), "size");
     assert!(left.abs_diff(image) * 50 <= image, "{method}: after rm df says {left}, the image is {image}");
-    let grown = used(&world) - before;
+    let grown = used(world) - before;
     assert!(grown.abs_diff(image) * 50 <= image + 10 * MIB, "{method}: after rm {grown} of {image} are used");
 }
 
-fn the_four_operations_charge_what_they_change(ground: Ground) {
+fn four_operations(world: &World, create: &dyn Fn(&World, &str, &str)) {
+    let ground = world.ground;
     let (method, large) = (ground.size_method(), large_file());
-    let world = World::of_size(6144 * MIB, ground);
     let file = world.files.path().join("big");
     write_blocks(&file, large / 4096);
     let archive = world.files.path().join("root.tar");
@@ -82,7 +114,7 @@ fn the_four_operations_charge_what_they_change(ground: Ground) {
     world.ok(&["import", archive.to_str().expect("UTF-8"), "big"]);
     fs::remove_file(&archive).expect("unlink");
     for name in ["a", "b"] {
-        world.ok(&["create", "--image", "big", name]);
+        create(world, "big", name);
     }
     let (a, b) = (world.tree("a"), world.tree("b"));
     // A mount with access times would charge what reading writes.
@@ -102,7 +134,7 @@ fn the_four_operations_charge_what_they_change(ground: Ground) {
     let block = if ground.charges_overwriting() { 4096 } else { 0 };
     assert!((block..=block + SLACK).contains(&charged), "{method}: one block charged {charged}");
     assert_eq!(tree_digest(&b), sibling, "{method}: the sibling is unchanged");
-    world.ok(&["create", "--image", "big", "c"]);
+    create(world, "big", "c");
     assert_eq!(tree_digest(&world.tree("c")), sibling, "{method}: the image is unchanged");
 
     // add: only this container has it

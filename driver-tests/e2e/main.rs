@@ -70,5 +70,7 @@ mod images;
 mod layout;
 mod many;
 mod program;
+mod spares;
 mod store;
+mod views;
 mod world;

@@ -5,7 +5,7 @@ use std::fs;
 use reflinkd::store::SCHEMA;
 
 use crate::support::image::{Packing, TestImage};
-use crate::support::{MB, QuotaSetup, arg, run};
+use crate::support::{MB, QuotaSetup, arg, reflinkd, run};
 use crate::world::{Ground, World, bytes};
 
 on_btrfs_and_xfs! {
@@ -106,12 +106,18 @@ fn another_schema_is_refused() {
 fn a_read_only_root_can_be_read(ground: Ground) {
     let world = World::on(ground).with_base();
     world.ok(&["create", "--image", "base", "c"]);
+    world.ok(&["create", "--read-only", "--image", "base", "v"]);
+    let view = world.tree("v");
+    run("umount", &[arg(&view)]);
     world.load(&TestImage::new("unused").files(Packing::Plain, &[("x", b"x")]));
     // What was made in passing while loading.
     world.ok(&["gc"]);
     world.fs.remount("ro");
-    assert_eq!(world.rows(&["ps"]).len(), 1);
+    assert_eq!(world.rows(&["ps"]).len(), 2);
     assert_eq!(world.rows(&["images"]).len(), 2);
+    assert_eq!(world.ok(&["mount", "v"]), arg(&view));
+    assert!(view.join("etc/passwd").exists());
+    run("umount", &[arg(&view)]);
     assert_eq!(world.ok(&["gc", "--dry-run"]), "nothing to remove");
     assert_eq!(world.rows(&["info"])[0]["read_only"], true);
     for args in [
@@ -126,8 +132,23 @@ fn a_read_only_root_can_be_read(ground: Ground) {
         assert!(error.contains("Read-only file system"), "{args:?}: {error}");
     }
     world.fs.remount("rw");
-    assert_eq!(world.rows(&["ps"]).len(), 1);
-    world.ok(&["rm", "c"]);
+    assert_eq!(world.rows(&["ps"]).len(), 2);
+    world.ok(&["rm", "c", "v"]);
+}
+
+#[test]
+fn quotas_that_go_by_mounting_are_not_switched() {
+    let world = World::xfs();
+    assert_eq!(world.rows(&["quota", "status"])[0]["mode"], "none");
+    for how in ["--simple", "--full"] {
+        let error = world.fails(&["quota", "enable", how]);
+        assert!(error.contains("hint: ") && error.contains("prjquota"), "{error}");
+        assert!(
+            !error.contains("warning: ") && !error.contains("said yes"),
+            "nothing is asked or warned of: {error}"
+        );
+    }
+    assert!(world.ok(&["quota", "disable"]).contains("unchanged: none"));
 }
 
 #[test]
@@ -198,4 +219,17 @@ fn destroy_takes_what_was_written_where_a_view_belongs(ground: Ground) {
     assert!(root.join("d/mine").exists());
     world.ok(&["destroy", "--yes", "--force"]);
     assert!(!world.root().exists());
+}
+
+#[test]
+fn what_a_linked_root_leads_to_is_emptied_and_stays() {
+    let world = World::xfs();
+    fs::create_dir(world.root()).expect("mkdir");
+    let link = world.files.path().join("link");
+    std::os::unix::fs::symlink(world.root(), &link).expect("symlink");
+    for verb in [&["ps"][..], &["destroy", "--yes"]] {
+        let answer = reflinkd(&link, verb);
+        assert_eq!(answer.status, Some(0), "{answer:?}");
+    }
+    assert_eq!(fs::read_dir(world.root()).expect("read").count(), 0);
 }

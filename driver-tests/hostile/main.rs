@@ -8,8 +8,6 @@ mod support;
 
 #[path = "../unpack/cases.rs"]
 mod cases;
-// The end-to-end tests ask it for more.
-#[allow(dead_code)]
 #[path = "../e2e/world.rs"]
 mod world;
 #[path = "../unpack/writer.rs"]

@@ -309,6 +309,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// The quota mode, for `info` and `quota status`.
     fn quota_mode(&self) -> Result<QuotaMode>;
 
+    /// Whether quotas are switched while the filesystem is mounted, rather than by how it is mounted.
+    fn switches_quotas(&self) -> bool {
+        false
+    }
+
     /// Switch quotas. `Unsupported` where the filesystem or kernel has no such mode.
     fn set_quota_mode(&self, mode: QuotaMode) -> Result<()>;
 }

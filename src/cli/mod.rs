@@ -21,7 +21,7 @@ mod progress;
 use commands as c;
 use output::Output;
 
-/// Containers from images by Btrfs snapshots: made in milliseconds, accounted to the byte
+/// Containers from images by Btrfs snapshots and XFS reflinks: made in milliseconds, accounted to the byte
 #[derive(Parser, Debug)]
 #[command(name = "reflinkd", version, about, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {

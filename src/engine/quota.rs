@@ -10,6 +10,8 @@ pub struct QuotaStatus {
     pub mode: QuotaMode,
     /// How far a limit can be trusted; `None` where nothing holds one.
     pub guarantee: Option<Guarantee>,
+    /// Whether there is anything to switch: project quotas are a matter of mounting.
+    pub switchable: bool,
     /// Whether the filesystem is this store's own (an embedded pool), so that switching concerns nobody else.
     pub owned: bool,
 }
@@ -19,6 +21,7 @@ impl Engine {
         Ok(QuotaStatus {
             mode: self.backend.quota_mode()?,
             guarantee: self.backend.quotas().map(Quotas::guarantee),
+            switchable: self.backend.switches_quotas(),
             owned: self.pool.is_some(),
         })
     }

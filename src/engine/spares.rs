@@ -2,6 +2,8 @@
 //! takes one over. They are made in the background (`tend`), and never at the cost of anything else: where space is
 //! short they go first.
 
+use std::sync::atomic::Ordering;
+
 use super::Engine;
 use super::gc::PATIENCE;
 use crate::backend::CloneCost;
@@ -59,6 +61,7 @@ impl Engine {
     /// Wait until removed trees are cleaned up; how many there were. The host of a pool gets their space back.
     pub(super) fn reclaim(&self) -> Result<u64> {
         let removed = self.backend.reclaim(&self.live_groups()?, PATIENCE)?;
+        self.removed.store(false, Ordering::Relaxed);
         if removed > 0 && self.pool.is_some() {
             self.backend.trim()?;
         }

@@ -55,9 +55,13 @@ const PATH_MAX: usize = 4096;
 /// itself if it is empty. The bytes of `path` are names with single slashes between them.
 ///
 /// # Errors
-/// What openat2(2) says: ELOOP for a symlink on the way, EXDEV for a mount.
+/// What openat2(2) says: ELOOP for a symlink on the way, EXDEV for a mount. EINVAL for a path that leads up.
 pub fn beneath(root: impl AsFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    // Not by RESOLVE_BENEATH, which answers EXDEV, as for a mount, when a directory on the way is moved meanwhile.
+    if path.starts_with(b"/") || path.split(|&b| b == b'/').any(|name| name == b"..") {
+        return Err(Errno::INVAL);
+    }
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let open = |at: BorrowedFd<'_>, part: &[u8]| {
         openat2(at, part, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
     };

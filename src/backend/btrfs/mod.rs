@@ -210,6 +210,10 @@ impl Backend for Btrfs {
         self.mode()
     }
 
+    fn switches_quotas(&self) -> bool {
+        true
+    }
+
     fn set_quota_mode(&self, mode: QuotaMode) -> Result<()> {
         self.switch_quotas(mode)
     }

@@ -24,16 +24,22 @@ pub fn make(root: &Path) -> Result<()> {
     rustix::fs::chmod(root, rustix::fs::Mode::RWXU).context(|| format!("chmod {}", root.display()))
 }
 
-/// Remove the empty subvolume or directory `root`. A mount point stays.
+/// Remove the empty subvolume or directory `root`, on whatever filesystem. A mount point stays, and so does what a link
+/// leads to.
 pub fn remove(root: &Path) -> Result<()> {
     let (parent, name) = split(root)?;
     let call = || format!("BTRFS_IOC_SNAP_DESTROY_V2 {}", root.display());
-    match std::fs::remove_dir(root) {
+    let refused = match std::fs::remove_dir(root) {
         Ok(()) => return Ok(()),
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
-        Err(_) => {}
-    }
-    let parent = BtrfsFd::open(parent).context(|| format!("open {}", parent.display()))?;
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::ENOTDIR)) => return Ok(()),
+        Err(e) => e,
+    };
+    let parent = match BtrfsFd::open(parent) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
+            return Err(refused).context(|| format!("rmdir {}", root.display()));
+        }
+        parent => parent.context(|| format!("open the directory around {}", root.display()))?,
+    };
     match subvol::snap_destroy(&parent, name) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         // The root of the filesystem itself, or something is mounted there.

@@ -210,7 +210,7 @@ impl<'a> Comparer<'a> {
                 self.add(path, What::Deleted, *old.facts);
                 return Ok(());
             }
-            Err(Errno::LOOP | Errno::NXIO | Errno::INVAL) => Difference::Some,
+            Err(Errno::INVAL) => Difference::Some,
             other => other.context(|| self.new.call("compare", &path))?,
         };
         match difference {

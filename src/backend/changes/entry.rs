@@ -4,7 +4,10 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Statx, lgetxattr, llistxattr, makedev, openat, readlinkat, seek};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, SeekFrom, Statx, StatxFlags, lgetxattr, llistxattr, makedev, openat,
+    readlinkat, seek, statx,
+};
 use rustix::io::Errno;
 
 use super::EntryKind;
@@ -144,10 +147,7 @@ fn grown(mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> rustix
 /// Whether two files of the same size have the same bytes. What is a hole in both isn't read.
 fn same_content(old: Entry<'_>, new: Entry<'_>) -> rustix::io::Result<bool> {
     let size = new.facts.size;
-    // Whatever a name leads to by now, opening it neither blocks nor follows a link.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let open = |entry: Entry<'_>| openat(entry.directory, entry.name, flags, Mode::empty()).map(File::from);
-    let (old, new) = (open(old)?, open(new)?);
+    let (Some(old), Some(new)) = (open(old)?, open(new)?) else { return Ok(false) };
     let (mut ours, mut theirs) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut at = 0;
     loop {
@@ -163,6 +163,18 @@ fn same_content(old: Entry<'_>, new: Entry<'_>) -> rustix::io::Result<bool> {
         }
         at += want as u64;
     }
+}
+
+/// Open a file for reading; `None` if its name leads to something else by now. Only what is known to be the file is
+/// opened: opening a device may do anything.
+fn open(entry: Entry<'_>) -> rustix::io::Result<Option<File>> {
+    let path = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat(entry.directory, entry.name, path, Mode::empty())?;
+    if Facts::of(&statx(&found, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?).id != entry.facts.id {
+        return Ok(None);
+    }
+    let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::CLOEXEC;
+    openat(CWD, format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty()).map(|file| Some(file.into()))
 }
 
 /// Where the next data begins, at `at` or behind it; `size` if only a hole is left.

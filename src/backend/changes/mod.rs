@@ -48,7 +48,6 @@ mod side;
 mod walk;
 
 pub(super) use compare::{Comparer, Directory, Found, Look, Plan};
-pub(super) use entry::Id;
 pub(super) use links::Inode;
 pub(super) use side::{Grafts, Side, join};
 pub(super) use walk::listed;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 
-use super::entry::{Facts, Id};
+use super::entry::Facts;
 use crate::sys::rooted;
 use crate::{Context, Error, Kind, Result};
 
@@ -30,8 +30,8 @@ pub(in crate::backend) struct Side<'a> {
 /// A snapshot has an empty directory in the place of each subvolume that was made in its source: here are the
 /// subvolumes themselves.
 pub(in crate::backend) struct Grafts<'a> {
-    /// What all those empty directories are. One without a graft counts as nothing.
-    pub(in crate::backend) placeholder: Id,
+    /// The inode number of all those empty directories. One without a graft counts as nothing.
+    pub(in crate::backend) placeholder: u64,
     /// What each is called by `open`, by its path below the tree's root.
     pub(in crate::backend) ids: &'a BTreeMap<Vec<u8>, u64>,
     pub(in crate::backend) open: &'a dyn Fn(u64) -> io::Result<OwnedFd>,
@@ -118,7 +118,7 @@ impl<'a> Side<'a> {
     pub(super) fn facts(&self, directory: &OwnedFd, path: &[u8], name: &[u8]) -> Result<Option<Facts>> {
         match self.look(directory.as_fd(), name) {
             Err(Errno::NOENT) => Ok(None),
-            Ok(facts) if self.is_placeholder(&facts) => self.grafted(path),
+            Ok(facts) if self.is_placeholder(&facts, path) => self.grafted(path),
             other => other.map(Some).context(|| self.call("stat", path)),
         }
     }
@@ -136,8 +136,12 @@ impl<'a> Side<'a> {
         statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS).map(|stat| Facts::of(&stat))
     }
 
-    fn is_placeholder(&self, facts: &Facts) -> bool {
-        self.grafts.as_ref().is_some_and(|grafts| facts.id == grafts.placeholder)
+    /// Those inside a graft are its own: it is a snapshot itself.
+    fn is_placeholder(&self, facts: &Facts, path: &[u8]) -> bool {
+        self.grafts.as_ref().is_some_and(|grafts| {
+            facts.id.inode == grafts.placeholder
+                && (grafts.ids.contains_key(path) || self.graft_above(path).is_none())
+        })
     }
 
     /// The root of the graft at `path`; `None` if it is gone, or never was one.

@@ -34,8 +34,8 @@ const OPEN_FILE: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC);
 const CREATE_FILE: OFlags =
     OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// A name in the directory itself, and no mount point.
-const HERE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
+/// How a single name is opened: no symlink and no mount point.
+const HERE: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_XDEV);
 
 /// One thread's work.
 #[derive(Debug)]

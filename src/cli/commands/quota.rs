@@ -71,10 +71,20 @@ fn switch(engine: &Engine, out: &mut Output, to: QuotaMode, yes: bool) -> Result
     if now.mode == to {
         return out.line(format_args!("unchanged: {}", mode(to)));
     }
+    // Where there is nothing to switch, the refusal is all that there is to say.
+    if now.switchable {
+        announce(engine, out, to, now.owned, yes)?;
+    }
+    engine.set_quota_mode(to)?;
+    out.line(format_args!("mode: {}", mode(to)))
+}
+
+/// Say what follows, and ask where it concerns others than the store.
+fn announce(engine: &Engine, out: &mut Output, to: QuotaMode, owned: bool, yes: bool) -> Result<()> {
     for consequence in consequences(to) {
         out.warn(consequence);
     }
-    if !now.owned {
+    if !owned {
         out.warn(format_args!(
             "this concerns the whole filesystem at {}, not the store alone",
             engine.root().display()
@@ -83,8 +93,7 @@ fn switch(engine: &Engine, out: &mut Output, to: QuotaMode, yes: bool) -> Result
             return Err(Error::new(Kind::Invalid, "quotas not switched: nobody said yes").with_hint("--yes says it"));
         }
     }
-    engine.set_quota_mode(to)?;
-    out.line(format_args!("mode: {}", mode(to)))
+    Ok(())
 }
 
 fn consequences(to: QuotaMode) -> &'static [&'static str] {

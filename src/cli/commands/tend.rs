@@ -28,6 +28,8 @@ pub struct Tend {
 impl Tend {
     pub fn run(self, settings: Settings, out: &mut Output) -> Result<()> {
         if self.detached {
+            // Started by /proc/self/exe, it would be `exe` to ps and pgrep.
+            rustix::thread::set_name(c"reflinkd").context(|| "set the process's name")?;
             rustix::process::setsid().context(|| "setsid")?;
             rustix::process::nice(NICE).context(|| "nice")?;
         }

@@ -30,7 +30,7 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 use super::Btrfs;
 use super::tree::{self, Inner};
 use crate::backend::changes::{
-    Changes, Comparer, Comparison, FeedMethod, Found, Grafts, Id, Inode, Plan, Side, listed, walk,
+    Changes, Comparer, Comparison, FeedMethod, Found, Grafts, Inode, Plan, Side, listed, walk,
 };
 use crate::backend::{Backend, QuotaMode, Tree};
 use crate::sys::btrfs::search::{self, Name};
@@ -147,8 +147,8 @@ impl Btrfs {
         let ids: BTreeMap<_, _> = nested.iter().map(|inner| (inner.path.clone(), inner.id)).collect();
         let open = |id| subvol::open_directory(&self.fd, id, SUBVOLUME_INODE).map(OwnedFd::from);
         let new = snapshot.side()?;
-        let placeholder = Id { inode: PLACEHOLDER_INODE, ..new.root()?.id };
-        let new = new.with_grafts(Grafts { placeholder, ids: &ids, open: &open });
+        let device = new.root()?.id.device;
+        let new = new.with_grafts(Grafts { placeholder: PLACEHOLDER_INODE, ids: &ids, open: &open });
         let old = parent.map(Subvolume::side).transpose()?;
 
         let comparer = Comparer::new(old.as_ref(), &new);
@@ -157,7 +157,7 @@ impl Btrfs {
             Some((parent, Some(plan))) => {
                 let names = |inode: Inode| match inode {
                     Inode::Old(id) => self.names_of(parent, id.inode),
-                    Inode::New(id) if id.device == placeholder.device => self.names_of(snapshot, id.inode),
+                    Inode::New(id) if id.device == device => self.names_of(snapshot, id.inode),
                     // In a nested subvolume, all of which is looked at.
                     Inode::New(_) => Ok(Vec::new()),
                 };
