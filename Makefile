@@ -7,7 +7,7 @@ BIN := $(TARGET)/release/reflinkd
 SHARE := $(DESTDIR)$(PREFIX)/share
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test vmtest vm-lock lint bench build install uninstall clean
+.PHONY: help demo test fuzz vmtest vm-lock lint bench build install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: ## Build all of it and run five containers of a real nginx image (needs ro
 
 test: ## Run every test suite on real loop devices (needs root)
 	@driver-tests/tools/test.sh
+
+fuzz: ## Fuzz layers, archives and manifests: MINUTES=20, TARGETS="tar unpack" (needs root and cargo-fuzz)
+	@driver-tests/fuzz/run.sh
 
 vmtest: ## Boot Debian's kernels and run the suites in them: K=6.12, K="5.10 6.1", K=all; FS=xfs-prjquota
 	@driver-tests/vm/run.sh

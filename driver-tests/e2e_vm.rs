@@ -37,6 +37,5 @@ macro_rules! on_every_btrfs {
 mod accounting;
 #[path = "e2e_vm/limits.rs"]
 mod limits;
-#[allow(dead_code)]
 #[path = "e2e/world.rs"]
 mod world;

@@ -27,6 +27,8 @@ mod listing;
 mod model;
 #[path = "unpack/property.rs"]
 mod property;
+#[path = "unpack/random.rs"]
+mod random;
 #[path = "unpack/rules.rs"]
 mod rules;
 #[path = "unpack/scale.rs"]

@@ -123,7 +123,9 @@ fn a_path_longer_than_the_kernels_is_walked() {
     let changes = fixture.feed(Some(&layer), &container, true);
     let deepest = changes.list.last().expect("some");
     assert_eq!((deepest.path.as_os_str().len(), deepest.what), (40 * 251 - 1, Added));
-    assert_eq!((changes.list.len(), changes.method), (41, FeedMethod::Walk));
+    // Within one tick of the clock the root's time is what it was.
+    let added = changes.list.iter().filter(|change| change.what == Added).count();
+    assert_eq!((added, changes.method), (40, FeedMethod::Walk));
     drop(directory);
     // The layer may have one, too.
     let committed = container_of(&fixture, &container);

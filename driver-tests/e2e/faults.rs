@@ -62,6 +62,26 @@ fn an_interrupted_load_leaves_nothing(ground: Ground) {
     }
 }
 
+/// A tree whose manifest is gone can't be counted: its container is named, with the way out.
+#[test]
+fn a_tree_that_cannot_be_counted_is_named() {
+    let world = World::xfs().with_base();
+    for name in ["one", "two"] {
+        world.ok(&["create", "--image", "base", name]);
+    }
+    let place = world.tree("two").parent().expect("a place").to_path_buf();
+    let manifest = fs::read_dir(&place).expect("list").map(|entry| entry.expect("list").path());
+    let manifest = manifest.into_iter().find(|path| path.display().to_string().contains("/manifest.")).expect("one");
+    fs::remove_file(&manifest).expect("unlink");
+    for command in [&["ps", "-s"][..], &["df"]] {
+        let error = world.fails(command);
+        assert!(error.contains("container two ") && error.contains("hint: ") && error.contains("rm two"), "{error}");
+    }
+    world.ok(&["ps"]);
+    world.ok(&["rm", "two"]);
+    assert_eq!(world.rows(&["ps", "-s"]).len(), 1);
+}
+
 fn a_killed_load_is_cleared_up_by_the_next_command_that_writes(ground: Ground) {
     let world = World::on(ground);
     world.ok(&["images"]);
@@ -87,6 +107,8 @@ fn a_killed_load_is_cleared_up_by_the_next_command_that_writes(ground: Ground) {
     // And a load after another killed one succeeds.
     signal_a_load(&world, path, Signal::KILL);
     world.ok(&["load", "-q", path]);
+    // A place whose maker died before it had a record is left to this.
+    world.ok(&["gc"]);
     assert_eq!(world.places(), 2);
     // The same after a reboot.
     world.ok(&["rmi", "slow"]);

@@ -1,5 +1,8 @@
 //! A store on a loop filesystem, and the binary to ask it.
 
+// Each test binary that includes this uses another part of it.
+#![allow(dead_code)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,6 @@ use crate::guard::{Guard, MEMORY};
 use crate::layout::{Document, Files, blob, changed, image, layout_of, replaced};
 use crate::support::image::{Packing, TestImage, layout, pack, sha256};
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 

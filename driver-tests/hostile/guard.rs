@@ -14,6 +14,8 @@ use crate::world::World;
 pub(crate) const MEMORY: u64 = 64 * MIB;
 /// The same where a zstd window of 128 MiB has to be held.
 pub(crate) const MEMORY_ZSTD: u64 = 192 * MIB;
+/// Not measured, where many loads of one kind follow each other.
+pub(crate) const UNMEASURED: u64 = u64::MAX;
 /// Longest that a refusal may take. Most take a few hundredths of a second; a busy machine takes its time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -74,35 +76,34 @@ impl Guard {
         dir.join(name)
     }
 
-    /// Load a file or directory. The answer, and the most bytes of memory that it took.
-    pub(crate) fn load(&self, path: &Path, flags: &[&str]) -> (Answer, u64) {
-        let measured = self.world.files.path().join("peak");
-        let mut command = Command::new("python3");
-        command.args([
-            "-c",
-            MEASURE,
-            arg(&measured),
-            env!("CARGO_BIN_EXE_reflinkd"),
-            "--root",
-            arg(self.world.root()),
-        ]);
+    /// Load a file or directory. The answer, and the most bytes of memory that it took if that is to be bounded.
+    fn load(&self, path: &Path, flags: &[&str], memory: u64) -> (Answer, u64) {
+        let peak = self.world.files.path().join("peak");
+        let measured = memory != UNMEASURED;
+        let program = if measured { "python3" } else { env!("CARGO_BIN_EXE_reflinkd") };
+        let mut command = Command::new(program);
+        if measured {
+            command.args(["-S", "-c", MEASURE, arg(&peak), env!("CARGO_BIN_EXE_reflinkd")]);
+        }
+        command.args(["--root", arg(self.world.root())]);
         if let Some(config) = &self.config {
             command.arg("--config").arg(config);
         }
         let begun = Instant::now();
-        let output =
-            command.args(["load", "-q", arg(path)]).args(flags).stdin(Stdio::null()).output().expect("python3");
+        let output = command.args(["load", "-q", arg(path)]).args(flags).stdin(Stdio::null()).output();
+        let output = output.unwrap_or_else(|e| panic!("{program}: {e}"));
         assert!(begun.elapsed() < PATIENCE, "{} took {:?}", path.display(), begun.elapsed());
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("reflinkd prints UTF-8");
         let answer =
             Answer { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) };
-        (answer, fs::read_to_string(measured).expect("read").parse().expect("a number"))
+        let peak = if measured { fs::read_to_string(peak).expect("read").parse().expect("a number") } else { 0 };
+        (answer, peak)
     }
 
     /// Load what must be refused with `why` in the one error; `what` is it in a failure.
     #[track_caller]
     pub(crate) fn refuses(&self, what: &str, path: &Path, flags: &[&str], why: &str, memory: u64) -> String {
-        let (answer, peak) = self.load(path, flags);
+        let (answer, peak) = self.load(path, flags, memory);
         let error = &answer.stderr;
         assert_eq!(answer.status, Some(1), "{what}: {}{error}", answer.stdout);
         let first = error.lines().next().unwrap_or_default();
@@ -117,7 +118,7 @@ impl Guard {
     /// Load what must be accepted, look at it, and remove it again.
     #[track_caller]
     pub(crate) fn accepts(&self, what: &str, path: &Path, flags: &[&str], memory: u64, look: impl FnOnce(&Self)) {
-        let (answer, peak) = self.load(path, flags);
+        let (answer, peak) = self.load(path, flags, memory);
         assert_eq!(answer.status, Some(0), "{what}: {}", answer.stderr);
         self.assert_harmless(what, &answer, peak, memory);
         look(self);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::cases::{self, EVIL, Fate};
-use crate::guard::{Guard, MEMORY};
+use crate::guard::{Guard, UNMEASURED};
 use crate::support::image::{Packing, TestImage, pack};
 use crate::world::World;
 
@@ -27,17 +27,17 @@ fn every_hostile_layer_meets_its_fate() {
         let what = case.what;
         match case.fate {
             Fate::Refused(why) => {
-                let error = guard.refuses(&what, &path, &[], why, MEMORY);
+                let error = guard.refuses(&what, &path, &[], why, UNMEASURED);
                 let layer = &image.diff_ids()[1]["sha256:".len()..][..12];
                 assert!(
                     error.starts_with(&format!("reflinkd: cannot load image evil:latest: layer {layer}: ")),
                     "{error}"
                 );
             }
-            Fate::Contained(name) => guard.accepts(&what, &path, &[], MEMORY, |guard| {
+            Fate::Contained(name) => guard.accepts(&what, &path, &[], UNMEASURED, |guard| {
                 assert!(top(&guard.world).join(name).symlink_metadata().is_ok(), "{what}: {name}");
             }),
-            Fate::Written(name) => guard.accepts(&what, &path, &[], MEMORY, |guard| {
+            Fate::Written(name) => guard.accepts(&what, &path, &[], UNMEASURED, |guard| {
                 assert_written(&what, &top(&guard.world), name);
             }),
         }

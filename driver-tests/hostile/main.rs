@@ -8,16 +8,26 @@ mod support;
 
 #[path = "../unpack/cases.rs"]
 mod cases;
-// The end-to-end tests ask it for more.
+#[path = "../unpack/generate.rs"]
+mod generate;
+// The property tests ask it for the tree, too.
 #[allow(dead_code)]
+#[path = "../unpack/model.rs"]
+mod model;
+#[path = "../unpack/random.rs"]
+mod random;
+#[path = "../unpack/tree.rs"]
+mod tree;
 #[path = "../e2e/world.rs"]
 mod world;
 #[path = "../unpack/writer.rs"]
 mod writer;
 
+mod accepted;
 mod bombs;
 mod documents;
 mod guard;
 mod layers;
 mod layout;
 mod places;
+mod same_tree;

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType};
 use serde_json::{Value, json};
 
-use crate::guard::{Guard, MEMORY};
+use crate::guard::{Guard, UNMEASURED};
 use crate::layout::{Document, blob, changed, image, write};
 use crate::support::image::{pack, sha256};
 use crate::writer::{Raw, Style, Tar};
@@ -125,7 +125,7 @@ fn names_in_docker_archives() {
     ] {
         let path = guard.input("archive.tar");
         fs::write(&path, archive).expect("write");
-        guard.refuses(what, &path, &[], why, MEMORY);
+        guard.refuses(what, &path, &[], why, UNMEASURED);
     }
 }
 
@@ -166,11 +166,11 @@ fn digests_in_layouts() {
             let _ = fs::remove_dir_all(&path);
             let _ = fs::remove_file(&path);
             if archive {
-                fs::write(&path, pack(&files)).expect("write")
+                fs::write(&path, pack(&files)).expect("write");
             } else {
-                write(&files, &path)
+                write(&files, &path);
             }
-            guard.refuses(what, &path, &[], why, MEMORY);
+            guard.refuses(what, &path, &[], why, UNMEASURED);
             let _ = fs::remove_file(&path);
         }
     }
@@ -215,7 +215,7 @@ fn links_and_devices_in_layout_directories() {
         let dir = guard.input("layout");
         write(&image().layout(), &dir);
         tamper(&dir);
-        guard.refuses(what, &dir, &[], why, MEMORY);
+        guard.refuses(what, &dir, &[], why, UNMEASURED);
     }
 }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use reflinkd::Kind;
 use reflinkd::layer::{Limits, Summary, unpack};
 
-use super::cases::file;
 use super::fixture::Tmpfs;
 use super::writer::{Raw, Style, Tar};
 
@@ -115,25 +114,4 @@ fn parts_of_a_byte_count_as_the_blocks_they_take() {
     assert!(error.to_string().contains("larger than the limit of"), "{error}");
     assert!(!root.path().join("sparse").exists(), "refused before anything was written");
     within(parts * 4096 + tar.len() as u64).expect("the limit is large enough");
-}
-
-#[test]
-fn a_name_for_each_file_is_not_kept_whole() {
-    // A million names are 20 MB in memory (see `made`); here it is only that nothing else grows with them.
-    let root = Tmpfs::new();
-    let before = resident();
-    let mut tar = Tar::default();
-    for number in 0..20_000 {
-        tar.entry(&Raw { name: format!("{}/{number:0200}", number % 100).into_bytes(), ..file("") }, Style::Pax);
-    }
-    let tar = tar.end();
-    let written = resident();
-    soon("long names", root.path(), &tar);
-    assert!(resident() < written + (8 << 20), "{before} {written} {}", resident());
-}
-
-/// Bytes of memory that this process holds (proc(5), statm).
-fn resident() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("read");
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number") * 4096
 }

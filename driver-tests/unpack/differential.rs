@@ -12,9 +12,10 @@ use reflinkd::layer::reader::What;
 use serde::Deserialize;
 
 use super::fixture::scratch;
-use super::generate::{Random, layer, tar};
+use super::generate::{layer, tar};
 use super::listing::{Listed, MOST_CONTENT, list};
 use super::model::Model;
+use super::random::Random;
 use super::{cases, doubtful, foreign};
 
 /// Random layers besides the corpora.

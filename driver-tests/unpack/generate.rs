@@ -4,36 +4,12 @@
 //! turns into something else; a path through a symlink that the same layer hides.
 
 use super::model::{Meta, Model, Op, Path};
+use super::random::Random;
 use super::tree::{What, Xattrs};
 use super::writer::{Raw, Style, Tar};
 
 /// `vfs_cap_data`, revision 2: cap_net_bind_service, permitted and effective (linux/capability.h).
 pub(crate) const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-
-/// SplitMix64: a case is its seed.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
 
 fn names() -> Vec<Vec<u8>> {
     let mut names: Vec<Vec<u8>> = ["a", "b", "c", "usr", "bin", "lib", "sp ace\n"].map(Into::into).to_vec();
@@ -88,7 +64,8 @@ fn content(random: &mut Random) -> What {
         }
         5..=9 => What::Dir,
         10 => What::Fifo,
-        11 => What::Char(random.pick(&[0, 1, 4095]), random.pick(&[0, 3, 0xf_ffff])),
+        // The largest that XFS takes.
+        11 => What::Char(random.pick(&[0, 1, 511]), random.pick(&[0, 3, 0x3_ffff])),
         12 => What::Block(8, 1),
         _ => {
             let targets = ["a", "usr/bin", "/usr/bin", "../../usr", "../../../../etc/passwd", "loop", "/"];

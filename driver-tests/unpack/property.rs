@@ -3,8 +3,9 @@
 use reflinkd::layer::{Limits, unpack};
 
 use super::fixture::Btrfs;
-use super::generate::{Random, layer, tar};
+use super::generate::{layer, tar};
 use super::model::Model;
+use super::random::Random;
 use super::tree::{assert_same, read};
 
 const CASES: u64 = 600;

@@ -1,5 +1,8 @@
 //! A tree as a flat map, read from a disk or told by the model.
 
+// Each test binary that includes this uses another part of it.
+#![allow(dead_code)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

@@ -1,6 +1,9 @@
 //! A tar writer that shares nothing with the product: the `tar` crate's header setters, PAX and GNU records
 //! by hand.
 
+// Each test binary that includes this uses another part of it.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 
 /// One entry as it is to be written.

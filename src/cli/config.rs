@@ -1,29 +1,6 @@
 //! `/etc/reflinkd/config.toml`; flag over environment over file.
 //!
-//! ```toml
-//! root = "/var/lib/reflinkd"
-//! backend = "auto"          # of a new store: auto, btrfs or reflink
-//! pool_fs = "xfs"           # a new store goes into a pool: btrfs or xfs
-//! pool_size = "20G"         # apparent size of a new embedded pool
-//! host_reserve = "500M"     # refuse creates and loads when the pool's host has less room
-//! spares = 1                # clones kept ready of each image in use, on filesystems where a clone takes time
-//! tend = true               # whether commands leave slow work to a process of its own
-//!
-//! # What is believed of images; past it they are refused.
-//! max_layer_size = "64GiB"     # of one layer, unpacked
-//! max_layer_entries = 4194304  # names in one layer
-//! max_path_depth = 4096        # directories within each other in one layer
-//! max_layers = 1000            # of one image
-//! max_manifest_size = "4MiB"   # of a manifest or an index
-//! max_config_size = "8MiB"     # of an image's configuration
-//! max_metadata_size = "32MiB"  # of all of these in one input together
-//! max_json_values = 100000     # in one of these
-//! max_json_depth = 64          # objects and lists within each other in one of these
-//! max_index_depth = 3          # indexes within indexes
-//! max_images = 1000            # in one input, and names of one image
-//! max_archive_entries = 65536  # files of the archive around an image
-//! max_archive_size = "64GiB"   # of an archive that has to be decompressed or comes from a pipe
-//! ```
+//! All keys with their defaults are in `docs/configuration.md`.
 
 use std::path::{Path, PathBuf};
 
@@ -179,4 +156,25 @@ fn read(path: &Path) -> Result<File> {
     let invalid = |why: String| Error::new(Kind::Invalid, format!("configuration {}: {why}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| invalid(e.to_string()))?;
     toml::from_str(&text).map_err(|e| invalid(e.to_string().trim_end().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `docs/configuration.md` shows is every key with its default.
+    #[test]
+    fn the_documented_file_is_the_default() {
+        let text = include_str!("../../docs/configuration.md");
+        let shown = text.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("a block of toml");
+        let path = tempfile::NamedTempFile::new().expect("a scratch file");
+        std::fs::write(path.path(), shown).expect("write");
+        let (shown, default) = (settings(None, Some(path.path())).expect("it is valid"), Settings::default());
+        assert_eq!(format!("{shown:?}"), format!("{default:?}"));
+        let keys = toml::from_str::<toml::Table>(&std::fs::read_to_string(path.path()).expect("read")).expect("toml");
+        // All but pool_fs, which has no default.
+        let fields = include_str!("config.rs").split("struct File {").nth(1).and_then(|rest| rest.split('}').next());
+        let fields = fields.expect("the keys").lines().filter(|line| line.trim_end().ends_with(">,")).count();
+        assert_eq!(keys.len() + 1, fields, "{keys:?}");
+    }
 }

@@ -48,7 +48,11 @@ impl Engine {
     pub fn diff(&self, name: &str, sizes: bool) -> Result<Diff> {
         (|| -> Result<_> {
             let record = self.find_container(name)?;
-            let changes = self.changes(&record, sizes)?;
+            // A view is its image's own tree.
+            let changes = match record.container() {
+                Some(container) if container.read_only => Changes { list: Vec::new(), method: FeedMethod::Unchanged },
+                _ => self.changes(&record, sizes)?,
+            };
             tracing::debug!(method = %changes.method, changes = changes.list.len(), "compared");
             Ok(folded(&changes, sizes))
         })()

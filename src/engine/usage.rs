@@ -68,10 +68,28 @@ impl Engine {
                     let there = containers.iter().map(|record| self.store.get(record.uuid));
                     containers = there.filter_map(Result::transpose).collect::<Result<_>>()?;
                 }
+                Err(e) if e.kind() == Kind::Damaged => return Err(self.whose(e, &containers)),
                 measured => return measured,
             }
         }
         self.measure(containers, want)
+    }
+
+    /// Which container an error about all of them is of, and the way out.
+    fn whose(&self, error: Error, containers: &[Record]) -> Error {
+        let asked = Want { sync: false, apparent: false };
+        for record in containers.iter().filter(|record| !record.is_view()) {
+            let tree = self.tree(record);
+            if let (Some(container), Err(e)) = (record.container(), self.backend.measure(&[&tree], asked))
+                && e.kind() == Kind::Damaged
+            {
+                let name = &container.name;
+                return Error::new(Kind::Damaged, format!("cannot tell what container {name} holds: {e}")).with_hint(
+                    format!("what it wrote is in {}; when you have it: reflinkd rm {name}", tree.root().display()),
+                );
+            }
+        }
+        error
     }
 
     fn measure(&self, containers: Vec<Record>, want: Want) -> Result<Vec<(Record, Sizes)>> {

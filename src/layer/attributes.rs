@@ -133,7 +133,8 @@ fn remove_others(fd: impl AsFd, keep: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<()>
 fn is_layers(name: &[u8]) -> bool {
     let starts = |prefix: &[u8]| name.starts_with(prefix);
     starts(b"user.")
-        || starts(b"trusted.")
+        // XFS lists each ACL a second time, which goes with the first.
+        || (starts(b"trusted.") && !starts(b"trusted.SGI_ACL_"))
         || starts(b"system.posix_acl_")
         || (starts(b"security.") && name != b"security.selinux")
 }

@@ -70,7 +70,7 @@ impl Compression {
     pub(super) fn is_trailing(self, error: &io::Error) -> bool {
         match self {
             Self::Plain => false,
-            Self::Gzip => error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Trailing>),
+            Self::Gzip => matches!(error.get_ref(), Some(inner) if inner.is::<Trailing>()),
             // ZSTD_error_prefix_unknown, by zstd_errors.h's text: met where a frame should start, and nowhere else.
             Self::Zstd => error.to_string().contains("Unknown frame descriptor"),
         }

@@ -68,7 +68,8 @@ impl Reference {
     /// The repository as people write it, without tag and digest: `nginx`, `ghcr.io/a/b`.
     #[must_use]
     pub fn familiar_name(&self) -> String {
-        if self.domain != DEFAULT_DOMAIN {
+        // Without its domain, `docker.io/a.b/c` would mean `c` at the registry `a.b`.
+        if self.domain != DEFAULT_DOMAIN || split_domain(&self.path) != (DEFAULT_DOMAIN, &*self.path) {
             return format!("{}/{}", self.domain, self.path);
         }
         match self.path.strip_prefix(OFFICIAL) {
@@ -282,6 +283,8 @@ mod tests {
             ("[2001:db8::1]:5000/repo:tag", "[2001:db8::1]:5000/repo:tag", "[2001:db8::1]:5000/repo:tag"),
             ("[2001:db8::1]/repo", "[2001:db8::1]/repo:latest", "[2001:db8::1]/repo:latest"),
             ("foo/foo_bar.com:8080", "docker.io/foo/foo_bar.com:8080", "foo/foo_bar.com:8080"),
+            ("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest"),
+            ("docker.io/localhost/c", "docker.io/localhost/c:latest", "docker.io/localhost/c:latest"),
             ("docker---rules/dock__er", "docker.io/docker---rules/dock__er:latest", "docker---rules/dock__er:latest"),
         ] {
             let reference: Reference = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));

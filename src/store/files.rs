@@ -24,7 +24,7 @@ pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Resu
         let _ = std::fs::remove_file(&aside);
     }
     written.context(|| format!("write {}", path.display()))?;
-    sync_directory(path.parent().unwrap_or(Path::new("/")))
+    sync(path.parent().unwrap_or(Path::new("/")))
 }
 
 /// Where [`replace`] writes what is to stand at `path`.
@@ -32,8 +32,8 @@ pub(super) fn aside(path: &Path) -> PathBuf {
     path.with_extension("new")
 }
 
-/// Make names in a directory durable.
-pub(super) fn sync_directory(path: &Path) -> Result<()> {
+/// Make a file durable, or the names in a directory.
+pub(super) fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|d| d.sync_all()).context(|| format!("fsync {}", path.display()))
 }
 

@@ -401,9 +401,16 @@ impl Store {
         self.reserving(|change| {
             change.put(&record, State::Ready)?;
             record.write(&directory, &held.place)?;
-            directory.sync_all().context(|| format!("fsync {}", held.place.display()))
+            self.sync_place(&directory, &held.place)
         })?;
         Ok(record)
+    }
+
+    /// Make a place's record durable, and the names in it. After an I/O error XFS says yes to that although nothing was
+    /// written; it says no when it is asked about a file.
+    fn sync_place(&self, directory: &File, place: &Path) -> Result<()> {
+        directory.sync_all().context(|| format!("fsync {}", place.display()))?;
+        files::sync(&identity::path(&self.root))
     }
 
     /// A tree that is whole (or about to be replaced by another).

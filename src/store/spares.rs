@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::files::{self, Lock};
 use super::record::{Content, Owner, Record};
 use super::{Draft, Held, State, Store, exists, open_place, places};
-use crate::{Context, Result};
+use crate::Result;
 
 impl Store {
     /// Take a spare clone of `parent` to make it what `content` says. `None` if there is none, or others are at all of
@@ -51,11 +51,10 @@ impl Store {
     /// Write the record of a draft whose tree is whole. Durable on return, with the place and the tree's name in it.
     pub fn confirm(&self, draft: &Draft) -> Result<()> {
         self.rewrite(draft)?;
-        draft.directory.sync_all().context(|| format!("fsync {}", draft.place.display()))?;
-        if draft.claimed {
-            return Ok(());
+        if !draft.claimed {
+            files::sync(&self.root.join("snapshots"))?;
         }
-        files::sync_directory(&self.root.join("snapshots"))
+        self.sync_place(&draft.directory, &draft.place)
     }
 
     /// Take a spare away from everyone else, to remove it. `None` if it is one no more, or somebody is claiming it.

@@ -119,10 +119,10 @@ fn back_up(root: &Path, from: u32, text: &[u8]) -> Result<()> {
     let records = serde_json::to_vec_pretty(&records)
         .map_err(|e| Error::new(Kind::Invalid, format!("cannot write the copy of the records: {e}")))?;
     write(&aside.join("records.json"), &records)?;
-    files::sync_directory(&images)?;
-    files::sync_directory(&aside)?;
+    files::sync(&images)?;
+    files::sync(&aside)?;
     std::fs::rename(&aside, &backup).context(|| format!("rename {} to {}", aside.display(), backup.display()))?;
-    files::sync_directory(root)
+    files::sync(root)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

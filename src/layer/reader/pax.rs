@@ -100,10 +100,12 @@ impl Records {
     }
 
     /// The name of an attribute, unless it is one that is left out: of another system (`com.apple.provenance`), or
-    /// a filesystem's own setting (`btrfs.compression`), which would mean something on one backend only.
+    /// a filesystem's own (`btrfs.compression`, XFS's second name of an ACL), which would mean something on one
+    /// backend only.
     fn attribute(&mut self, name: Vec<u8>) -> Option<Vec<u8>> {
         let known = [&b"user."[..], b"trusted.", b"security.", b"system.posix_acl_"];
-        let ours = known.iter().any(|namespace| name.starts_with(namespace));
+        let ours =
+            known.iter().any(|namespace| name.starts_with(namespace)) && !name.starts_with(b"trusted.SGI_ACL_");
         self.foreign += u64::from(!ours);
         ours.then_some(name)
     }

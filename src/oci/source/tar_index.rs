@@ -176,7 +176,7 @@ impl Scan<'_> {
     fn skip_data(&mut self, header: &Header, size: Option<u64>) -> Result<(u64, u64)> {
         let len = match size {
             Some(size) => size,
-            None => header.entry_size().map_err(|e| bad(format!("the archive is damaged: {e}")))?,
+            None => header.entry_size().map_err(|e| damaged("a size", &e))?,
         };
         let start = self.at;
         let end = start.checked_add(len).filter(|end| *end <= self.len).ok_or_else(|| self.truncated())?;
@@ -244,7 +244,7 @@ impl Extensions {
     /// POSIX.1-2001 pax: `path`, `linkpath`, `size`; GNU's sparse files are marked by keys of their own.
     fn pax(&mut self, data: &[u8]) -> Result<()> {
         for record in PaxExtensions::new(data) {
-            let record = record.map_err(|e| bad(format!("the archive has a damaged extended header: {e}")))?;
+            let record = record.map_err(|e| damaged("an extended header", &e))?;
             let value = record.value_bytes();
             match record.key_bytes() {
                 b"path" => self.path = Some(text(value)),
@@ -259,6 +259,11 @@ impl Extensions {
         }
         Ok(())
     }
+}
+
+/// The words of the `tar` crate, which quote names as they are.
+fn damaged(what: &str, error: &std::io::Error) -> Error {
+    bad(format!("the archive is damaged: {what}: {}", quoted(&error.to_string())))
 }
 
 /// A name's text up to its first NUL. What isn't UTF-8 can't be a name that we look for.
