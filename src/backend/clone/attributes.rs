@@ -118,7 +118,8 @@ impl Attributes {
         set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>,
     ) -> Result<()> {
         let length = match list(&mut self.names) {
-            Err(Errno::OPNOTSUPP) => return Ok(()),
+            // A filesystem without them, or a source that vanished when the clone was made of it.
+            Err(Errno::OPNOTSUPP | Errno::NOENT) => return Ok(()),
             length => length.context(|| "list its xattrs")?,
         };
         let names = self.names[..length].split(|&b| b == 0).filter(|name| !name.is_empty());
@@ -126,7 +127,7 @@ impl Attributes {
         for name in names.filter(|name| !name.starts_with(b"trusted.SGI_ACL_")) {
             let why = |call: &str| format!("{call} its xattr {}", name.escape_ascii());
             let length = match get(name, &mut self.value) {
-                Err(Errno::NODATA) => continue, // somebody removed it meanwhile
+                Err(Errno::NODATA | Errno::NOENT) => continue, // somebody removed it meanwhile
                 length => length.context(|| why("get"))?,
             };
             match set(name, &self.value[..length]) {
