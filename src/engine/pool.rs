@@ -239,11 +239,12 @@ impl Pool {
             mounted => mounted.map(Some),
         })?
         .ok_or_else(|| Error::new(Kind::InUse, format!("{} stays busy", device.path().display())))?;
-        if mount::mounted_at(&self.root)?.is_some_and(|mounted| mounted.uuid == Some(volume.uuid)) {
-            return Ok(());
+        match mount::mounted_at(&self.root)? {
+            Some(mounted) if mounted.uuid == Some(volume.uuid) => return Ok(()),
+            // Since Linux 6.7 a copy of a mounted Btrfs gets a uuid for the time being.
+            Some(mounted) => detach::unmount(&self.root, mounted.id)?,
+            None => {}
         }
-        // Since Linux 6.7 a copy of a mounted Btrfs gets a uuid for the time being.
-        mount::unmount(&self.root)?;
         Err(volume.copy_of_a_mounted_one())
     }
 

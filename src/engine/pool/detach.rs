@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -79,11 +80,7 @@ impl Pool {
             && mounted.uuid == uuid
         {
             unmount_views(mounted.id)?;
-            let unmounted = patiently(BRIEFLY, || match mount::unmount(&self.root) {
-                Err(error) if error.kind() == Kind::InUse => Ok(None),
-                unmounted => unmounted.map(Some),
-            })?;
-            unmounted.ok_or_else(|| holders::busy(&self.root, mounted.id))?;
+            unmount(&self.root, mounted.id)?;
         }
         file.map_or(Ok(()), |file| self.wait_for_loop(&file))
     }
@@ -112,13 +109,19 @@ fn unmount_views(pool: u64) -> Result<()> {
     let on_pool =
         mount::table("self")?.into_iter().filter(|entry| entry.parent == pool && entry.target.ends_with("fs"));
     for view in on_pool.filter(|entry| entry.root.starts_with("/snapshots")) {
-        let unmounted = patiently(BRIEFLY, || match mount::unmount(&view.target) {
-            Err(error) if error.kind() == Kind::InUse => Ok(None),
-            unmounted => unmounted.map(Some),
-        })?;
-        unmounted.ok_or_else(|| holders::busy(&view.target, view.id))?;
+        unmount(&view.target, view.id)?;
     }
     Ok(())
+}
+
+/// Unmount the mount `id` at `target`, which may be busy for a moment without anybody using it: a child just forked has
+/// our descriptors.
+pub(super) fn unmount(target: &Path, id: u64) -> Result<()> {
+    let unmounted = patiently(BRIEFLY, || match mount::unmount(target) {
+        Err(error) if error.kind() == Kind::InUse => Ok(None),
+        unmounted => unmounted.map(Some),
+    })?;
+    unmounted.ok_or_else(|| holders::busy(target, id))
 }
 
 /// Try until it gives something, for at most that long; `None` if it never does.
