@@ -7,10 +7,10 @@
 //! cli                  arguments, tables, exit codes; the only place that prints
 //!   engine             the only place that orders steps across index and filesystem
 //!     store            records beside the trees and their SQLite index; knows no filesystem
-//!     backend          trees, charges, limits: btrfs, memory; knows no OCI and no database
+//!     backend          trees, charges, limits: btrfs, reflink, memory; knows no OCI and no database
 //!     layer            tar streams into trees
 //!     oci              digests, references, manifests, archives
-//!       sys            system calls; all unsafe code
+//!       sys            system calls that no crate wraps safely
 //! ```
 
 pub mod backend;
