@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use reflinkd::backend::memory::Memory;
 use reflinkd::backend::{
-    Access, Backend, CloneCost, GroupId, Guarantee, Leftover, Measured, Nested, QuotaMode, Quotas, Space, Tree, Want,
+    Access, Backend, CloneCost, GroupId, Guarantee, Inherited, Leftover, Measured, Nested, Own, QuotaMode, Quotas,
+    Space, Tree, Want,
 };
 use reflinkd::{Error, Kind, Result};
 
@@ -74,6 +75,19 @@ impl Backend for Double {
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         self.inner.replace(from, fresh, limit)
+    }
+
+    fn fork(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
+        self.inner.fork(from, to, access, None)?;
+        if limit.is_some() { self.set_limit(to, limit) } else { Ok(()) }
+    }
+
+    fn roll_back(&self, from: &Tree, tree: &Tree, _: Option<u64>, kept: &Tree) -> Result<()> {
+        self.inner.roll_back(from, tree, None, kept)
+    }
+
+    fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {
+        self.inner.own(tree, parent)
     }
 
     fn settle(&self, place: &std::path::Path) -> Result<Option<GroupId>> {
@@ -172,5 +186,9 @@ impl Quotas for Double {
 
     fn guarantee(&self) -> Guarantee {
         Guarantee::Holds
+    }
+
+    fn inherited(&self) -> Inherited {
+        Inherited::Both
     }
 }

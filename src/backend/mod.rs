@@ -19,6 +19,15 @@
 //! reclaim({g1})                               waits for that, and drops group 2
 //! ```
 //!
+//! # Relatives of a container
+//!
+//! ```text
+//! fork(web1 -> kept, ReadOnly, g2)            a snapshot of web1, a layer committed of it (ReadOnly), or a container cloned
+//!                                             from it (Writable): compared with base from now on, as web1 is
+//! own(web1, base), own(kept, base)            where what each has beyond base lies: what both have is in both answers
+//! roll_back(kept -> web1, was)                web1 is as kept is, by one atomic exchange; what it was is the tree `was` now
+//! ```
+//!
 //! # Charges
 //!
 //! What is written into a tree is *charged*. A backend that can keep charges apart in the filesystem does
@@ -36,6 +45,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+use rangemap::RangeSet;
 
 use self::changes::{Changes, Comparison};
 use crate::{Error, Result};
@@ -88,6 +99,26 @@ impl Tree {
     #[must_use]
     pub fn group(&self) -> Option<GroupId> {
         self.group
+    }
+}
+
+/// What a tree holds of its own, by where it lies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Addresses on the filesystem, in bytes: equal ones in two trees are the same block.
+    pub blocks: RangeSet<u64>,
+    /// Bytes without an address of their own, or whose address says nothing of their length: file data among the metadata,
+    /// compressed extents. Nobody can tell whether they are shared; each tree counts them.
+    pub elsewhere: u64,
+    /// Lengths of the regular files made or changed since the clone, hard links counted once.
+    pub apparent: u64,
+}
+
+impl Own {
+    /// All of it, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.elsewhere + self.blocks.iter().map(|range| range.end - range.start).sum::<u64>()
     }
 }
 
@@ -202,6 +233,17 @@ pub enum Guarantee {
     CountsTheClone,
 }
 
+/// Whose limit counts what a fork has of its origin's own data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inherited {
+    /// Both: each counts what its tree has (project quotas).
+    Both,
+    /// The origin's, as long as anybody has it, also after the origin is gone (simple quotas).
+    Origin,
+    /// Nobody's while both have it (full qgroups).
+    Nobody,
+}
+
 /// What [`Backend::clone_tree`] costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloneCost {
@@ -232,6 +274,20 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// The old tree is destroyed. After a crash either tree is at `fs`, and [`Backend::settle`] removes the other.
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()>;
 
+    /// Make `to` a clone of `from`, as [`Backend::clone_tree`] does, but compared with what `from` is compared with (its
+    /// image's layer) rather than with `from`. For snapshots, clones and commits of containers.
+    fn fork(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()>;
+
+    /// Put a writable fork of `from` in the place of `tree`'s tree by one atomic exchange; the path never vanishes, and it is
+    /// durable on return. The old tree, writable still and with all subvolumes made inside it, is `kept`'s then, an empty
+    /// place before. All three are of one container: `tree` and `kept` have one group, which `limit` is on.
+    ///
+    /// After a crash `tree` is there, old or new, and `kept` is nothing, a fork of `from`, or the old tree.
+    ///
+    /// # Errors
+    /// As [`Backend::clone_tree`]; then `tree` is as it was, and nothing is left at `kept`.
+    fn roll_back(&self, from: &Tree, tree: &Tree, limit: Option<u64>, kept: &Tree) -> Result<()>;
+
     /// Finish or undo what a crash left in `place`: drops a tree at [`Tree::spare`], and says which group the
     /// tree at `fs` is charged to (`None` where charges are not by group, or there is no tree).
     fn settle(&self, place: &Path) -> Result<Option<GroupId>>;
@@ -258,6 +314,18 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn measure_for_good(&self, tree: &Tree) -> Result<(SizeMethod, u64)> {
         let measured = self.measure(&[tree], Want { sync: true, apparent: false })?;
         Ok((measured.method, measured.sizes.first().map_or(0, |size| size.charged)))
+    }
+
+    /// Where what a tree holds beyond `parent` lies on the filesystem, as of the last commit: to tell what several relatives
+    /// hold together from what each holds alone. `parent` is the read-only tree that it was cloned from, directly or through
+    /// others; `None` for one that began empty. Costs what was changed, where the filesystem can tell that, and the
+    /// tree's files elsewhere.
+    fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own>;
+
+    /// What trees charged to these groups take on disk together, each byte once, destroyed ones included that are not cleaned
+    /// up yet. `None` where the filesystem doesn't keep that.
+    fn charged(&self, _groups: &BTreeSet<GroupId>) -> Result<Option<u64>> {
+        Ok(None)
     }
 
     /// What a tree holds that the one it was cloned from doesn't, from scratch that is empty again when this returns. See
@@ -341,4 +409,7 @@ pub trait Quotas {
 
     /// How far a limit can be trusted in the present mode.
     fn guarantee(&self) -> Guarantee;
+
+    /// What a fork has from the tree it was made of, and whose limit counts it.
+    fn inherited(&self) -> Inherited;
 }

@@ -17,6 +17,7 @@
 //! attributes   owner, mode, extended attributes, times
 //! remove       subtrees, with a bounded number of descriptors
 //! made         which names this layer made, in eight bytes each
+//! sink         a tar's bytes, those of files apart from all others
 //! ```
 //!
 //! # What the tree looks like afterwards
@@ -59,6 +60,7 @@ mod made;
 mod name;
 pub mod reader;
 mod remove;
+pub mod sink;
 mod whiteout;
 
 use std::fmt::Display;

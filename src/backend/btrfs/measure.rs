@@ -1,9 +1,9 @@
 //! How large trees are.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use super::{Btrfs, tree};
-use crate::backend::{Backend, Measured, QuotaMode, SizeMethod, Tree, TreeSize, Want};
+use crate::backend::{Backend, GroupId, Measured, Own, QuotaMode, SizeMethod, Tree, TreeSize, Want};
 use crate::sys::btrfs::search::{self, Change};
 use crate::sys::btrfs::subvol::{self, SubvolInfo};
 use crate::sys::btrfs::{BtrfsFd, SUBVOLUME_INODE};
@@ -23,7 +23,7 @@ impl Btrfs {
         let Some(charges) = charges else {
             let sizes = trees.iter().map(|tree| {
                 let counts = count(tree)?;
-                Ok(TreeSize { charged: counts.charged, apparent: want.apparent.then_some(counts.apparent) })
+                Ok(TreeSize { charged: counts.charged(), apparent: want.apparent.then_some(counts.apparent) })
             });
             return Ok(Measured { method: SizeMethod::Extents, sizes: sizes.collect::<Result<_>>()? });
         };
@@ -76,21 +76,44 @@ impl Btrfs {
     /// Count what was written into a tree since it was cloned, or ever if it is no clone.
     fn count(&self, tree: &Tree) -> Result<Count> {
         let born = info(&tree::open_tree(tree)?, tree)?;
-        let mut count = Count::new(if born.parent_uuid.is_some() { Since::Clone(born) } else { Since::Ever });
+        let since = if born.parent_uuid.is_some() { Since::Clone(born) } else { Since::Ever };
+        self.count_since(tree, &born, since)
+    }
+
+    /// Count what was written into a tree, and into the subvolumes in it, since an ancestor of it was made. A relative of
+    /// it may share what is counted.
+    fn count_since(&self, tree: &Tree, born: &SubvolInfo, since: Since) -> Result<Count> {
+        let mut count = Count::new(since);
         self.count_in(born.id, &mut count, tree)?;
         for descendant in self.descendants(born.id)? {
             let id = descendant.child.id;
             let Ok(root) = subvol::open_directory(&self.fd, id, SUBVOLUME_INODE) else { continue };
             // What was made elsewhere before the clone and moved in is the tree's own, all of it. What was made
             // in it may share older extents with it, which are what it was cloned with.
-            count.since = match info(&root, tree)? {
-                nested if nested.otransid < born.otransid => Since::Ever,
-                _ if born.parent_uuid.is_some() => Since::Clone(born),
-                _ => Since::Ever,
-            };
+            let elsewhere = info(&root, tree)?.otransid < born.otransid;
+            count.since = if elsewhere { Since::Ever } else { since };
             self.count_in(id, &mut count, tree)?;
         }
         Ok(count)
+    }
+
+    pub(super) fn own_of(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {
+        let born = info(&tree::open_tree(tree)?, tree)?;
+        let since = match parent {
+            Some(parent) => Since::Clone(info(&tree::open_tree(parent)?, parent)?),
+            None => Since::Ever,
+        };
+        let Count { extents, inline, apparent, .. } = self.count_since(tree, &born, since)?;
+        let blocks = extents.into_iter().map(|(address, bytes)| address..address + bytes).collect();
+        Ok(Own { blocks, elsewhere: inline, apparent })
+    }
+
+    pub(super) fn charged_to(&self, groups: &BTreeSet<GroupId>) -> Result<Option<u64>> {
+        if self.mode()? != QuotaMode::Simple {
+            return Ok(None);
+        }
+        let ours = self.groups()?.into_iter().filter(|(id, _)| groups.contains(id));
+        Ok(Some(ours.map(|(_, info)| info.referenced).sum()))
     }
 
     fn count_in(&self, id: u64, count: &mut Count, tree: &Tree) -> Result<()> {
@@ -127,9 +150,10 @@ impl Since {
 #[derive(Debug)]
 struct Count {
     since: Since,
-    /// Extents counted already: files share them by reflinks, subvolumes by snapshots.
-    extents: HashSet<u64>,
-    charged: u64,
+    /// Bytes of extents by their addresses: files share them by reflinks, subvolumes by snapshots.
+    extents: HashMap<u64, u64>,
+    /// Bytes among the metadata.
+    inline: u64,
     apparent: u64,
     /// The regular file whose items are coming, unless it is counted already: number and size.
     file: Option<(u64, u64)>,
@@ -137,7 +161,11 @@ struct Count {
 
 impl Count {
     fn new(since: Since) -> Self {
-        Self { since, extents: HashSet::new(), charged: 0, apparent: 0, file: None }
+        Self { since, extents: HashMap::new(), inline: 0, apparent: 0, file: None }
+    }
+
+    fn charged(&self) -> u64 {
+        self.inline + self.extents.values().sum::<u64>()
     }
 
     fn add(&mut self, change: &Change) {
@@ -160,13 +188,11 @@ impl Count {
                 }
             }
             Change::Extent { inode, generation, address, bytes } if generation >= first => {
-                if self.extents.insert(address) {
-                    self.charged += bytes;
-                }
+                self.extents.insert(address, bytes);
                 self.written(inode);
             }
             Change::Inline { inode, generation, bytes } if generation >= first => {
-                self.charged += bytes;
+                self.inline += bytes;
                 self.written(inode);
             }
             Change::Extent { .. } | Change::Inline { .. } => {}
@@ -207,7 +233,7 @@ mod tests {
     fn count(since: Since, changes: &[Change]) -> (u64, u64) {
         let mut count = Count::new(since);
         changes.iter().for_each(|change| count.add(change));
-        (count.charged, count.apparent)
+        (count.charged(), count.apparent)
     }
 
     #[test]

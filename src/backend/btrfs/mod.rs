@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crate::backend::changes::{Changes, Comparison};
 use crate::backend::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, Space, Tree, Want,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, Own, QuotaMode, Quotas, Space, Tree, Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
 use crate::sys::trim;
@@ -116,6 +116,15 @@ impl Backend for Btrfs {
         self.replace_tree(from, fresh, limit)
     }
 
+    /// A snapshot of a snapshot is compared with anything it descends from.
+    fn fork(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
+        self.clone_into(from, to, &to.root(), access, limit)
+    }
+
+    fn roll_back(&self, from: &Tree, tree: &Tree, limit: Option<u64>, kept: &Tree) -> Result<()> {
+        self.roll_back_tree(from, tree, limit, kept)
+    }
+
     fn settle(&self, place: &Path) -> Result<Option<GroupId>> {
         let tree = Tree::new(place, None);
         self.destroy_subvolume(&tree.spare())?;
@@ -142,6 +151,14 @@ impl Backend for Btrfs {
 
     fn measure(&self, trees: &[&Tree], want: Want) -> Result<Measured> {
         self.measure_trees(trees, want)
+    }
+
+    fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {
+        self.own_of(tree, parent)
+    }
+
+    fn charged(&self, groups: &BTreeSet<GroupId>) -> Result<Option<u64>> {
+        self.charged_to(groups)
     }
 
     fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {

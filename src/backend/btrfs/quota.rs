@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use super::{Btrfs, tree};
-use crate::backend::{Guarantee, QuotaMode, Quotas, Tree};
+use crate::backend::{Guarantee, Inherited, QuotaMode, Quotas, Tree};
 use crate::sys::btrfs::qgroup::{self, LimitOn, QuotaCtl};
 use crate::sys::btrfs::{space, subvol};
 use crate::{Context, Error, Kind, Result};
@@ -140,6 +140,13 @@ impl Quotas for Btrfs {
         match self.mode() {
             Ok(QuotaMode::Simple) => Guarantee::Holds,
             _ => Guarantee::EscapedByNestedSubvolumes,
+        }
+    }
+
+    fn inherited(&self) -> Inherited {
+        match self.mode() {
+            Ok(QuotaMode::Simple) => Inherited::Origin,
+            _ => Inherited::Nobody,
         }
     }
 }

@@ -110,6 +110,22 @@ impl Btrfs {
         self.destroy_subvolume(&spare)
     }
 
+    /// The fork is made where the old tree is to be kept, and both change places.
+    pub(super) fn roll_back_tree(&self, from: &Tree, tree: &Tree, limit: Option<u64>, kept: &Tree) -> Result<()> {
+        let (root, aside) = (tree.root(), kept.root());
+        let old = open_tree(tree)?;
+        let (place, beside) = (open_place(tree.place())?, open_place(kept.place())?);
+        self.clone_into(from, kept, &aside, Access::Writable, limit)?;
+        // What its users locked can't be renamed either.
+        super::destroy::unlock(&old, &root).inspect_err(|_| self.undo(&aside))?;
+        rustix::fs::renameat_with(&beside, name_of(&aside), &place, name_of(&root), RenameFlags::EXCHANGE)
+            .context(|| format!("exchange {} with {}", aside.display(), root.display()))
+            .inspect_err(|_| self.undo(&aside))?;
+        // One commit has both names or neither.
+        rustix::fs::fsync(&place).context(|| format!("fsync {}", tree.place().display()))?;
+        rustix::fs::fsync(&beside).context(|| format!("fsync {}", kept.place().display()))
+    }
+
     /// Clear away what a failed step made; the failure itself is what the caller has to hear of.
     pub(super) fn undo(&self, path: &Path) {
         if let Err(error) = self.destroy_subvolume(path) {

@@ -28,13 +28,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rangemap::RangeSet;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::clone::{Content, Source, clone_tree};
 use super::remove::remove_tree;
 use super::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, SizeMethod, Space, Tree,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, Own, QuotaMode, Quotas, SizeMethod, Space, Tree,
     TreeSize, Want,
 };
 use crate::{Context, Error, Kind, Result};
@@ -75,14 +76,17 @@ impl Memory {
     }
 
     /// Copy `from` to `to`'s spare and give it its record. Nothing is left of it on failure.
-    fn prepare(&self, from: &Tree, to: &Tree, access: Access) -> Result<()> {
+    fn prepare(&self, from: &Tree, to: &Tree, access: Access, kin: Kin) -> Result<()> {
         if !self.exists(from)? {
             return Err(missing(&from.root()));
         }
         let spare = to.spare();
         drop_tree(&spare)?;
         let made = clone_tree(&from.root(), &spare, Source::Live, Content::Copy, None)
-            .and_then(|_| survey::survey(&spare))
+            .and_then(|_| match kin {
+                Kin::Child => survey::survey(&spare),
+                Kin::Fork => Ok(Self::record(from)?.origin),
+            })
             .and_then(|origin| write_record(&spare, &Record { read_only: access == Access::ReadOnly, origin }));
         if made.is_err() {
             // The first error is the one to report; settle() finds what this leaves.
@@ -90,6 +94,22 @@ impl Memory {
         }
         made
     }
+
+    /// Copy `from` to `to`, whole and durable.
+    fn make(&self, from: &Tree, to: &Tree, access: Access, kin: Kin) -> Result<()> {
+        self.prepare(from, to, access, kin)?;
+        publish(&to.spare(), &to.root()).inspect_err(|_| drop(drop_tree(&to.spare())))?;
+        self.sync()
+    }
+}
+
+/// What a clone's own data is told by.
+#[derive(Debug, Clone, Copy)]
+enum Kin {
+    /// What it was when it was made.
+    Child,
+    /// What the tree it was cloned from is told by.
+    Fork,
 }
 
 impl Backend for Memory {
@@ -117,9 +137,34 @@ impl Backend for Memory {
         let root = to.root();
         refuse_limit(&root, limit)?;
         refuse_present(&root)?;
-        self.prepare(from, to, access)?;
-        publish(&to.spare(), &root).inspect_err(|_| drop(drop_tree(&to.spare())))?;
-        self.sync()
+        self.make(from, to, access, Kin::Child)
+    }
+
+    fn fork(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
+        refuse_limit(&to.root(), limit)?;
+        refuse_present(&to.root())?;
+        self.make(from, to, access, Kin::Fork)
+    }
+
+    fn roll_back(&self, from: &Tree, tree: &Tree, limit: Option<u64>, kept: &Tree) -> Result<()> {
+        let old = record_path(&tree.root())?.ok_or_else(|| missing(&tree.root()))?;
+        self.fork(from, kept, Access::Writable, limit)?;
+        let new = record_path(&kept.root())?.ok_or_else(|| missing(&kept.root()))?;
+        // Both places know both trees until the trees have changed places.
+        let known = |path: &Path, place: &Path| {
+            let copy = place.join(path.file_name().unwrap_or_default());
+            fs::copy(path, &copy).context(|| format!("copy {} to {}", path.display(), copy.display()))
+        };
+        known(&old, kept.place())
+            .and_then(|_| known(&new, tree.place()))
+            .and_then(|_| {
+                renameat_with(CWD, kept.root(), CWD, tree.root(), RenameFlags::EXCHANGE)
+                    .context(|| format!("exchange {} and {}", kept.root().display(), tree.root().display()))
+            })
+            .inspect_err(|_| drop(self.destroy(kept)))?;
+        self.sync()?;
+        remove_file(&old)?;
+        remove_file(&new)
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
@@ -128,7 +173,7 @@ impl Backend for Memory {
         if !self.exists(fresh)? {
             return Err(missing(&root));
         }
-        self.prepare(from, fresh, Access::Writable)?;
+        self.prepare(from, fresh, Access::Writable, Kin::Child)?;
         renameat_with(CWD, &spare, CWD, &root, RenameFlags::EXCHANGE)
             .context(|| format!("exchange {} and {}", spare.display(), root.display()))
             .inspect_err(|_| drop(drop_tree(&spare)))?;
@@ -174,6 +219,13 @@ impl Backend for Memory {
             Ok(TreeSize { charged: changed.blocks, apparent: want.apparent.then_some(changed.lengths) })
         };
         Ok(Measured { method: SizeMethod::Blocks, sizes: trees.iter().map(measure).collect::<Result<_>>()? })
+    }
+
+    /// Copies share nothing, so nothing has an address.
+    fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {
+        let origin = parent.map_or_else(|| Ok(Survey::default()), |parent| survey::survey(&parent.root()))?;
+        let changed = survey::survey(&tree.root())?.changes_since(&origin);
+        Ok(Own { blocks: RangeSet::new(), elsewhere: changed.blocks, apparent: changed.lengths })
     }
 
     fn overhead(&self, _trees: &[&Tree]) -> Result<u64> {

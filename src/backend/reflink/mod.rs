@@ -34,7 +34,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, QuotaMode, Quotas, SizeMethod, Space, Tree,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, Own, QuotaMode, Quotas, SizeMethod, Space, Tree,
     TreeSize, Want,
 };
 use crate::sys::btrfs::BtrfsFd;
@@ -162,6 +162,18 @@ impl Backend for Reflink {
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         self.replace_tree(from, fresh, limit)
+    }
+
+    fn fork(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
+        self.clone_into(from, to, access, limit)
+    }
+
+    fn roll_back(&self, _: &Tree, _: &Tree, _: Option<u64>, _: &Tree) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, "rolling back"))
+    }
+
+    fn own(&self, _: &Tree, _: Option<&Tree>) -> Result<Own> {
+        Err(Error::new(Kind::Unsupported, "own"))
     }
 
     fn settle(&self, place: &Path) -> Result<Option<GroupId>> {

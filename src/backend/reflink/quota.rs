@@ -28,7 +28,7 @@ use nix::errno::Errno;
 
 use super::manifest::Head;
 use super::{Reflink, place};
-use crate::backend::{Backend, GroupId, Guarantee, QuotaMode, Quotas, Tree, TreeSize};
+use crate::backend::{Backend, GroupId, Guarantee, Inherited, QuotaMode, Quotas, Tree, TreeSize};
 use crate::sys::reflink::{self, Project};
 use crate::sys::xfs::XfsFd;
 use crate::sys::xfs::quota::{ProjectQuotas, State};
@@ -211,5 +211,9 @@ impl Quotas for Reflink {
 
     fn guarantee(&self) -> Guarantee {
         Guarantee::CountsTheClone
+    }
+
+    fn inherited(&self) -> Inherited {
+        Inherited::Both
     }
 }
