@@ -18,6 +18,7 @@
 //! remove       subtrees, with a bounded number of descriptors
 //! made         which names this layer made, in eight bytes each
 //! sink         a tar's bytes, those of files apart from all others
+//! recipe/      what a tar has besides the contents of files, and the tar from it again
 //! ```
 //!
 //! # What the tree looks like afterwards
@@ -59,6 +60,7 @@ mod dirs;
 mod made;
 mod name;
 pub mod reader;
+pub mod recipe;
 mod remove;
 pub mod sink;
 mod whiteout;
