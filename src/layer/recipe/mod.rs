@@ -59,6 +59,7 @@
 
 mod codec;
 mod restore;
+mod retrace;
 mod writer;
 
 #[cfg(test)]
@@ -70,6 +71,7 @@ use std::path::Path;
 use crate::{Error, Kind, Result};
 
 pub use restore::restore;
+pub(crate) use retrace::{Aside, retrace};
 pub use writer::RecipeWriter;
 
 /// Longest path of a content in bytes. What is content of a longer one has to be literal.

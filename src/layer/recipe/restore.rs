@@ -59,8 +59,16 @@ pub fn restore(recipe: &Path, root: &Path, out: &mut dyn Write, cancelled: &dyn 
     Ok(())
 }
 
+/// The directory that a path is in, and its name there.
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&b| b == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
 /// Contents of the files of a tree. One directory and one file are kept open, as they come in runs.
-pub(super) struct Contents<'a> {
+struct Contents<'a> {
     root: OwnedFd,
     shown: &'a Path,
     parent: Vec<u8>,
@@ -70,7 +78,7 @@ pub(super) struct Contents<'a> {
 }
 
 impl<'a> Contents<'a> {
-    pub(super) fn new(root: OwnedFd, shown: &'a Path) -> Self {
+    fn new(root: OwnedFd, shown: &'a Path) -> Self {
         Self { root, shown, parent: Vec::new(), directory: None, path: Vec::new(), file: None }
     }
 
@@ -95,10 +103,7 @@ impl<'a> Contents<'a> {
     }
 
     fn find(&mut self, path: &[u8]) -> Result<OwnedFd> {
-        let (parent, name) = match path.iter().rposition(|&b| b == b'/') {
-            Some(slash) => (&path[..slash], &path[slash + 1..]),
-            None => (&b""[..], path),
-        };
+        let (parent, name) = split(path);
         if self.directory.is_none() || self.parent != parent {
             self.directory = None;
             let found = rooted::beneath(&self.root, parent, OFlags::PATH);

@@ -76,6 +76,25 @@ impl RecipeWriter {
         finished.map_err(|e: io::Error| self.failed(&e))
     }
 
+    /// Content of this place and length. The path is one that a recipe can have.
+    pub(super) fn place(&mut self, path: &[u8], offset: u64, length: u64) -> Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
+        self.plain_size += length;
+        match &mut self.content {
+            Some(content) if content.path == path && content.offset + content.length == offset => {
+                content.length += length;
+                Ok(())
+            }
+            _ => {
+                self.flush()?;
+                self.content = Some(Content { path: path.to_vec(), offset, length });
+                Ok(())
+            }
+        }
+    }
+
     /// Write down what waits for its continuation.
     fn flush(&mut self) -> Result<()> {
         let Some(pieces) = &mut self.pieces else { return Ok(()) };
@@ -112,25 +131,10 @@ impl Sink for RecipeWriter {
     }
 
     fn content(&mut self, path: &[u8], offset: u64, bytes: &[u8]) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
         if path.is_empty() || path.len() > LONGEST_PATH {
             return self.literal(bytes);
         }
-        let length = bytes.len() as u64;
-        self.plain_size += length;
-        match &mut self.content {
-            Some(content) if content.path == path && content.offset + content.length == offset => {
-                content.length += length;
-                Ok(())
-            }
-            _ => {
-                self.flush()?;
-                self.content = Some(Content { path: path.to_vec(), offset, length });
-                Ok(())
-            }
-        }
+        self.place(path, offset, bytes.len() as u64)
     }
 }
 
