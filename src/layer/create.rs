@@ -7,7 +7,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::dirs::Dir;
+use super::dirs::{Dir, Id};
 use super::reader::{Archive, Attributes, Segment, What};
 use super::{attributes, refused};
 use crate::error::{Context, Error, Result};
@@ -18,33 +18,37 @@ pub(crate) fn file(dir: &Dir, name: &[u8], mode: u32) -> rustix::io::Result<Owne
     openat(&dir.fd, name, flags, Mode::from_raw_mode(mode & 0o777))
 }
 
-/// Write a file's content from the archive, then set all its attributes.
+/// Write the content of the file `path` from the archive, then set all its attributes. Its inode, if the archive has
+/// content for it.
 pub(crate) fn fill(
     fd: &OwnedFd,
+    path: &[u8],
     size: u64,
     map: Option<&[Segment]>,
     archive: &mut Archive<'_>,
     want: &Attributes,
     inherits: bool,
-) -> Result<()> {
+) -> Result<Option<u64>> {
     match map {
-        None => copy(archive, fd, Segment { offset: 0, length: size })?,
+        None => copy(archive, fd, path, Segment { offset: 0, length: size })?,
         Some(map) => {
             for &part in map {
-                copy(archive, fd, part)?;
+                copy(archive, fd, path, part)?;
             }
             rustix::fs::ftruncate(fd, size).map_err(|errno| refused("give it its length", errno))?;
         }
     }
     let now = fstat(fd).context(|| "stat")?;
     attributes::set(fd, &now, want, inherits)?;
-    futimens(fd, &attributes::both(want.mtime)).context(|| "set its times")
+    futimens(fd, &attributes::both(want.mtime)).context(|| "set its times")?;
+    let stored = map.map_or(size > 0, |map| map.iter().any(|part| part.length > 0));
+    Ok(stored.then(|| Id::of(&now).inode))
 }
 
-fn copy(archive: &mut Archive<'_>, fd: &OwnedFd, part: Segment) -> Result<()> {
+fn copy(archive: &mut Archive<'_>, fd: &OwnedFd, path: &[u8], part: Segment) -> Result<()> {
     let (mut offset, end) = (part.offset, part.offset + part.length);
     while offset < end {
-        let mut lent = archive.data(end - offset)?;
+        let mut lent = archive.content(path, offset, end - offset)?;
         while !lent.is_empty() {
             match rustix::io::pwrite(fd, lent, offset) {
                 Ok(0) => return Err(Error::system("write", &std::io::ErrorKind::WriteZero.into())),
