@@ -448,7 +448,10 @@ fn failed(error: &rusqlite::Error) -> Error {
         Some(ErrorCode::DatabaseBusy) => Kind::InUse,
         _ => Kind::System,
     };
-    let error = Error::new(kind, format!("index: {error}"));
+    let error = match kind {
+        Kind::NoSpace => Error::new(kind, "write the index: No space left on device"),
+        _ => Error::new(kind, format!("index: {error}")),
+    };
     match kind {
         Kind::Damaged => error.with_hint("remove index.db in the store: it is made anew from the records"),
         _ => error,
