@@ -9,6 +9,8 @@ mod fixture;
 mod kernel;
 #[path = "changes/model.rs"]
 mod model;
+#[path = "changes/packed.rs"]
+mod packed;
 #[path = "changes/random.rs"]
 mod random;
 #[path = "changes/rules.rs"]

@@ -82,20 +82,29 @@ fn list(root: &Path) -> Listing {
     listing
 }
 
+/// What there is, by the number of kinds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Edits {
+    Everywhere = 27,
+    /// And files that share blocks.
+    WithReflinks = 30,
+    /// And subvolumes.
+    WithSubvolumes = 32,
+}
+
 /// Edits one tree.
 #[derive(Debug)]
 pub(crate) struct Editor {
     root: PathBuf,
     pub(crate) random: Random,
-    /// Whether subvolumes can be made in it, and files share blocks.
-    btrfs: bool,
+    edits: Edits,
     /// What was done, for messages.
     pub(crate) log: Vec<String>,
 }
 
 impl Editor {
-    pub(crate) fn new(root: &Path, seed: u64, btrfs: bool) -> Self {
-        Self { root: root.to_path_buf(), random: Random::new(seed), btrfs, log: Vec::new() }
+    pub(crate) fn new(root: &Path, seed: u64, edits: Edits) -> Self {
+        Self { root: root.to_path_buf(), random: Random::new(seed), edits, log: Vec::new() }
     }
 
     /// One edit. One that the filesystem refuses (a directory into itself, say) changes nothing.
@@ -109,17 +118,20 @@ impl Editor {
         let random = &mut self.random;
         let pick = |random: &mut Random, of: &[PathBuf]| random.one(of).cloned().unwrap_or_default();
         let (file, any, another) = (pick(random, &listing.files), pick(random, &all), pick(random, &all));
+        // A sparse one has GiBs.
+        let small = Some(&file).filter(|file| file.metadata().is_ok_and(|facts| facts.len() < 16 << 20));
+        let small = small.cloned().unwrap_or_default();
         let directory = pick(random, &listing.directories);
         let not_directories: Vec<_> = listing.files.iter().chain(&listing.others).cloned().collect();
         let flat = pick(random, &not_directories);
         let name = directory.join(new_name(random));
         // Names that were there before: things come back at them.
         let known = if random.below(3) == 0 { any.clone() } else { name.clone() };
-        let (what, done) = match random.below(if self.btrfs { 32 } else { 27 }) {
+        let (what, done) = match random.below(self.edits as u64) {
             0 | 1 => ("write", write(&file, random)),
             2 => ("truncate", truncate(&file, random)),
             3 | 4 => ("overwrite and put the time back", overwrite(&file, random)),
-            5 => ("write the same again", rewrite(&file)),
+            5 => ("write the same again", rewrite(&small)),
             6 => ("chmod", chmod(&any, random)),
             7 => ("chown", chown(&any, random)),
             8 => ("set an xattr", set_xattr(&any, random)),
@@ -131,18 +143,18 @@ impl Editor {
             16 => ("exchange", exchange(&any, &another)),
             17 => ("remove a tree", remove(&any, &listing)),
             18 => ("make anew as something else", remove(&any, &listing).and_then(|()| make(&any, random))),
-            19 => ("make anew as it was", make_as_it_was(&file)),
+            19 => ("make anew as it was", make_as_it_was(&small)),
             20 | 21 => ("make", make(&known, random)),
             22 => ("make a tree", make_tree(&name, random)),
             23 => ("retarget a symlink", retarget(&flat, random)),
             24 => ("utimes", utimes(&any, random)),
             25 => ("punch a hole", punch(&file, random)),
-            26 => ("read", fs::read(&file).map(drop)),
-            27 => ("make a subvolume", subvolume(&name)),
-            28 => ("snapshot inside", snapshot(&self.root, &listing, &name, random)),
-            29 => ("reflink", reflink(&file, &known)),
-            30 => ("sync", File::open(&file).and_then(|file| file.sync_all())),
-            _ => ("sync all", File::open(&self.root).and_then(|root| rustix::fs::syncfs(root).map_err(Into::into))),
+            26 => ("read", fs::read(&small).map(drop)),
+            27 => ("reflink", reflink(&file, &known)),
+            28 => ("sync", File::open(&file).and_then(|file| file.sync_all())),
+            29 => ("sync all", File::open(&self.root).and_then(|root| rustix::fs::syncfs(root).map_err(Into::into))),
+            30 => ("make a subvolume", subvolume(&name)),
+            _ => ("snapshot inside", snapshot(&self.root, &listing, &name, random)),
         };
         let outcome = done.map_or_else(|e| format!(" ({e})"), |()| String::new());
         self.log.push(format!("{what}: {any:?} {another:?} {file:?} {flat:?} {known:?} {name:?}{outcome}"));
@@ -151,7 +163,7 @@ impl Editor {
 
 /// One of a few, so that they meet again; some are no UTF-8, some have all that a line may not have.
 fn new_name(random: &mut Random) -> &'static OsStr {
-    const NAMES: [&[u8]; 16] = [
+    const NAMES: [&[u8]; 18] = [
         b"a",
         b"b",
         b"c",
@@ -168,6 +180,9 @@ fn new_name(random: &mut Random) -> &'static OsStr {
         b"\\",
         b"ab",
         b"\xc3\xa9",
+        // Past what a ustar header holds: one alone, one in a directory of its kind.
+        &[b'l'; 101],
+        &[b'\xff'; 60],
     ];
     OsStr::from_bytes(random.one(&NAMES).expect("some"))
 }
@@ -193,7 +208,7 @@ fn overwrite(path: &Path, random: &mut Random) -> io::Result<()> {
     let facts = file.metadata()?;
     if facts.size() > 0 {
         let at = random.below(facts.size());
-        let length = 1 + random.below(facts.size() - at);
+        let length = 1 + random.below((facts.size() - at).min(100_000));
         file.write_all_at(&random.bytes(length), at)?;
     }
     put_back(path, &facts)
@@ -223,11 +238,12 @@ fn chmod(path: &Path, random: &mut Random) -> io::Result<()> {
 }
 
 fn chown(path: &Path, random: &mut Random) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(random.below(3) as u32), Gid::from_raw(random.below(3) as u32));
+    let id = |random: &mut Random| [0, 1, 2, 3_000_000_000][random.below(4) as usize];
+    let (uid, gid) = (Uid::from_raw(id(random)), Gid::from_raw(id(random)));
     Ok(chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-const XATTRS: [&str; 3] = ["user.one", "trusted.two", "security.capability"];
+const XATTRS: [&str; 4] = ["user.one", "trusted.two", "security.capability", "user.a=b\n"];
 
 fn set_xattr(path: &Path, random: &mut Random) -> io::Result<()> {
     let name = random.one(&XATTRS).expect("some");
@@ -280,7 +296,8 @@ fn make(path: &Path, random: &mut Random) -> io::Result<()> {
         5 => node(FileType::Socket, 0),
         6 => {
             let file = File::create_new(path)?;
-            file.set_len(random.below(8 << 20))?;
+            // More than 1 GiB of holes, more than a ustar header's size, or neither.
+            file.set_len(if random.below(8) == 0 { 9 << 30 } else { random.below(8 << 20) })?;
             file.write_all_at(&random.bytes(10), random.below(4 << 20))
         }
         _ => {
@@ -320,7 +337,8 @@ fn retarget(path: &Path, random: &mut Random) -> io::Result<()> {
 }
 
 fn utimes(path: &Path, random: &mut Random) -> io::Result<()> {
-    let time = Timespec { tv_sec: random.below(3) as i64 - 1, tv_nsec: random.below(2) as _ };
+    let seconds = [-2_000_000_000, -1, 0, 1, 9 << 30][random.below(5) as usize];
+    let time = Timespec { tv_sec: seconds, tv_nsec: [0, 1, 999_999_999][random.below(3) as usize] };
     let times = Timestamps { last_access: time, last_modification: time };
     Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use reflinkd::backend::btrfs::Btrfs;
 use reflinkd::backend::changes::{Changes, Comparison, FeedMethod, walk};
 use reflinkd::backend::memory::Memory;
+use reflinkd::backend::reflink::Reflink;
 use reflinkd::backend::{Access, Backend, GroupId, Tree};
 
 use crate::model::{Line, assert_same_lines, expected, lines};
@@ -26,6 +27,12 @@ impl Fixture {
     pub(crate) fn btrfs(quota: QuotaSetup) -> Self {
         let fs = LoopFs::btrfs(8 * GIB, quota);
         Self { backend: Box::new(Btrfs::open(fs.path(), PREFIX).expect("open btrfs")), next: Cell::new(1), fs }
+    }
+
+    pub(crate) fn xfs() -> Self {
+        let fs = LoopFs::xfs(8 * GIB);
+        Reflink::make(fs.path()).expect("make the trash");
+        Self { backend: Box::new(Reflink::open(fs.path(), PREFIX).expect("open xfs")), next: Cell::new(1), fs }
     }
 
     /// Plain directories.

@@ -48,7 +48,18 @@ pub(crate) fn expected(parent: &Path, tree: &Path) -> Vec<Line> {
         };
         Some((path.escape_ascii().to_string(), what, kind(facts)))
     };
-    paths.into_iter().filter_map(line).collect()
+    let mut lines: BTreeMap<&Vec<u8>, Line> = paths.iter().filter_map(|path| Some((*path, line(path)?))).collect();
+    // What is to be made takes all names of its inode along.
+    let is_made = |what: What| !matches!(what, What::Deleted | What::Touched);
+    let made: BTreeSet<&Vec<u8>> = lines
+        .iter()
+        .filter(|(path, (_, what, kind))| is_made(*what) && *kind != EntryKind::Directory && new.contains_key(**path))
+        .map(|(path, _)| &new[*path].first_name)
+        .collect();
+    for (path, facts) in new.iter().filter(|(_, facts)| facts.kind != "dir" && made.contains(&facts.first_name)) {
+        lines.entry(path).or_insert_with(|| (path.escape_ascii().to_string(), What::Linked, kind(facts)));
+    }
+    paths.iter().filter_map(|path| lines.remove(*path)).collect()
 }
 
 /// Names in both trees whose inode has another first one among those now.

@@ -4,30 +4,30 @@ use std::ops::Range;
 
 use reflinkd::backend::changes::FeedMethod;
 
-use crate::edits::Editor;
+use crate::edits::{Editor, Edits};
 use crate::fixture::Fixture;
 use crate::support::QuotaSetup;
 
 /// Edits that a layer is made with.
-const FILLING: usize = 80;
+pub(crate) const FILLING: usize = 80;
 /// Edits between two comparisons, and comparisons of each container.
-const STEPS: usize = 25;
+pub(crate) const STEPS: usize = 25;
 const ROUNDS: usize = 6;
 
-fn seeds(most: u64) -> Range<u64> {
+pub(crate) fn seeds(most: u64) -> Range<u64> {
     let Ok(text) = std::env::var("CHANGES_SEED") else { return 0..most };
     let number = |text: &str| text.parse().expect("CHANGES_SEED is a number, or two with .. between");
     let one = || number(&text)..number(&text) + 1;
     text.split_once("..").map_or_else(one, |(from, to)| number(from)..number(to))
 }
 
-fn compare(fixture: &Fixture, seeds: Range<u64>, btrfs: bool, method: FeedMethod) {
+fn compare(fixture: &Fixture, seeds: Range<u64>, edits: Edits, method: FeedMethod) {
     for seed in seeds {
         let (layer, container) = fixture.pair(|root| {
-            let mut editor = Editor::new(root, seed, false);
+            let mut editor = Editor::new(root, seed, Edits::Everywhere);
             (0..FILLING).for_each(|_| editor.step());
         });
-        let mut editor = Editor::new(&container.root(), seed + 1_000_000, btrfs);
+        let mut editor = Editor::new(&container.root(), seed + 1_000_000, edits);
         for round in 0..ROUNDS {
             (0..STEPS).for_each(|_| editor.step());
             let about = || format!("CHANGES_SEED={seed} round {round}\n{}\n", editor.log.join("\n"));
@@ -51,10 +51,10 @@ fn compare(fixture: &Fixture, seeds: Range<u64>, btrfs: bool, method: FeedMethod
 
 #[test]
 fn send_finds_what_walking_finds() {
-    compare(&Fixture::btrfs(QuotaSetup::None), seeds(20), true, FeedMethod::Send);
+    compare(&Fixture::btrfs(QuotaSetup::None), seeds(20), Edits::WithSubvolumes, FeedMethod::Send);
 }
 
 #[test]
 fn walking_finds_what_the_pictures_show() {
-    compare(&Fixture::memory(), seeds(10), false, FeedMethod::Walk);
+    compare(&Fixture::memory(), seeds(10), Edits::Everywhere, FeedMethod::Walk);
 }

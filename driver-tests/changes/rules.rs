@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, lchown, sym
 use std::path::Path;
 
 use reflinkd::backend::changes::EntryKind::{self, CharacterDevice, Directory, Fifo, Symlink};
-use reflinkd::backend::changes::What::{self, Added, Deleted, Modified, Replaced, Touched};
+use reflinkd::backend::changes::What::{self, Added, Deleted, Linked, Modified, Replaced, Touched};
 use reflinkd::backend::changes::{EntryKind as Kind, FeedMethod};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags, fallocate,
@@ -229,6 +229,8 @@ const CASES: &[Case] = &[
             ("empty/sub/z", Added, FILE),
             ("empty/x", Added, FILE),
             ("empty/y", Added, FILE),
+            ("h1", Linked, FILE),
+            ("h3", Linked, FILE),
         ],
     ),
     Case(
@@ -247,6 +249,8 @@ const CASES: &[Case] = &[
             ("e/w", Deleted, FILE),
             ("e/x", Modified, FILE),
             ("e/y", Added, FILE),
+            ("h1", Linked, FILE),
+            ("h3", Linked, FILE),
         ],
     ),
     Case(
@@ -318,6 +322,8 @@ const CASES: &[Case] = &[
             ("d2/sub/z", Added, FILE),
             ("d2/x", Added, FILE),
             ("d2/y", Added, FILE),
+            ("h1", Linked, FILE),
+            ("h3", Linked, FILE),
         ],
     ),
     Case(
@@ -391,7 +397,13 @@ const CASES: &[Case] = &[
     Case(
         "a further name",
         |root| fs::hard_link(root.join("h1"), root.join("a/h4")).expect("link"),
-        &[("a", Touched, Directory), ("a/h4", Added, FILE)],
+        &[
+            ("a", Touched, Directory),
+            ("a/h4", Added, FILE),
+            ("d/h2", Linked, FILE),
+            ("h1", Linked, FILE),
+            ("h3", Linked, FILE),
+        ],
     ),
     Case(
         "a further name, and chmod",
@@ -438,7 +450,7 @@ const CASES: &[Case] = &[
             fs::hard_link(root.join("twin"), root.join("twin2")).expect("link");
             set_time(root, 1_000_000_000);
         },
-        &[("twin2", Modified, FILE)],
+        &[("twin", Linked, FILE), ("twin2", Modified, FILE)],
     ),
     Case(
         "one file becomes two",

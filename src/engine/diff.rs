@@ -84,10 +84,10 @@ impl Engine {
 }
 
 /// The facts as Docker tells them: a directory in which something changed has changed, one of which only the time of
-/// modification did has not, and the root is not spoken of.
+/// modification did has not, nor has what a layer only carries along, and the root is not spoken of.
 fn folded(changes: &Changes, sizes: bool) -> Diff {
     let mut lines: BTreeMap<&Path, DiffLine> = BTreeMap::new();
-    let told = changes.list.iter().filter(|change| change.what != What::Touched);
+    let told = changes.list.iter().filter(|change| !matches!(change.what, What::Touched | What::Linked));
     for change in told {
         let line =
             |path: &Path, change, kind| DiffLine { path: path.to_path_buf(), change, kind, size: sizes.then_some(0) };
@@ -116,7 +116,7 @@ fn folded(changes: &Changes, sizes: bool) -> Diff {
 fn letter(change: &Change) -> DiffChange {
     match change.what {
         What::Added => DiffChange::Added,
-        What::Modified | What::Touched | What::Replaced { .. } => DiffChange::Changed,
+        What::Modified | What::Touched | What::Linked | What::Replaced { .. } => DiffChange::Changed,
         What::Deleted => DiffChange::Deleted,
     }
 }
@@ -172,5 +172,16 @@ mod tests {
             ])
             .is_empty()
         );
+    }
+
+    #[test]
+    fn what_is_linked_to_is_not_told() {
+        let list = vec![
+            change("a", What::Touched, EntryKind::Directory, 0),
+            change("a/new", What::Added, EntryKind::File, 0),
+            change("b/c", What::Linked, EntryKind::File, 0),
+        ];
+        let told: Vec<String> = fold(list).into_iter().map(|(path, ..)| path).collect();
+        assert_eq!(told, ["a", "a/new"]);
     }
 }

@@ -130,7 +130,7 @@ fn remove_others(fd: impl AsFd, keep: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<()>
 }
 
 /// Whether an attribute comes from layers, not from the kernel's label policy or the filesystem's settings.
-fn is_layers(name: &[u8]) -> bool {
+pub(crate) fn is_layers(name: &[u8]) -> bool {
     let starts = |prefix: &[u8]| name.starts_with(prefix);
     starts(b"user.")
         // XFS lists each ACL a second time, which goes with the first.

@@ -1,6 +1,6 @@
 //! New inodes in a directory of the tree. None of these follows or replaces anything: they fail with EEXIST.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, fstat, futimens, makedev, mkdirat, mknodat, openat, statat, symlinkat,
@@ -9,8 +9,8 @@ use rustix::io::Errno;
 
 use super::dirs::{Dir, Id};
 use super::reader::{Archive, Attributes, Segment, What};
-use super::{attributes, refused};
-use crate::error::{Context, Error, Result};
+use super::{attributes, holes, refused};
+use crate::error::{Context, Result};
 
 /// An empty file, open for writing.
 pub(crate) fn file(dir: &Dir, name: &[u8], mode: u32) -> rustix::io::Result<OwnedFd> {
@@ -29,16 +29,15 @@ pub(crate) fn fill(
     want: &Attributes,
     inherits: bool,
 ) -> Result<Option<u64>> {
-    match map {
-        None => copy(archive, fd, path, Segment { offset: 0, length: size })?,
-        Some(map) => {
-            for &part in map {
-                copy(archive, fd, path, part)?;
-            }
-            rustix::fs::ftruncate(fd, size).map_err(|errno| refused("give it its length", errno))?;
-        }
+    let whole = [Segment { offset: 0, length: size }];
+    for &part in map.unwrap_or(&whole) {
+        copy(archive, fd, path, part)?;
     }
     let now = fstat(fd).context(|| "stat")?;
+    // Not always: to Btrfs giving a file the length that it has is a truncation like any other.
+    if u64::try_from(now.st_size) != Ok(size) {
+        rustix::fs::ftruncate(fd, size).map_err(|errno| refused("give it its length", errno))?;
+    }
     attributes::set(fd, &now, want, inherits)?;
     futimens(fd, &attributes::both(want.mtime)).context(|| "set its times")?;
     let stored = map.map_or(size > 0, |map| map.iter().any(|part| part.length > 0));
@@ -46,22 +45,14 @@ pub(crate) fn fill(
 }
 
 fn copy(archive: &mut Archive<'_>, fd: &OwnedFd, path: &[u8], part: Segment) -> Result<()> {
+    let mut writer = holes::Writer::new(fd.as_fd(), part.offset);
     let (mut offset, end) = (part.offset, part.offset + part.length);
     while offset < end {
-        let mut lent = archive.content(path, offset, end - offset)?;
-        while !lent.is_empty() {
-            match rustix::io::pwrite(fd, lent, offset) {
-                Ok(0) => return Err(Error::system("write", &std::io::ErrorKind::WriteZero.into())),
-                Ok(written) => {
-                    lent = &lent[written..];
-                    offset += written as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(refused("write", errno)),
-            }
-        }
+        let lent = archive.content(path, offset, end - offset)?;
+        writer.write(lent)?;
+        offset += lent.len() as u64;
     }
-    Ok(())
+    writer.end()
 }
 
 /// A symlink, device or FIFO, without its attributes.

@@ -308,7 +308,7 @@ fn parent(length: usize, path: &[u8]) -> &[u8] {
 }
 
 /// How many bytes of whole components two paths begin with alike.
-fn shared(one: &[u8], other: &[u8]) -> usize {
+pub(crate) fn shared(one: &[u8], other: &[u8]) -> usize {
     let same = one.iter().zip(other).take_while(|(a, b)| a == b).count();
     let ends = |path: &[u8]| path.get(same).is_none_or(|&b| b == b'/');
     if ends(one) && ends(other) { same } else { parent(same, one).len() }

@@ -14,8 +14,10 @@
 //! whiteout     what markers hide
 //! dirs         directory descriptors: the only place that resolves a path
 //! create       new inodes in a directory
+//! holes        file content, blocks of zeros left out
 //! attributes   owner, mode, extended attributes, times
 //! remove       subtrees, with a bounded number of descriptors
+//! pack/        trees into layers: the way back
 //! made         which names this layer made, in eight bytes each
 //! trace        where the contents of its files are, while names change
 //! sink         a tar's bytes, those of files apart from all others
@@ -36,6 +38,7 @@
 //!   and attributes of the new entry; everything else is replaced by a new inode, never written in place.
 //! - **Hard links** are names for an inode that exists when their entry is read; the rest of their header
 //!   says nothing new and is ignored.
+//! - **Zeros**: where a file has 64 KiB of them, aligned, it gets a hole.
 //! - **Attributes** the kernel keeps for itself (`security.selinux`, `btrfs.*`) survive on a merged directory.
 //!   Those of other systems (`com.apple.*`) are left out and counted, and so are settings of one filesystem
 //!   (`btrfs.*`), so that an image gives the same tree on each.
@@ -58,8 +61,10 @@ mod apply;
 mod attributes;
 mod create;
 mod dirs;
+mod holes;
 mod made;
 mod name;
+pub mod pack;
 pub mod reader;
 pub mod recipe;
 mod remove;

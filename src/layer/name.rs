@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::oci::beyond;
 
 /// What whiteouts start with (OCI image specification, `layer.md`, "Whiteouts").
-const WHITEOUT: &[u8] = b".wh.";
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
 /// What AUFS kept its own files under; of these only the opaque marker means anything.
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";

@@ -3,6 +3,7 @@
 pub mod bind;
 pub mod btrfs;
 pub mod fiemap;
+pub mod holes;
 pub mod loopdev;
 pub mod mount;
 pub mod process;
@@ -10,4 +11,5 @@ pub mod reflink;
 pub mod rooted;
 pub mod trim;
 pub mod users;
+pub mod xattrs;
 pub mod xfs;

@@ -78,6 +78,19 @@ pub fn beneath(root: impl AsFd, path: &[u8], flags: OFlags) -> rustix::io::Resul
     open(reached.as_ref().map_or(root.as_fd(), AsFd::as_fd), rest)
 }
 
+/// What `name` in a directory is, whatever that may be, by a descriptor that opens nothing (O_PATH): a symlink isn't
+/// followed, a mount not crossed.
+///
+/// # Errors
+/// What openat2(2) says: EXDEV for a mount. EINVAL for a path of several names.
+pub fn node(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+    if name.contains(&b'/') || name == b".." {
+        return Err(Errno::INVAL);
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat2(directory, name, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV)
+}
+
 /// The directory that many steps above an open one. Where that is has to be found out by the caller: directories move.
 pub fn above(directory: impl AsFd, steps: u32) -> rustix::io::Result<OwnedFd> {
     const MOST: u32 = 1000;

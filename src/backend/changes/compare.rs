@@ -103,18 +103,24 @@ impl<'a> Comparer<'a> {
 
     /// What was found, in order.
     fn finish(mut self) -> Result<Vec<Found>> {
-        let moved: Vec<_> =
-            self.links.moved().filter(|path| !self.found.contains_key(*path)).map(<[u8]>::to_vec).collect();
-        for path in moved {
-            let (directory, name) = split(&path);
-            let Some(open) = self.new.directory(directory)? else { continue };
-            if let Some(facts) = self.new.facts(&open, &path, name)? {
-                self.add(path, What::Modified, facts);
-            }
-        }
+        self.add_names(self.links.moved().map(<[u8]>::to_vec).collect(), What::Modified)?;
+        let made = |path: &[u8]| self.found.get(path).is_some_and(|found| found.what.is_made());
+        self.add_names(self.links.along(made), What::Linked)?;
         let mut found: Vec<Found> = self.found.into_values().collect();
         found.sort_by(|a, b| components(&a.path).cmp(components(&b.path)));
         Ok(found)
+    }
+
+    /// Add names that have not been found to differ by themselves.
+    fn add_names(&mut self, paths: Vec<Vec<u8>>, what: What) -> Result<()> {
+        for path in paths.into_iter().filter(|path| !self.found.contains_key(path)).collect::<Vec<_>>() {
+            let (directory, name) = split(&path);
+            let Some(open) = self.new.directory(directory)? else { continue };
+            if let Some(facts) = self.new.facts(&open, &path, name)? {
+                self.add(path, what, facts);
+            }
+        }
+        Ok(())
     }
 
     fn work(&mut self) -> Result<()> {

@@ -1,19 +1,17 @@
 //! One entry of a tree, and whether two are the same.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, SeekFrom, Statx, StatxFlags, lgetxattr, llistxattr, makedev, openat,
-    readlinkat, seek, statx,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, makedev, openat, readlinkat, statx};
 use rustix::io::Errno;
 
 use super::EntryKind;
+use crate::sys::holes::next_data;
+use crate::sys::xattrs;
 
-/// linux/limits.h: `XATTR_SIZE_MAX` and `XATTR_LIST_MAX`.
-const XATTR_MAX: usize = 65536;
 /// Bytes that are compared at once.
 const CHUNK: usize = 256 << 10;
 
@@ -111,37 +109,11 @@ fn target(link: Entry<'_>) -> rustix::io::Result<std::ffi::CString> {
     readlinkat(link.directory, link.name, Vec::new())
 }
 
-/// All xattrs, as names and values in the order of the names.
-fn xattrs(entry: Entry<'_>) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+/// All xattrs.
+fn xattrs(entry: Entry<'_>) -> rustix::io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     // These calls know paths only. This one is short however deep the directory is, and nothing can redirect it.
     let path = [format!("/proc/self/fd/{}/", entry.directory.as_raw_fd()).as_bytes(), entry.name].concat();
-    let names = match grown(|buffer| llistxattr(&*path, buffer)) {
-        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-        names => names?,
-    };
-    let mut found = Vec::new();
-    for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
-        match grown(|buffer| lgetxattr(&*path, name, buffer)) {
-            Err(Errno::NODATA) => {} // removed meanwhile
-            value => found.push((name.to_vec(), value?)),
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
-}
-
-/// What a call writes into a buffer that is large enough; as a rule a small one is.
-fn grown(mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
-    let mut buffer = vec![0; 256];
-    loop {
-        match call(&mut buffer) {
-            Err(Errno::RANGE) if buffer.len() < XATTR_MAX => buffer.resize(XATTR_MAX, 0),
-            length => {
-                buffer.truncate(length?);
-                return Ok(buffer);
-            }
-        }
-    }
+    xattrs::read(&path, xattrs::Last::Itself)
 }
 
 /// Whether two files of the same size have the same bytes. What is a hole in both isn't read.
@@ -175,17 +147,6 @@ fn open(entry: Entry<'_>) -> rustix::io::Result<Option<File>> {
     }
     let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::CLOEXEC;
     openat(CWD, format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty()).map(|file| Some(file.into()))
-}
-
-/// Where the next data begins, at `at` or behind it; `size` if only a hole is left.
-fn next_data(file: &File, at: u64, size: u64) -> rustix::io::Result<u64> {
-    if at == size {
-        return Ok(size);
-    }
-    match seek(file, SeekFrom::Data(at)) {
-        Err(Errno::NXIO) => Ok(size),
-        found => Ok(found?.min(size)),
-    }
 }
 
 /// Fill the buffer; with zeros behind the end of a file that somebody has made shorter.

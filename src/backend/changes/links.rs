@@ -49,6 +49,13 @@ impl Links {
         inodes.filter(|inode| self.asked.insert(*inode)).collect()
     }
 
+    /// All names of each inode that has one which is `made`.
+    pub(super) fn along(&self, made: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        let of_made = self.names.iter().filter(|(path, _)| made(path));
+        let inodes: HashSet<Id> = of_made.map(|(_, link)| link.new).collect();
+        self.names.iter().filter(|(_, link)| inodes.contains(&link.new)).map(|(path, _)| path.clone()).collect()
+    }
+
     /// The names that go with another first name than before.
     pub(super) fn moved(&self) -> impl Iterator<Item = &[u8]> {
         let (mut before, mut after) = (HashMap::new(), HashMap::new());
@@ -96,6 +103,14 @@ mod tests {
             moved(&[("a", Some(1), 1), ("b", Some(1), 2), ("c", Some(2), 1), ("d", Some(2), 2)]),
             ["b", "c", "d"]
         );
+    }
+
+    #[test]
+    fn a_name_that_is_made_takes_all_of_its_inode_along() {
+        let links =
+            links(&[("a", Some(1), 1), ("b", None, 1), ("c", Some(1), 1), ("d", Some(2), 2), ("e", Some(2), 2)]);
+        assert_eq!(links.along(|path| path == b"b"), [b"a", b"b", b"c"]);
+        assert!(links.along(|_| false).is_empty());
     }
 
     #[test]

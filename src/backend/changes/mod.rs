@@ -18,8 +18,9 @@
 //! mv var/lib/a var/lib/b          Deleted /var/lib/a, Added /var/lib/b and everything below it
 //! rm bin; ln -s usr/bin bin       Replaced /bin (a directory was there): all below the old one is gone without saying
 //! rm -r d; mkdir d; echo > d/f    compared by names: Deleted what d had, Added or Modified /d/f, Modified or Touched /d
-//! ln a b                          Added /b; /a is as it was
+//! ln a b                          Added /b, Linked /a: as it was, but a layer has to carry both of them
 //! ln a b; chmod 600 a             Added /b, Modified /a: all names of an inode that has changed
+//! rm b (a, b and c were one)      Deleted /b, and nothing of the others
 //! rm b; ln a b                    Modified /b if it was another file before, even one with the same content: among
 //!                                 names that are in both trees, it now goes with another one than it did
 //! touch -d @0 f; cat f            nothing, if that was its time before
@@ -99,6 +100,9 @@ pub enum What {
     Touched,
     /// Another type. What was there is gone with all below it; what is below it now is added.
     Replaced { was: EntryKind },
+    /// As it was, but another name of its inode is to be made: a layer has to carry all of them together. Who unpacks it
+    /// can't link to a file that only a lower layer has.
+    Linked,
     /// Gone with all below it, which is not listed.
     Deleted,
 }
@@ -125,6 +129,13 @@ pub enum FeedMethod {
     Send,
     /// Both trees were walked.
     Walk,
+}
+
+impl What {
+    /// Whether a layer has to make the entry because of what became of it.
+    pub(super) fn is_made(self) -> bool {
+        matches!(self, Self::Added | Self::Modified | Self::Replaced { .. })
+    }
 }
 
 impl fmt::Display for FeedMethod {

@@ -31,7 +31,9 @@ pub(in crate::backend) fn listed(
     let mut list = Vec::with_capacity(found.len());
     for found in found {
         let facts = found.facts;
-        let counts = facts.kind == EntryKind::File && found.what != What::Deleted && counted.insert(facts.id);
+        let counts = facts.kind == EntryKind::File
+            && !matches!(found.what, What::Deleted | What::Linked)
+            && counted.insert(facts.id);
         let size = match (sizes, counts) {
             (false, _) => None,
             (true, false) => Some(0),

@@ -7,9 +7,9 @@
 //! path; a lone zero block inside the archive is an error. It differs from Go in taking owners and times from
 //! global PAX headers, as POSIX says and all other readers do.
 
-mod header;
-mod pax;
-mod source;
+pub(crate) mod header;
+pub(crate) mod pax;
+pub(crate) mod source;
 mod sparse;
 
 use std::collections::BTreeMap;

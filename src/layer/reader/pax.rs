@@ -19,8 +19,8 @@ pub(crate) const MAX_PAYLOAD: u64 = 1 << 20;
 const MAX_ATTRIBUTE_NAMES: usize = 65536;
 
 /// Records of extended attributes: star's, which everybody writes, and libarchive's.
-const SCHILY: &[u8] = b"SCHILY.xattr.";
-const LIBARCHIVE: &[u8] = b"LIBARCHIVE.xattr.";
+pub(crate) const SCHILY: &[u8] = b"SCHILY.xattr.";
+pub(crate) const LIBARCHIVE: &[u8] = b"LIBARCHIVE.xattr.";
 
 /// A point in time: seconds since 1970, and nanoseconds after that second (0 to 999,999,999).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
