@@ -52,6 +52,7 @@ enum Command {
     Rename(c::rename::Rename),
     Update(c::update::Update),
     Clone(c::clone::Clone),
+    Commit(c::commit::Commit),
     Snapshot(c::snapshot::Snapshot),
     Snapshots(c::snapshots::Snapshots),
     Rollback(c::rollback::Rollback),
@@ -131,6 +132,7 @@ impl Cli {
             Command::Rename(args) => args.run(&engine, out),
             Command::Update(args) => args.run(&engine, out),
             Command::Clone(args) => args.run(&engine, out),
+            Command::Commit(args) => args.run(&engine, out),
             Command::Snapshot(args) => args.run(&engine, out),
             Command::Snapshots(args) => args.run(&engine, out),
             Command::Rollback(args) => args.run(&engine, out),
@@ -166,6 +168,7 @@ impl Command {
             self,
             Self::Create(_)
                 | Self::Clone(_)
+                | Self::Commit(_)
                 | Self::Snapshot(_)
                 | Self::Rollback(_)
                 | Self::Reset(_)

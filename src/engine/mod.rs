@@ -14,6 +14,7 @@ use crate::store::{Draft, Held, Record, State, Store};
 use crate::{Error, Kind, Result};
 
 pub mod bundle;
+pub mod commit;
 pub mod container;
 pub mod delta;
 pub mod destroy;

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use super::keep::Keep;
 use super::{Engine, names, tree_at};
 use crate::backend::{Access, Inherited};
-use crate::store::{Content, NewFork, Owner, Record, Snapshot, SnapshotOrigin, TreeKind};
+use crate::store::{Container, Content, NewFork, Owner, Record, Snapshot, SnapshotOrigin, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
 /// A snapshot with its container's name.
@@ -198,6 +198,16 @@ impl Engine {
             Some((container, label)) => self.find_snapshot(&self.find_container(container)?, label),
             None => self.find_container(name),
         }
+    }
+
+    /// The container that a tree is, or is a snapshot of.
+    pub(super) fn container_of(&self, record: &Record) -> Result<Container> {
+        let of = match record.snapshot() {
+            Some(snapshot) => self.store.get(snapshot.container)?,
+            None => Some(record.clone()),
+        };
+        let container = of.as_ref().and_then(Record::container).cloned();
+        container.ok_or_else(|| Error::new(Kind::Damaged, "there is no record of its container"))
     }
 
     fn find_snapshot(&self, container: &Record, label: &str) -> Result<Record> {

@@ -39,6 +39,7 @@ mod stream;
 #[cfg(test)]
 mod testing;
 
+pub use build::Commit;
 pub use config::{HistoryStep, ImageConfig, Step};
 pub use digest::{ChainId, DiffId, Digest, Hasher, ImageId, chain_ids};
 pub use limits::SourceLimits;

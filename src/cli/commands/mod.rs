@@ -4,6 +4,7 @@ use super::{format, output::Output};
 
 pub(super) mod bundle;
 pub(super) mod clone;
+pub(super) mod commit;
 pub(super) mod completions;
 pub(super) mod create;
 pub(super) mod destroy;
