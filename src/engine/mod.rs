@@ -26,6 +26,7 @@ pub mod load;
 pub mod open;
 pub mod pool;
 pub mod quota;
+pub mod save;
 pub mod settings;
 pub mod tend;
 pub mod usage;

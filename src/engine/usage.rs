@@ -1,14 +1,15 @@
 //! Who holds how many bytes: `ps -s` and `df`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt;
 
 use uuid::Uuid;
 
 use super::Engine;
 use super::image::ImageInfo;
 use crate::backend::{GroupId, SizeMethod, Space, Tree, TreeSize, Want};
-use crate::store::{Record, TreeKind};
-use crate::{Error, Kind, Result};
+use crate::store::{self, Record, TreeKind};
+use crate::{Context, Error, Kind, Result};
 
 /// How often to measure anew because a container was removed meanwhile.
 const ATTEMPTS: u32 = 8;
@@ -38,7 +39,8 @@ pub struct Usage {
     pub spares: usize,
     /// What spares take: all of it would come back with them.
     pub spares_size: u64,
-    /// What layers and containers take besides their data, where each tree has inodes and directories of its own.
+    /// What layers and containers take besides their data: recipes, and where each tree has them of its own, inodes and
+    /// directories.
     pub metadata: u64,
     /// Still charged to trees that are removed but not cleaned up yet.
     pub pending: u64,
@@ -132,6 +134,17 @@ impl Engine {
         attempt()
     }
 
+    /// What a layer's recipe takes on disk.
+    fn recipe_size(&self, layer: &Record) -> Result<u64> {
+        let recipe = store::recipe(&self.store.place(layer.uuid));
+        match std::fs::metadata(&recipe) {
+            Ok(file) => Ok(file.blocks() * 512),
+            // One of an older version, or removed meanwhile.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(e).context(|| format!("stat {}", recipe.display())),
+        }
+    }
+
     /// What the whole store holds.
     pub fn usage(&self, sync: bool) -> Result<Usage> {
         let sized = self.sizes(self.containers()?, Want { sync, apparent: false })?;
@@ -168,7 +181,8 @@ impl Engine {
         let layers_size = layers.iter().map(size_of).sum();
         let containers_size = sizes.iter().map(|sizes| sizes.size).sum();
         let (spares, spares_size) = self.overhead(TreeKind::Spare)?;
-        let metadata = self.overhead(TreeKind::Layer)?.1 + self.overhead(TreeKind::Container)?.1;
+        let recipes: u64 = layers.iter().map(|layer| self.recipe_size(layer)).sum::<Result<_>>()?;
+        let metadata = self.overhead(TreeKind::Layer)?.1 + self.overhead(TreeKind::Container)?.1 + recipes;
         let pending: u64 =
             self.backend.leftovers(&self.live_groups()?)?.iter().map(|leftover| leftover.charged).sum();
         Ok(Usage {

@@ -25,6 +25,7 @@ pub(super) mod rename;
 pub(super) mod reset;
 pub(super) mod rm;
 pub(super) mod rmi;
+pub(super) mod save;
 pub(super) mod tag;
 pub(super) mod tend;
 pub(super) mod update;
