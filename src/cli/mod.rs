@@ -61,6 +61,7 @@ enum Command {
     // Images
     Load(c::load::Load),
     Import(c::import::Import),
+    Save(c::save::Save),
     Images(c::images::Images),
     History(c::history::History),
     Tag(c::tag::Tag),
@@ -140,6 +141,7 @@ impl Cli {
             Command::Rm(args) => args.run(&engine, out),
             Command::Load(args) => args.run(&engine, out),
             Command::Import(args) => args.run(&engine, out),
+            Command::Save(args) => args.run(&engine),
             Command::Images(args) => args.run(&engine, out),
             Command::History(args) => args.run(&engine, out),
             Command::Tag(args) => args.run(&engine, out),

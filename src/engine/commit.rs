@@ -20,7 +20,7 @@ use crate::layer::pack;
 use crate::layer::recipe::RecipeWriter;
 use crate::layer::sink::Sink;
 use crate::oci::{Commit, DiffId, Digest, Hasher, ImageConfig, Reference, chain_ids};
-use crate::store::{Content, Draft, Image, Layer, Lock, NewFork, Owner, Record, TreeKind};
+use crate::store::{self, Content, Draft, Image, Layer, Lock, NewFork, Owner, Record, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
 /// What is to be made of a container.
@@ -128,7 +128,7 @@ impl Engine {
         if items.is_empty() {
             return Ok(false);
         }
-        let mut sink = (Digesting(Hasher::default()), RecipeWriter::create(&draft.place().join("recipe"))?);
+        let mut sink = (Digesting(Hasher::default()), RecipeWriter::create(&store::recipe(draft.place()))?);
         let limit = self.settings.layer_limits.max_bytes;
         let packed = pack::pack(&tree.root(), &items, limit, &mut sink, &|| self.is_cancelled())?;
         let (Digesting(hasher), recipe) = sink;

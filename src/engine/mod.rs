@@ -30,6 +30,7 @@ pub mod load;
 pub mod open;
 pub mod pool;
 pub mod quota;
+pub mod save;
 pub mod settings;
 pub mod snapshot;
 pub mod tend;

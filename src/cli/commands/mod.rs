@@ -28,6 +28,7 @@ pub(super) mod reset;
 pub(super) mod rm;
 pub(super) mod rmi;
 pub(super) mod rollback;
+pub(super) mod save;
 pub(super) mod snapshot;
 pub(super) mod snapshots;
 pub(super) mod tag;
