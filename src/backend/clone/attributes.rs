@@ -14,6 +14,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::Origin;
 use super::queue::Made;
 use crate::sys::reflink::{self, Extras};
 use crate::{Context, Result};
@@ -31,11 +32,33 @@ pub(super) fn facts(at: impl AsFd, name: &CStr, flags: AtFlags) -> rustix::io::R
     statx(at, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
 }
 
-/// What the manifest has of an inode of the clone.
-pub(super) fn made(at: impl AsFd, name: &CStr, flags: AtFlags) -> rustix::io::Result<Made> {
+/// What the manifest has of an inode of the clone, which was made of `origin`.
+pub(super) fn made(at: impl AsFd, name: &CStr, flags: AtFlags, origin: Option<Origin>) -> rustix::io::Result<Made> {
     let facts = statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME | StatxFlags::BLOCKS)?;
     let ctime = (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec);
-    Ok(Made { inode: facts.stx_ino, ctime, blocks: facts.stx_blocks })
+    Ok(Made { inode: facts.stx_ino, ctime, blocks: facts.stx_blocks, origin })
+}
+
+/// What is known of an inode of the source by now, if that is still what `before` tells of.
+pub(super) fn origin(
+    at: impl AsFd,
+    name: &CStr,
+    flags: AtFlags,
+    before: &Statx,
+) -> rustix::io::Result<Option<Origin>> {
+    match statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME) {
+        Ok(now) if (device_of(&now), now.stx_ino) == (device_of(before), before.stx_ino) => Ok(Some(origin_of(&now))),
+        Ok(_) | Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+pub(super) fn origin_of(facts: &Statx) -> Origin {
+    Origin { inode: facts.stx_ino, ctime: (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec) }
+}
+
+pub(super) fn device_of(facts: &Statx) -> (u32, u32) {
+    (facts.stx_dev_major, facts.stx_dev_minor)
 }
 
 /// Sets attributes, and has the buffers for it.

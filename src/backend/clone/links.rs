@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{FileType, IFlags, Statx};
 
+use super::attributes::device_of;
 use super::queue::Made;
 
 /// An inode of the source. The birth time tells it from a later one with the same number, in a source that is being
@@ -22,7 +23,7 @@ pub(super) struct Key {
 impl Key {
     pub(super) fn of(facts: &Statx) -> Self {
         Self {
-            device: (facts.stx_dev_major, facts.stx_dev_minor),
+            device: device_of(facts),
             inode: facts.stx_ino,
             born: (facts.stx_btime.tv_sec, facts.stx_btime.tv_nsec),
         }

@@ -34,11 +34,12 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread::{self, ScopedJoinHandle};
 
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fremovexattr, mkdirat, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fremovexattr, mkdirat, openat};
 use rustix::io::Errno;
 
 use crate::sys::reflink;
 use crate::{Context, Result};
+use attributes::{device_of, facts};
 use links::Links;
 use queue::{Made, Queue, WORKERS};
 use worker::Worker;
@@ -102,6 +103,15 @@ impl std::ops::AddAssign for Counts {
 /// A change time: seconds and ns.
 pub type Ctime = (i64, u32);
 
+/// The inode of the source that one of the clone was made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    pub inode: u64,
+    /// When all had been taken from it that the clone has: if somebody changed it before that, even while it was read,
+    /// it is later than it was before that change.
+    pub ctime: Ctime,
+}
+
 /// One name in the clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -119,6 +129,8 @@ pub struct Entry {
     pub child: Option<u32>,
     /// What its inode has, in blocks of 512 bytes: of a regular file those that it shares.
     pub blocks: u64,
+    /// `None` if it is on another filesystem than the source's root (a subvolume), or gone from its name by now.
+    pub origin: Option<Origin>,
 }
 
 /// What was made.
@@ -132,8 +144,8 @@ pub struct Cloned {
 
 impl Entry {
     fn new((directory, name): (u32, Box<[u8]>), kind: FileType, made: Made, child: Option<u32>) -> Self {
-        let Made { inode, ctime, blocks } = made;
-        Self { directory, name, inode, ctime, kind, child, blocks }
+        let Made { inode, ctime, blocks, origin } = made;
+        Self { directory, name, inode, ctime, kind, child, blocks, origin }
     }
 }
 
@@ -157,6 +169,8 @@ pub fn clone_tree(from: &Path, to: &Path, state: Source, content: Content, proje
             reflink::set_project(&clone, project).context(|| format!("set the project {project}"))?;
         }
         let on_xfs = reflink::is_xfs(&source).context(|| "statfs the source")?;
+        let device = facts(&source, c"", AtFlags::EMPTY_PATH).map(|facts| device_of(&facts));
+        let device = device.context(|| "stat the source")?;
         let (queue, links) = (Queue::new(), Links::default());
         let descriptors = match state {
             Source::Still => None,
@@ -165,7 +179,7 @@ pub fn clone_tree(from: &Path, to: &Path, state: Source, content: Content, proje
                 Some(openat(CWD, "/proc/self/fd", flags, Mode::empty()).context(|| "open /proc/self/fd")?)
             }
         };
-        let shared = Shared { source, clone, content, descriptors, me, on_xfs, queue, links };
+        let shared = Shared { source, clone, content, descriptors, me, on_xfs, device, queue, links };
         let parts = work(&shared)?;
         finish::finish(shared, parts)
     })()
@@ -196,6 +210,8 @@ struct Shared {
     me: (Uid, Gid),
     /// The source.
     on_xfs: bool,
+    /// That of the source's root.
+    device: (u32, u32),
     queue: Queue,
     links: Links,
 }

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-use super::Ctime;
 use super::links::Key;
+use super::{Ctime, Origin};
 
 /// More than two gain nothing: the filesystem's own locks are what is waited for.
 pub(super) const WORKERS: usize = 2;
@@ -28,6 +28,7 @@ pub(super) struct Made {
     pub(super) inode: u64,
     pub(super) ctime: Ctime,
     pub(super) blocks: u64,
+    pub(super) origin: Option<Origin>,
 }
 
 /// The way from one directory to another.

@@ -13,10 +13,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::attributes::{Attributes, LOCKING, facts, kind_of, made, set_flags};
+use super::attributes::{self, Attributes, LOCKING, device_of, facts, kind_of, made, origin_of, set_flags};
 use super::links::{Key, Linked};
 use super::queue::{Made, Queue, Route};
-use super::{Content, Counts, Entry, FRESH_DIRECTORY, OPEN_DIRECTORY, Shared, content};
+use super::{Content, Counts, Entry, FRESH_DIRECTORY, OPEN_DIRECTORY, Origin, Shared, content};
 use crate::sys::{reflink, rooted};
 use crate::{Context, Error, Kind, Result};
 
@@ -61,7 +61,7 @@ impl Pair {
         let source = rooted::above(&self.source, steps).ok()?;
         let clone = rooted::above(&self.clone, steps).ok()?;
         let same = Key::of(&facts(&source, c"", AtFlags::EMPTY_PATH).ok()?) == key
-            && made(&clone, c"", AtFlags::EMPTY_PATH).ok()?.inode == there.inode;
+            && made(&clone, c"", AtFlags::EMPTY_PATH, None).ok()?.inode == there.inode;
         same.then_some((source, clone))
     }
 }
@@ -172,7 +172,8 @@ impl<'a> Worker<'a> {
         // The root has still to be moved into its place.
         set_flags(&pair.clone, extras.flags, pair.number != 0)?;
         self.counts.directories += 1;
-        let made = made(&pair.clone, c"", AtFlags::EMPTY_PATH).context(|| "stat the clone")?;
+        let origin = self.origin(&pair.source, c"", AtFlags::EMPTY_PATH, &facts)?;
+        let made = made(&pair.clone, c"", AtFlags::EMPTY_PATH, origin).context(|| "stat the clone")?;
         Ok((Key::of(&facts), made))
     }
 
@@ -234,7 +235,8 @@ impl<'a> Worker<'a> {
             worker.fill(&source, &clone, facts.stx_size, extras.flags)?;
             worker.attributes.set(&source, &clone, &facts, extras, mode)?;
             set_flags(&clone, extras.flags, facts.stx_nlink < 2)?;
-            made(&clone, c"", AtFlags::EMPTY_PATH).context(|| "stat the clone").map(Some)
+            let origin = worker.origin(&source, c"", AtFlags::EMPTY_PATH, &facts)?;
+            made(&clone, c"", AtFlags::EMPTY_PATH, origin).context(|| "stat the clone").map(Some)
         })
     }
 
@@ -293,7 +295,9 @@ impl<'a> Worker<'a> {
             } else {
                 worker.counts.nodes += 1;
             }
-            super::attributes::made(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW).context(|| "stat the clone").map(Some)
+            let origin = worker.origin(&at.source, name, AtFlags::SYMLINK_NOFOLLOW, &facts)?;
+            let made = attributes::made(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW, origin);
+            made.context(|| "stat the clone").map(Some)
         })
     }
 
@@ -327,12 +331,25 @@ impl<'a> Worker<'a> {
                     Err(Errno::EXIST) => return Ok(Outcome::Done),
                     result => result.context(|| "link")?,
                 }
-                linked.made = made(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW).context(|| "stat the clone")?;
+                let made = made(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW, linked.made.origin);
+                linked.made = made.context(|| "stat the clone")?;
                 linked.names.push(place());
                 self.counts.links += 1;
             }
         }
         Ok(Outcome::Done)
+    }
+
+    /// What the source's inode is when all has been taken from it; see [`Origin`].
+    fn origin(&self, at: impl AsFd, name: &CStr, flags: AtFlags, facts: &Statx) -> Result<Option<Origin>> {
+        if device_of(facts) != self.shared.device {
+            return Ok(None);
+        }
+        if self.shared.descriptors.is_none() {
+            // Nobody changes it.
+            return Ok(Some(origin_of(facts)));
+        }
+        attributes::origin(at, name, flags, facts).context(|| "stat again")
     }
 
     fn link(&self, (directory, first): &(u32, Box<[u8]>), at: &Pair, name: &CStr) -> rustix::io::Result<()> {
