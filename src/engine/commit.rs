@@ -135,7 +135,8 @@ impl Engine {
         recipe.finish()?;
         let diff_id = DiffId(hasher.finish());
         if packed.left_out > 0 {
-            warnings.push(format!("left out {} sockets, which an image can't hold", packed.left_out));
+            let s = if packed.left_out == 1 { "" } else { "s" };
+            warnings.push(format!("left out {} socket{s}, which an image can't hold", packed.left_out));
         }
         let mut diff_ids = Vec::new();
         for record in self.all_layers()?.chain(draft.record().parent) {
