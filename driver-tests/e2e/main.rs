@@ -65,6 +65,8 @@ macro_rules! on_every_ground {
 mod accounting;
 mod bad_input;
 mod containers;
+mod cp;
+mod cp_hostile;
 mod faults;
 mod images;
 mod layout;

@@ -15,6 +15,7 @@ use crate::{Error, Kind, Result};
 
 pub mod bundle;
 pub mod container;
+pub mod cp;
 pub mod delta;
 pub mod destroy;
 pub mod diff;

@@ -40,6 +40,7 @@ mod stream;
 mod testing;
 
 pub use config::{HistoryStep, ImageConfig, Step};
+pub use decompress::plain;
 pub use digest::{ChainId, DiffId, Digest, Hasher, ImageId, chain_ids};
 pub use limits::SourceLimits;
 pub(crate) use limits::beyond;

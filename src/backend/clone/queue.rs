@@ -1,10 +1,14 @@
 //! The directories of the clone: where each is, which are still to be made, and who makes them.
 
 use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
 use super::Ctime;
-use super::links::Key;
+use crate::copy::facts::Key;
 
 /// More than two gain nothing: the filesystem's own locks are what is waited for.
 pub(super) const WORKERS: usize = 2;
@@ -28,6 +32,14 @@ pub(super) struct Made {
     pub(super) inode: u64,
     pub(super) ctime: Ctime,
     pub(super) blocks: u64,
+}
+
+impl Made {
+    pub(super) fn of(at: impl AsFd, name: &CStr, flags: AtFlags) -> rustix::io::Result<Self> {
+        let facts = statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME | StatxFlags::BLOCKS)?;
+        let ctime = (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec);
+        Ok(Self { inode: facts.stx_ino, ctime, blocks: facts.stx_blocks })
+    }
 }
 
 /// The way from one directory to another.

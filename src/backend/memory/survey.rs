@@ -12,7 +12,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, openat, statx};
 use sha2::{Digest, Sha256};
 
-use crate::backend::clone::data_ranges;
+use crate::copy::content::data_ranges;
 use crate::sys::rooted;
 use crate::{Context, Result};
 

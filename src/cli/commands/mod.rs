@@ -4,6 +4,7 @@ use super::{format, output::Output};
 
 pub(super) mod bundle;
 pub(super) mod completions;
+pub(super) mod cp;
 pub(super) mod create;
 pub(super) mod destroy;
 pub(super) mod df;
