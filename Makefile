@@ -5,6 +5,7 @@ DESTDIR ?=
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 BIN := $(TARGET)/release/reflinkd
 SHARE := $(DESTDIR)$(PREFIX)/share
+UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fuzz vmtest vm-lock lint bench build install uninstall clean
@@ -45,11 +46,15 @@ install: ## Install binary, man pages and completions below PREFIX (after: make 
 	$(BIN) completions bash >$(SHARE)/bash-completion/completions/reflinkd
 	$(BIN) completions zsh >$(SHARE)/zsh/site-functions/_reflinkd
 	$(BIN) completions fish >$(SHARE)/fish/vendor_completions.d/reflinkd.fish
+	install -d $(UNITS)
+	for unit in $(notdir $(wildcard packaging/systemd/*)); do \
+		sed 's,/usr/bin/,$(PREFIX)/bin/,' packaging/systemd/$$unit >$(UNITS)/$$unit || exit 1; done
 
 uninstall: ## Remove what install put below PREFIX
 	rm -f $(DESTDIR)$(PREFIX)/bin/reflinkd $(SHARE)/man/man1/reflinkd*.1 \
 		$(SHARE)/bash-completion/completions/reflinkd $(SHARE)/zsh/site-functions/_reflinkd \
 		$(SHARE)/fish/vendor_completions.d/reflinkd.fish
+	rm -f $(addprefix $(UNITS)/,$(notdir $(wildcard packaging/systemd/*)))
 
 clean: ## End what the demo and bench left, destroy the demo's pool, remove target/
 	@driver-tests/tools/clean.sh

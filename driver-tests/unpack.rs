@@ -29,6 +29,10 @@ mod model;
 mod property;
 #[path = "unpack/random.rs"]
 mod random;
+#[path = "unpack/recipes.rs"]
+mod recipes;
+#[path = "unpack/restored.rs"]
+mod restored;
 #[path = "unpack/rules.rs"]
 mod rules;
 #[path = "unpack/scale.rs"]

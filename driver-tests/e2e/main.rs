@@ -72,6 +72,7 @@ mod images;
 mod layout;
 mod many;
 mod program;
+mod relatives;
 mod spares;
 mod store;
 mod views;

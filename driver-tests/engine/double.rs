@@ -82,8 +82,8 @@ impl Backend for Double {
         if limit.is_some() { self.set_limit(to, limit) } else { Ok(()) }
     }
 
-    fn roll_back(&self, from: &Tree, tree: &Tree, _: Option<u64>, kept: &Tree) -> Result<()> {
-        self.inner.roll_back(from, tree, None, kept)
+    fn exchange(&self, one: &Tree, other: &Tree) -> Result<()> {
+        self.inner.exchange(one, other)
     }
 
     fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {

@@ -412,6 +412,7 @@ fn claim(world: &World, store: &reflinkd::store::Store, name: &str) -> Option<re
         size_limit: None,
         labels: Default::default(),
         read_only: false,
+        inherited: 0,
     });
     store.claim_spare(image.top.expect("a layer"), &Owner::cli(), &content).expect("claim")
 }

@@ -7,6 +7,8 @@
 
 #[path = "../unpack/random.rs"]
 mod random;
+#[path = "../unpack/restored.rs"]
+mod restored;
 mod targets;
 #[path = "../unpack/tree.rs"]
 mod tree;

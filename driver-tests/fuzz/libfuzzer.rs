@@ -4,6 +4,8 @@
 // Each binary uses another part of what they share.
 #![allow(dead_code)]
 
+#[path = "../unpack/restored.rs"]
+mod restored;
 mod targets;
 #[path = "../unpack/tree.rs"]
 mod tree;

@@ -10,7 +10,7 @@ need_compiler
 command -v c++ >/dev/null || need_packages g++
 "$cargo" fuzz --version >/dev/null 2>&1 || die "cargo-fuzz is missing" "cargo install cargo-fuzz"
 
-read -ra targets <<<"${TARGETS:-tar unpack pax decompress archive docker index manifest config reference}"
+read -ra targets <<<"${TARGETS:-tar unpack recipe pax decompress archive docker index manifest config reference}"
 seconds=$((${MINUTES:-20} * 60 / ${#targets[@]}))
 fuzz=$top/driver-tests/fuzz
 found=$target/fuzz

@@ -10,6 +10,8 @@ mod cases;
 mod doubtful;
 #[path = "../unpack/listing.rs"]
 mod listing;
+#[path = "../unpack/restored.rs"]
+mod restored;
 mod targets;
 #[path = "../unpack/tree.rs"]
 mod tree;

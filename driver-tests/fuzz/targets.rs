@@ -8,13 +8,14 @@ use std::io::{Cursor, Read};
 use std::sync::Arc;
 
 use reflinkd::layer::reader::{Archive, Entry, What};
-use reflinkd::layer::{Limits, unpack};
+use reflinkd::layer::{Limits, recipe};
 use reflinkd::oci::{
     DiffId, Digest, Expected, ImageConfig, Input, LayerStream, Reference, Source, SourceLimits, Verified,
 };
 use reflinkd::{Error, Kind, Result};
 use serde_json::json;
 
+use super::restored::unpack;
 use super::tree::{Tree, read};
 use super::writer::{Raw, Style, Tar};
 
@@ -24,6 +25,7 @@ type Target = fn(&[u8]);
 pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("tar", tar),
     ("unpack", unpacked),
+    ("recipe", restored),
     ("pax", pax),
     ("decompress", decompress),
     ("archive", archive),
@@ -190,6 +192,45 @@ fn unpacked(data: &[u8]) {
         }
         std::fs::remove_dir_all(&root).expect("clean up");
     });
+}
+
+/// A recipe of a tree that has something of everything. The first byte chooses: odd, what follows is its pieces, else
+/// the whole file.
+fn restored(data: &[u8]) {
+    const PLAIN: u64 = 64 << 10;
+    thread_local!(static PLACE: tempfile::TempDir = {
+        let place = memory();
+        let root = place.path().join("fs");
+        std::fs::create_dir_all(root.join("a/d")).expect("mkdir");
+        std::fs::write(root.join("a/b"), "hello").expect("write");
+        std::fs::write(root.join("long"), vec![b'x'; 40_000]).expect("write");
+        std::os::unix::fs::symlink("/etc", root.join("etc")).expect("symlink");
+        place
+    });
+    let Some((&choice, rest)) = data.split_first() else { return };
+    let file = match choice & 1 {
+        1 => framed(if choice & 2 == 2 { PLAIN } else { (choice >> 2).into() }, rest),
+        _ => rest.to_vec(),
+    };
+    PLACE.with(|place| {
+        let (path, root) = (place.path().join("recipe"), place.path().join("fs"));
+        std::fs::write(&path, file).expect("write");
+        let mut tar = Vec::new();
+        let plain = recipe::plain_size(&path);
+        match recipe::restore(&path, &root, &mut tar, &|| false) {
+            Ok(()) => assert_eq!(plain.expect("a head"), tar.len() as u64),
+            Err(error) => assert_refusal(&error, &[Kind::Damaged]),
+        }
+        assert!(tar.len() as u64 <= MOST_BYTES, "no more than is claimed");
+    });
+}
+
+/// A recipe file of a tar of so many bytes, with these pieces.
+fn framed(plain: u64, pieces: &[u8]) -> Vec<u8> {
+    let mut file = [&b"RFLKRCP\x01"[..], &plain.to_le_bytes()].concat();
+    file.extend(crc32c::crc32c(&file).to_le_bytes());
+    file.extend(zstd::encode_all(pieces, 1).expect("in memory"));
+    file
 }
 
 /// The plain bytes of a blob, and what became of it.
@@ -386,5 +427,15 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         "pax",
         b"22 GNU.sparse.size=99\n28 GNU.sparse.numblocks=1\n24 GNU.sparse.map=0,5\n12 size=5\n".to_vec(),
     ));
+    for (plain, pieces) in [
+        (18_u8, &b"\x14he..l\x15\x00\x03a/b\x00\x0e\x02\x15\x00\x04long\x07\x4b"[..]),
+        (5, b"\x15\x00\x03a/b\x00\x17"),
+        (1, b"\x05\x00\x05etc/x\x00\x07"),
+        (2, b"\x05\x00\x03a/b\x00\x05\x02\x01c\x00\x0b"),
+        (0, b"\x03"),
+    ] {
+        seeds.extend([("recipe", [&[3], pieces].concat()), ("recipe", [&[plain << 2 | 1], pieces].concat())]);
+        seeds.push(("recipe", [&[0], &framed(plain.into(), pieces)[..]].concat()));
+    }
     seeds
 }

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use reflinkd::Kind;
-use reflinkd::layer::{Limits, Summary, unpack};
+use reflinkd::layer::{Limits, Summary, record, unpack};
 
-use super::fixture::Tmpfs;
+use super::fixture::{Tmpfs, scratch};
 use super::writer::{Raw, Style, Tar};
 
 /// Processor time that none of them needs a quarter of.
@@ -21,7 +21,8 @@ fn soon(what: &str, root: &Path, tar: &[u8]) -> Summary {
         asked.set(asked.get() + 1);
         asked.get().is_multiple_of(100) && processor_time() - begun > SOON
     };
-    let summary = unpack(&mut &*tar, root, &Limits::default(), &too_long);
+    let place = scratch();
+    let summary = record(&mut &*tar, root, &place.path().join("recipe"), &Limits::default(), &too_long);
     let took = processor_time() - begun;
     summary.unwrap_or_else(|e| panic!("{what}, after {took:?}: {e}"))
 }
@@ -69,6 +70,22 @@ fn a_marker_at_every_depth_costs_what_one_costs() {
     let root = Tmpfs::new();
     soon("markers at every depth", root.path(), &tar.end());
     assert_eq!(root.path().join(at(DEPTH)).read_dir().expect("list").count(), FILES);
+}
+
+#[test]
+fn contents_that_move_cost_what_they_hold() {
+    let deep = vec!["d"; 1000].join("/");
+    let mut tar = Tar::default();
+    tar.entry(&Raw::new(b'5', &deep), Style::Pax);
+    tar.entry(&Raw::new(b'2', "s").link(&deep), Style::Pax);
+    for number in 0..10_000 {
+        tar.entry(&Raw::new(b'0', "over and over").data("x"), Style::Pax);
+        tar.entry(&Raw::new(b'0', format!("s/{number}")).data("x"), Style::Pax);
+        tar.entry(&Raw::new(b'1', format!("link {number}")).link(format!("s/{number}")), Style::Pax);
+        tar.entry(&Raw::new(b'2', format!("s/{number}")).link("nowhere"), Style::Pax);
+    }
+    let root = Tmpfs::new();
+    soon("contents that move", root.path(), &tar.end());
 }
 
 #[test]

@@ -4,10 +4,11 @@
 use std::path::Path;
 
 use reflinkd::Kind;
-use reflinkd::layer::{Limits, unpack};
+use reflinkd::layer::Limits;
 
 use super::cases::{self, Case, EVIL, Fate, file, link, sym};
 use super::fixture::scratch;
+use super::restored::unpack;
 use super::tree::{What, read};
 use super::writer::{Raw, Style, Tar};
 

@@ -5,11 +5,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use reflinkd::Kind;
-use reflinkd::layer::{Limits, Summary, unpack};
+use reflinkd::layer::{Limits, Summary};
 
 use super::cases::{dir, file, link, sym};
 use super::fixture::scratch;
 use super::generate::CAPABILITY;
+use super::restored::unpack;
 use super::tree::{Tree, What, data_map, read};
 use super::writer::{Raw, Style, Tar};
 

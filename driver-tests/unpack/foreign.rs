@@ -7,10 +7,11 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use reflinkd::layer::{Limits, unpack};
+use reflinkd::layer::Limits;
 use rustix::fs::{AtFlags, CWD, FileType, Timespec, Timestamps, XattrFlags};
 
 use super::fixture::{run, scratch};
+use super::restored::unpack;
 use super::tree::{Tree, assert_same, data_map, read};
 
 /// What a writer and a format of its can say.

@@ -1,11 +1,12 @@
 //! Random layers on Btrfs, each compared with the model. A failure prints its seed; UNPACK_SEED runs it alone.
 
-use reflinkd::layer::{Limits, unpack};
+use reflinkd::layer::Limits;
 
 use super::fixture::Btrfs;
 use super::generate::{layer, tar};
 use super::model::Model;
 use super::random::Random;
+use super::restored::unpack;
 use super::tree::{assert_same, read};
 
 const CASES: u64 = 600;

@@ -5,9 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use reflinkd::Kind;
-use reflinkd::layer::{Limits, Summary, unpack};
+use reflinkd::layer::{Limits, Summary};
 
 use super::fixture::scratch;
+use super::restored::unpack;
 use super::tree::{What, read};
 use super::writer::{Raw, Style, Tar, record};
 

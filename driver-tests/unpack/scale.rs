@@ -4,9 +4,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use reflinkd::layer::{Limits, unpack};
+use reflinkd::layer::Limits;
 
 use super::fixture::{run, scratch};
+use super::restored::unpack;
 use super::writer::{Raw, Style, Tar};
 
 fn apply(root: &Path, tar: &[u8]) {

@@ -52,6 +52,10 @@ enum Command {
     Bundle(c::bundle::Bundle),
     Rename(c::rename::Rename),
     Update(c::update::Update),
+    Clone(c::clone::Clone),
+    Snapshot(c::snapshot::Snapshot),
+    Snapshots(c::snapshots::Snapshots),
+    Rollback(c::rollback::Rollback),
     Reset(c::reset::Reset),
     Rm(c::rm::Rm),
     // Images
@@ -128,6 +132,10 @@ impl Cli {
             Command::Bundle(args) => args.run(&engine, out),
             Command::Rename(args) => args.run(&engine, out),
             Command::Update(args) => args.run(&engine, out),
+            Command::Clone(args) => args.run(&engine, out),
+            Command::Snapshot(args) => args.run(&engine, out),
+            Command::Snapshots(args) => args.run(&engine, out),
+            Command::Rollback(args) => args.run(&engine, out),
             Command::Reset(args) => args.run(&engine, out),
             Command::Rm(args) => args.run(&engine, out),
             Command::Load(args) => args.run(&engine, out),
@@ -158,7 +166,15 @@ impl Command {
     fn leaves_work(&self) -> bool {
         matches!(
             self,
-            Self::Create(_) | Self::Reset(_) | Self::Rm(_) | Self::Rmi(_) | Self::Load(_) | Self::Import(_)
+            Self::Create(_)
+                | Self::Clone(_)
+                | Self::Snapshot(_)
+                | Self::Rollback(_)
+                | Self::Reset(_)
+                | Self::Rm(_)
+                | Self::Rmi(_)
+                | Self::Load(_)
+                | Self::Import(_)
         )
     }
 }

@@ -64,6 +64,7 @@ impl Engine {
             size_limit: wanted.size_limit,
             labels: wanted.labels,
             read_only: wanted.read_only,
+            inherited: 0,
         };
         let draft = self.begin_container(wanted.name.as_deref(), image.top, container)?;
         drop(images);
@@ -100,16 +101,21 @@ impl Engine {
     }
 
     /// Reserve a place under the wanted name, or under one that is made up: a spare's, if there is one to be had.
-    fn begin_container(
+    fn begin_container(&self, name: Option<&str>, parent: Option<uuid::Uuid>, container: Container) -> Result<Draft> {
+        self.named(name, container, |container| self.begin_named(parent, container))
+    }
+
+    /// Do a step under the wanted name, or under one that is made up.
+    pub(super) fn named<T>(
         &self,
         name: Option<&str>,
-        parent: Option<uuid::Uuid>,
         mut container: Container,
-    ) -> Result<Draft> {
+        mut step: impl FnMut(&Container) -> Result<T>,
+    ) -> Result<T> {
         let mut attempt = 0;
         loop {
             container.name = name.map_or_else(|| names::made_up(&container.id, attempt), str::to_string);
-            match self.begin_named(parent, &container) {
+            match step(&container) {
                 Err(e) if e.kind() == Kind::Exists && name.is_none() && attempt < 8 => {
                     attempt += 1;
                     container.id = names::random_id()?;
@@ -143,7 +149,7 @@ impl Engine {
     }
 
     /// Whether a limit can be held here; what its user should know if it can only in part.
-    fn check_limit(&self, limit: Option<u64>) -> Result<Vec<String>> {
+    pub(super) fn check_limit(&self, limit: Option<u64>) -> Result<Vec<String>> {
         let Some(limit) = limit else { return Ok(Vec::new()) };
         if limit == 0 {
             return Err(Error::new(Kind::Invalid, "a size limit of 0 bytes leaves nothing to write"));
@@ -188,8 +194,10 @@ impl Engine {
 
     /// The root directory of a container. Nothing is mounted, as the tree is there all the time; only of a read-only one
     /// the mount is made again if it is missing (after a reboot, or in another mount namespace).
+    ///
+    /// Also that of a snapshot (`NAME@LABEL`).
     pub fn container_root(&self, name: &str) -> Result<PathBuf> {
-        self.root_of(&self.find_container(name)?)
+        self.root_of(&self.find_tree(name)?)
     }
 
     pub(super) fn root_of(&self, record: &Record) -> Result<PathBuf> {
@@ -231,7 +239,9 @@ impl Engine {
             }
             let warnings = self.check_limit(limit)?;
             self.store.update(record.uuid, |record| {
-                self.set_limit(&self.tree(record), limit)?;
+                // What it has from the container that it is a clone of is charged there, but its own all the same.
+                let inherited = record.container().map_or(0, |c| c.inherited);
+                self.set_limit(&self.tree(record), limit.map(|limit| limit.saturating_sub(inherited).max(1)))?;
                 if let Content::Container(container) = &mut record.content {
                     container.size_limit = limit;
                 }
@@ -245,7 +255,7 @@ impl Engine {
         })
     }
 
-    fn set_limit(&self, tree: &Tree, limit: Option<u64>) -> Result<()> {
+    pub(super) fn set_limit(&self, tree: &Tree, limit: Option<u64>) -> Result<()> {
         match self.backend.quotas().map_or(Ok(()), |quotas| quotas.set_limit(tree, limit)) {
             // Quotas are off, or were since it was made: nothing holds what is to be lifted.
             Err(e) if limit.is_none() && e.kind() == Kind::Unsupported => Ok(()),
@@ -282,21 +292,24 @@ impl Engine {
         .context(|| format!("cannot reset container {name}"))
     }
 
-    /// Remove a container with all it wrote. Returns at once; the space comes back when the filesystem has cleaned up.
+    /// Remove a container with all it wrote, and with its snapshots; or one of these (`NAME@LABEL`). Returns at once; the space comes back when the filesystem has cleaned up.
     ///
     /// # Errors
     /// `InUse` naming a process that uses it, unless `force`.
     pub fn remove_container(&self, name: &str, force: bool) -> Result<Record> {
         (|| -> Result<_> {
             self.tidy()?;
-            let record = self.find_container(name)?;
+            let record = self.find_tree(name)?;
             if !force {
                 self.check_unused(&record)?;
+            }
+            for snapshot in self.store.snapshots_of(&Owner::cli(), record.uuid)? {
+                self.remove_tree(&snapshot)?;
             }
             self.remove_tree(&record)?;
             Ok(record)
         })()
-        .context(|| format!("cannot remove container {name}"))
+        .context(|| format!("cannot remove {} {name}", if name.contains('@') { "snapshot" } else { "container" }))
     }
 
     /// Remove the tree of a record, and the record. If the tree can't be removed it stays as it was.

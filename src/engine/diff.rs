@@ -43,11 +43,11 @@ pub enum DiffChange {
 }
 
 impl Engine {
-    /// What a container has changed of its image, as of one moment; it may be written to meanwhile. With `sizes` what each
+    /// What a container, or a snapshot of one (`NAME@LABEL`), has changed of its image, as of one moment; it may be written to meanwhile. With `sizes` what each
     /// path takes, too.
     pub fn diff(&self, name: &str, sizes: bool) -> Result<Diff> {
         (|| -> Result<_> {
-            let record = self.find_container(name)?;
+            let record = self.find_tree(name)?;
             // A view is its image's own tree.
             let changes = match record.container() {
                 Some(container) if container.read_only => Changes { list: Vec::new(), method: FeedMethod::Unchanged },

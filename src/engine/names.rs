@@ -4,17 +4,28 @@ use crate::{Error, Kind, Result};
 
 const LONGEST: usize = 128;
 
-/// Check a name given by the user: Docker's rule, `[a-zA-Z0-9][a-zA-Z0-9_.-]*`.
+/// Check a container's name given by the user.
 pub(super) fn check(name: &str) -> Result<()> {
-    let mut bytes = name.bytes();
-    let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric());
-    if !first || !bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) || name.len() > LONGEST {
-        return Err(Error::new(Kind::Invalid, format!("invalid container name {name:?}")).with_hint(format!(
-            "use letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most {LONGEST}"
-        )));
-    }
+    check_word("container name", name)?;
     if name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(Error::new(Kind::Invalid, format!("container name {name:?} would look like an ID")));
+    }
+    Ok(())
+}
+
+/// Check a snapshot's label given by the user.
+pub(super) fn check_label(label: &str) -> Result<()> {
+    check_word("label", label)
+}
+
+/// Docker's rule for names: `[a-zA-Z0-9][a-zA-Z0-9_.-]*`.
+fn check_word(what: &str, word: &str) -> Result<()> {
+    let mut bytes = word.bytes();
+    let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if !first || !bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) || word.len() > LONGEST {
+        return Err(Error::new(Kind::Invalid, format!("invalid {what} {word:?}")).with_hint(format!(
+            "use letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most {LONGEST}"
+        )));
     }
     Ok(())
 }

@@ -1,4 +1,13 @@
 //! Who holds how many bytes: `ps -s` and `df`.
+//!
+//! What a container holds is its own data, compared with its image. As long as nobody else has any of it, that is what its
+//! group is charged, or what the backend counts ([`Backend::measure`]): a number to look up. Relatives (containers and their
+//! snapshots, clones, layers committed of them) share data that only one of them was charged for. Of those each is asked
+//! where its data lies ([`Backend::own`]), which costs what it has changed: so each has its whole size, and what several have
+//! is told from what one has alone.
+//!
+//! [`Backend::measure`]: crate::backend::Backend::measure
+//! [`Backend::own`]: crate::backend::Backend::own
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -6,7 +15,7 @@ use uuid::Uuid;
 
 use super::Engine;
 use super::image::ImageInfo;
-use crate::backend::{GroupId, SizeMethod, Space, Tree, TreeSize, Want};
+use crate::backend::{GroupId, Own, SizeMethod, Space, Tree, TreeSize, Want};
 use crate::store::{Record, TreeKind};
 use crate::{Error, Kind, Result};
 
@@ -29,12 +38,16 @@ pub struct Sizes {
 #[derive(Debug, Clone)]
 pub struct Usage {
     pub images: Vec<ImageUsage>,
-    pub containers: Vec<(Record, Sizes)>,
+    pub containers: Vec<Relative>,
+    pub snapshots: Vec<Relative>,
     /// All layers, each once, whether an image includes it or not.
     pub layers_size: u64,
     /// Layers that `gc` or removing an unused image would give back.
     pub reclaimable: u64,
     pub containers_size: u64,
+    pub snapshots_size: u64,
+    /// What several containers, snapshots and layers hold, as often as it is counted beyond the first time.
+    pub shared: u64,
     pub spares: usize,
     /// What spares take: all of it would come back with them.
     pub spares_size: u64,
@@ -42,10 +55,22 @@ pub struct Usage {
     pub metadata: u64,
     /// Still charged to trees that are removed but not cleaned up yet.
     pub pending: u64,
-    /// Layers, containers, spares, metadata and what is pending.
+    /// Layers, containers, snapshots, spares, metadata and what is pending, each byte once.
     pub total: u64,
     pub space: Space,
 }
+
+/// A container or snapshot, with what it holds.
+#[derive(Debug, Clone)]
+pub struct Relative {
+    pub record: Record,
+    pub sizes: Sizes,
+    /// Of its own data, what no container, snapshot or layer besides it holds: what removing it gives back.
+    pub unique: u64,
+}
+
+/// A record with its sizes; and where its own data lies, if it has relatives.
+type Measured = (Record, Sizes, Option<Own>);
 
 /// One image's part.
 #[derive(Debug, Clone)]
@@ -61,7 +86,12 @@ pub struct ImageUsage {
 impl Engine {
     /// Sizes of containers, in their order, without those that were removed since they were listed. `want.sync` commits
     /// the filesystem first, so that the numbers are exact.
-    pub fn sizes(&self, mut containers: Vec<Record>, want: Want) -> Result<Vec<(Record, Sizes)>> {
+    pub fn sizes(&self, containers: Vec<Record>, want: Want) -> Result<Vec<(Record, Sizes)>> {
+        let measured = self.measured(containers, want)?;
+        Ok(measured.into_iter().map(|(record, sizes, _)| (record, sizes)).collect())
+    }
+
+    fn measured(&self, mut containers: Vec<Record>, want: Want) -> Result<Vec<Measured>> {
         for _ in 1..ATTEMPTS {
             match self.measure(containers.clone(), want) {
                 Err(e) if e.kind() == Kind::NotFound => {
@@ -92,28 +122,64 @@ impl Engine {
         error
     }
 
-    fn measure(&self, containers: Vec<Record>, want: Want) -> Result<Vec<(Record, Sizes)>> {
+    fn measure(&self, records: Vec<Record>, want: Want) -> Result<Vec<Measured>> {
         let layers = self.all_layers()?;
-        let trees = self.own_trees(&containers);
-        let measured = self.backend.measure(&trees.iter().collect::<Vec<_>>(), want)?;
-        if measured.sizes.len() != trees.len() {
+        let alone: Vec<Tree> = self.own_trees(records.iter().filter(|record| !record.related));
+        let measured = self.backend.measure(&alone.iter().collect::<Vec<_>>(), want)?;
+        if measured.sizes.len() != alone.len() {
             return Err(Error::new(Kind::System, "the filesystem measured another number of trees than asked"));
         }
-        let mut own = measured.sizes.into_iter();
+        let mut alone = measured.sizes.into_iter();
         // A read-only container has nothing of its own.
         let nothing = TreeSize { charged: 0, apparent: want.apparent.then_some(0) };
-        let size_of = |container: Record| {
-            let own = if container.is_view() { nothing } else { own.next().unwrap_or(nothing) };
-            let virtual_size = layers.size(container.parent) + own.charged;
-            let (size, apparent_size, method) = (own.charged, own.apparent, measured.method);
-            (container, Sizes { size, apparent_size, virtual_size, method })
+        let measure_one = |record: Record| -> Result<Measured> {
+            let own = if record.related { Some(self.own_of(&record)?) } else { None };
+            let (TreeSize { charged, apparent }, method) = match &own {
+                Some(own) => {
+                    let apparent = want.apparent.then_some(own.apparent);
+                    (TreeSize { charged: own.bytes(), apparent }, SizeMethod::Extents)
+                }
+                None if record.is_view() => (nothing, measured.method),
+                None => (alone.next().unwrap_or(nothing), measured.method),
+            };
+            let virtual_size = layers.size(record.parent) + charged;
+            Ok((record, Sizes { size: charged, apparent_size: apparent, virtual_size, method }, own))
         };
-        Ok(containers.into_iter().map(size_of).collect())
+        records.into_iter().map(measure_one).collect()
+    }
+
+    /// Where a tree's own data lies.
+    pub(super) fn own_of(&self, record: &Record) -> Result<Own> {
+        self.backend.own(&self.tree(record), self.parent_tree(record)?.as_ref())
+    }
+
+    /// Snapshots, with what each holds alone.
+    pub fn snapshot_sizes(&self, snapshots: Vec<Record>) -> Result<Vec<Relative>> {
+        let wanted: BTreeSet<Uuid> = snapshots.iter().map(|record| record.uuid).collect();
+        let want = Want { sync: true, apparent: false };
+        let containers = self.measured(self.containers()?, want)?;
+        let all = self.measured(self.store.list(TreeKind::Snapshot)?, want)?;
+        let layers = self.related_layers(&self.store.list(TreeKind::Layer)?)?;
+        let family: Vec<_> =
+            containers.iter().chain(&all).filter_map(|(_, _, own)| own.as_ref()).chain(&layers).collect();
+        let unique = unique(&family);
+        let first = containers.iter().filter(|(_, _, own)| own.is_some()).count();
+        let sized = all.iter().zip(&unique[first..]).map(|((record, sizes, _), unique)| Relative {
+            record: record.clone(),
+            sizes: *sizes,
+            unique: *unique,
+        });
+        Ok(sized.filter(|snapshot| wanted.contains(&snapshot.record.uuid)).collect())
+    }
+
+    /// Where the own data of the layers lies that were committed of containers.
+    fn related_layers(&self, layers: &[Record]) -> Result<Vec<Own>> {
+        layers.iter().filter(|layer| layer.related).map(|layer| self.own_of(layer)).collect()
     }
 
     /// The trees of records, without those that have none.
-    fn own_trees(&self, records: &[Record]) -> Vec<Tree> {
-        records.iter().filter(|record| !record.is_view()).map(|record| self.tree(record)).collect()
+    fn own_trees<'a>(&self, records: impl IntoIterator<Item = &'a Record>) -> Vec<Tree> {
+        records.into_iter().filter(|record| !record.is_view()).map(|record| self.tree(record)).collect()
     }
 
     /// How many trees of a kind there are, and what they take besides their data.
@@ -134,8 +200,8 @@ impl Engine {
 
     /// What the whole store holds.
     pub fn usage(&self, sync: bool) -> Result<Usage> {
-        let sized = self.sizes(self.containers()?, Want { sync, apparent: false })?;
-        let (containers, sizes): (Vec<_>, Vec<_>) = sized.into_iter().unzip();
+        let containers = self.measured(self.containers()?, Want { sync, apparent: false })?;
+        let snapshots = self.measured(self.store.list(TreeKind::Snapshot)?, Want { sync: false, apparent: false })?;
         let images = self.images()?;
         let layers = self.store.list(TreeKind::Layer)?;
         let size_of = |record: &Record| record.layer().map_or(0, |layer| layer.size);
@@ -145,12 +211,15 @@ impl Engine {
             *included.entry(layer.uuid).or_default() += 1;
         }
         let mut based: BTreeMap<&str, usize> = BTreeMap::new();
-        for container in containers.iter().filter_map(Record::container) {
+        for container in containers.iter().filter_map(|(record, ..)| record.container()) {
             *based.entry(&container.image_id).or_default() += 1;
         }
         let chains = self.all_layers()?;
-        let used: BTreeSet<Uuid> =
-            containers.iter().flat_map(|container| chains.chain(container.parent)).map(|layer| layer.uuid).collect();
+        let used: BTreeSet<Uuid> = containers
+            .iter()
+            .flat_map(|(container, ..)| chains.chain(container.parent))
+            .map(|layer| layer.uuid)
+            .collect();
 
         let images = images
             .iter()
@@ -166,22 +235,55 @@ impl Engine {
             })
             .collect();
         let layers_size = layers.iter().map(size_of).sum();
-        let containers_size = sizes.iter().map(|sizes| sizes.size).sum();
+        let size = |measured: &[Measured]| measured.iter().map(|(_, sizes, _)| sizes.size).sum();
+        let (containers_size, snapshots_size) = (size(&containers), size(&snapshots));
+
+        let committed = self.related_layers(&layers)?;
+        let all = || containers.iter().chain(&snapshots);
+        let family: Vec<&Own> = all().filter_map(|(_, _, own)| own.as_ref()).chain(&committed).collect();
+        let records = all().filter(|(_, _, own)| own.is_some()).map(|(record, ..)| record);
+        let records = records.chain(layers.iter().filter(|layer| layer.related));
+        let groups: BTreeSet<GroupId> = records.flat_map(Record::groups).map(GroupId).collect();
+        let each: u64 = family.iter().map(|own| own.bytes()).sum();
+        let together = match self.backend.charged(&groups)? {
+            Some(charged) => charged,
+            None => union(&family),
+        };
+        let mut unique = unique(&family).into_iter();
+        let relatives = |measured: Vec<Measured>, unique: &mut dyn Iterator<Item = u64>| -> Vec<Relative> {
+            let relative = |(record, sizes, own): Measured| {
+                let unique = own.and_then(|_| unique.next()).unwrap_or(sizes.size);
+                Relative { record, sizes, unique }
+            };
+            measured.into_iter().map(relative).collect()
+        };
+        let containers = relatives(containers, &mut unique);
+        let snapshots = relatives(snapshots, &mut unique);
+        let shared = each.saturating_sub(together);
+
         let (spares, spares_size) = self.overhead(TreeKind::Spare)?;
-        let metadata = self.overhead(TreeKind::Layer)?.1 + self.overhead(TreeKind::Container)?.1;
+        // What relatives are charged for beyond their data is metadata that they have written.
+        let metadata = self.overhead(TreeKind::Layer)?.1
+            + self.overhead(TreeKind::Container)?.1
+            + self.overhead(TreeKind::Snapshot)?.1
+            + together.saturating_sub(each);
         let pending: u64 =
             self.backend.leftovers(&self.live_groups()?)?.iter().map(|leftover| leftover.charged).sum();
+        let summed: u64 = layers_size + containers_size + snapshots_size + spares_size + metadata + pending;
         Ok(Usage {
             images,
-            containers: containers.into_iter().zip(sizes).collect(),
+            containers,
+            snapshots,
             layers_size,
             reclaimable: layers.iter().filter(|layer| !used.contains(&layer.uuid)).map(size_of).sum(),
             containers_size,
+            snapshots_size,
+            shared,
             spares,
             spares_size,
             metadata,
             pending,
-            total: layers_size + containers_size + spares_size + metadata + pending,
+            total: summed.saturating_sub(shared),
             space: self.backend.space()?,
         })
     }
@@ -189,5 +291,59 @@ impl Engine {
     /// The charge groups that records name.
     pub(super) fn live_groups(&self) -> Result<BTreeSet<GroupId>> {
         Ok(self.store.groups()?.into_iter().map(GroupId).collect())
+    }
+}
+
+/// Bytes that trees hold together.
+fn union(family: &[&Own]) -> u64 {
+    let mut blocks = rangemap::RangeSet::new();
+    for own in family {
+        blocks.extend(own.blocks.iter().cloned());
+    }
+    let elsewhere = family.iter().map(|own| own.elsewhere).sum();
+    Own { blocks, elsewhere, apparent: 0 }.bytes()
+}
+
+/// Bytes that each of the trees holds alone.
+fn unique(family: &[&Own]) -> Vec<u64> {
+    let mut alone: Vec<u64> = family.iter().map(|own| own.elsewhere).collect();
+    // Where a range of a tree begins or ends, in the order of addresses.
+    let mut edges: Vec<(u64, bool, usize)> = Vec::new();
+    for (tree, own) in family.iter().enumerate() {
+        edges.extend(own.blocks.iter().flat_map(|range| [(range.start, true, tree), (range.end, false, tree)]));
+    }
+    edges.sort_unstable();
+    let (mut holders, mut last) = (BTreeSet::new(), 0);
+    for (at, begins, tree) in edges {
+        if let (1, Some(holder)) = (holders.len(), holders.first()) {
+            let holder: usize = *holder;
+            alone[holder] += at - last;
+        }
+        if begins {
+            holders.insert(tree);
+        } else {
+            holders.remove(&tree);
+        }
+        last = at;
+    }
+    alone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own(ranges: &[(u64, u64)], elsewhere: u64) -> Own {
+        Own { blocks: ranges.iter().map(|(start, end)| *start..*end).collect(), elsewhere, apparent: 0 }
+    }
+
+    #[test]
+    fn what_several_hold_is_nobodys_alone_and_counts_once() {
+        let (a, b, c) = (own(&[(0, 10), (20, 30)], 1), own(&[(5, 25)], 2), own(&[(8, 9), (40, 44)], 0));
+        assert_eq!(unique(&[&a, &b, &c]), [5 + 5 + 1, 10 + 2, 4]);
+        assert_eq!(union(&[&a, &b, &c]), 30 + 4 + 3);
+        assert_eq!(unique(&[&a, &a]), [1, 1]);
+        assert_eq!(unique(&[&a]), [21]);
+        assert!(unique(&[]).is_empty());
     }
 }

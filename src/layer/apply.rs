@@ -13,7 +13,9 @@ use super::dirs::{self, Dir, Dirs, Id, Place};
 use super::made::Made;
 use super::name::{Meaning, Name, quoted};
 use super::reader::{Archive, Attributes, Entry, What};
-use super::{Limits, Summary, attributes, bad, create, implied, refused, remove, whiteout};
+use super::remove::{self, Fate, Save};
+use super::trace::Trace;
+use super::{Limits, Summary, attributes, bad, create, implied, refused, whiteout};
 use crate::error::{Context, Result};
 use crate::oci::beyond;
 
@@ -23,21 +25,26 @@ pub(crate) struct Unpacker<'a> {
     made: Made,
     limits: Limits,
     summary: Summary,
+    /// If a recipe is written.
+    trace: Option<Trace>,
 }
 
 impl<'a> Unpacker<'a> {
-    pub(crate) fn new(archive: Archive<'a>, root: &Path, limits: &Limits) -> Result<Self> {
+    pub(crate) fn new(archive: Archive<'a>, root: &Path, limits: &Limits, trace: Option<Trace>) -> Result<Self> {
         let dirs = Dirs::new(root)?;
         dirs::check_kernel(dirs.root())?;
-        Ok(Self { archive, dirs, made: Made::default(), limits: *limits, summary: Summary::default() })
+        Ok(Self { archive, dirs, made: Made::default(), limits: *limits, summary: Summary::default(), trace })
     }
 
-    pub(crate) fn run(mut self) -> Result<Summary> {
+    /// Make all that the archive says. With a trace, the stream is read to its end.
+    pub(crate) fn run(mut self) -> Result<Unpacked> {
         while let Some(entry) = self.archive.next_entry()? {
             self.entry(&entry).context(|| format!("entry {}", quoted(&entry.name)))?;
         }
-        self.dirs.settle()?;
-        Ok(self.summary)
+        if self.trace.is_some() {
+            self.archive.drain()?;
+        }
+        Ok(Unpacked { dirs: self.dirs, summary: self.summary, trace: self.trace })
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<()> {
@@ -72,7 +79,13 @@ impl<'a> Unpacker<'a> {
                 let dir = self.parent(parent)?;
                 let fd = self.place(&dir, last, |dir| create::file(dir, last, entry.attributes.mode))?;
                 let archive = &mut self.archive;
-                create::fill(&fd, *size, map.as_deref(), archive, &entry.attributes, dir.default_acl())
+                let inherits = dir.default_acl();
+                let inode =
+                    create::fill(&fd, name.path(), *size, map.as_deref(), archive, &entry.attributes, inherits)?;
+                if let (Some(trace), Some(inode)) = (&mut self.trace, inode) {
+                    trace.note(name.path(), inode);
+                }
+                Ok(())
             }
             what @ (What::Symlink(_) | What::CharDevice { .. } | What::BlockDevice { .. } | What::Fifo) => {
                 let dir = self.parent(parent)?;
@@ -203,15 +216,49 @@ impl<'a> Unpacker<'a> {
         let kind = FileType::from_raw_mode(there.st_mode);
         if kind == FileType::Directory {
             let check = || self.archive.check_cancelled();
-            remove::subtree(dir, name, None, &check).context(|| "replace the directory that is there")?;
+            let fate = match &mut self.trace {
+                Some(trace) => Fate::Save(Save { trace, made: &mut self.made, root: self.dirs.root() }),
+                None => Fate::Remove,
+            };
+            remove::subtree(dir, name, fate, &check).context(|| "replace the directory that is there")?;
             self.dirs.forget_paths();
         } else {
-            unlinkat(&dir.fd, name, AtFlags::empty()).context(|| "replace what is there")?;
+            let saved = match &mut self.trace {
+                Some(trace) => trace.save(self.dirs.root(), &mut self.made, (&dir.fd, dir.id), name, Some(&there))?,
+                None => false,
+            };
+            if !saved {
+                unlinkat(&dir.fd, name, AtFlags::empty()).context(|| "replace what is there")?;
+            }
             if kind == FileType::Symlink {
                 self.dirs.forget_linked();
             }
         }
         Ok(())
+    }
+}
+
+/// A tree that has all of a layer, but directories still to get their times.
+#[must_use]
+pub(crate) struct Unpacked {
+    dirs: Dirs,
+    summary: Summary,
+    trace: Option<Trace>,
+}
+
+impl Unpacked {
+    pub(crate) fn settle(mut self) -> Result<Summary> {
+        self.dirs.settle()?;
+        Ok(self.summary)
+    }
+
+    /// Make the recipe that was written meanwhile one of the tree as it has become.
+    pub(crate) fn trace(&mut self, recipe: &Path, check: &dyn Fn() -> Result<()>) -> Result<()> {
+        let linked = self.dirs.passed_symlink();
+        match self.trace.take() {
+            Some(trace) => trace.settle(recipe, self.dirs.root(), linked, check),
+            None => Ok(()),
+        }
     }
 }
 

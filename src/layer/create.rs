@@ -7,7 +7,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::dirs::Dir;
+use super::dirs::{Dir, Id};
 use super::reader::{Archive, Attributes, Segment, What};
 use super::{attributes, holes, refused};
 use crate::error::{Context, Result};
@@ -18,32 +18,39 @@ pub(crate) fn file(dir: &Dir, name: &[u8], mode: u32) -> rustix::io::Result<Owne
     openat(&dir.fd, name, flags, Mode::from_raw_mode(mode & 0o777))
 }
 
-/// Write a file's content from the archive, then set all its attributes.
+/// Write the content of the file `path` from the archive, then set all its attributes. Its inode, if the archive has
+/// content for it.
 pub(crate) fn fill(
     fd: &OwnedFd,
+    path: &[u8],
     size: u64,
     map: Option<&[Segment]>,
     archive: &mut Archive<'_>,
     want: &Attributes,
     inherits: bool,
-) -> Result<()> {
+) -> Result<Option<u64>> {
     let whole = [Segment { offset: 0, length: size }];
     for &part in map.unwrap_or(&whole) {
-        copy(archive, fd, part)?;
+        copy(archive, fd, path, part)?;
     }
-    rustix::fs::ftruncate(fd, size).map_err(|errno| refused("give it its length", errno))?;
     let now = fstat(fd).context(|| "stat")?;
+    // Not always: to Btrfs giving a file the length that it has is a truncation like any other.
+    if u64::try_from(now.st_size) != Ok(size) {
+        rustix::fs::ftruncate(fd, size).map_err(|errno| refused("give it its length", errno))?;
+    }
     attributes::set(fd, &now, want, inherits)?;
-    futimens(fd, &attributes::both(want.mtime)).context(|| "set its times")
+    futimens(fd, &attributes::both(want.mtime)).context(|| "set its times")?;
+    let stored = map.map_or(size > 0, |map| map.iter().any(|part| part.length > 0));
+    Ok(stored.then(|| Id::of(&now).inode))
 }
 
-fn copy(archive: &mut Archive<'_>, fd: &OwnedFd, part: Segment) -> Result<()> {
+fn copy(archive: &mut Archive<'_>, fd: &OwnedFd, path: &[u8], part: Segment) -> Result<()> {
     let mut writer = holes::Writer::new(fd.as_fd(), part.offset);
-    let mut left = part.length;
-    while left > 0 {
-        let lent = archive.data(left)?;
+    let (mut offset, end) = (part.offset, part.offset + part.length);
+    while offset < end {
+        let lent = archive.content(path, offset, end - offset)?;
         writer.write(lent)?;
-        left -= lent.len() as u64;
+        offset += lent.len() as u64;
     }
     writer.end()
 }

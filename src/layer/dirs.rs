@@ -142,6 +142,7 @@ pub(crate) struct Dirs {
     /// In order, so that the nearest one is found without trying each prefix of a path that may have thousands.
     paths: BTreeMap<Vec<u8>, Known>,
     clock: u64,
+    linked: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -157,7 +158,7 @@ impl Dirs {
         let fd = rustix::fs::open(root, flags, Mode::empty()).context(|| format!("open {}", root.display()))?;
         let root = fstat(&fd).context(|| "stat a directory")?;
         let root = Rc::new(dir(fd, &root));
-        Ok(Self { root, open: HashMap::new(), paths: BTreeMap::new(), clock: 0 })
+        Ok(Self { root, open: HashMap::new(), paths: BTreeMap::new(), clock: 0, linked: false })
     }
 
     pub(crate) fn root(&self) -> &Rc<Dir> {
@@ -167,6 +168,11 @@ impl Dirs {
     /// The directory with this identity, if it is open.
     pub(crate) fn get(&self, id: Id) -> Option<&Rc<Dir>> {
         if id == self.root.id { Some(&self.root) } else { self.open.get(&id).map(|(dir, _)| dir) }
+    }
+
+    /// Whether any directory so far was found through a symlink.
+    pub(crate) fn passed_symlink(&self) -> bool {
+        self.linked
     }
 
     /// Find the directory at `path`, the last component through a symlink too.
@@ -191,6 +197,7 @@ impl Dirs {
                 match self.open_in_root(&path[..end]) {
                     Ok(fd) => {
                         linked = true;
+                        self.linked = true;
                         dir = self.keep(fd, &path[..end], linked)?;
                         at = end;
                         continue;

@@ -20,7 +20,9 @@
 //! remove       subtrees, with a bounded number of descriptors
 //! pack/        trees into layers: the way back
 //! made         which names this layer made, in eight bytes each
+//! trace        where the contents of its files are, while names change
 //! sink         a tar's bytes, those of files apart from all others
+//! recipe/      what a tar has besides the contents of files, and the tar from it again
 //! ```
 //!
 //! # What the tree looks like afterwards
@@ -66,8 +68,10 @@ mod made;
 mod name;
 pub mod pack;
 pub mod reader;
+pub mod recipe;
 mod remove;
 pub mod sink;
+mod trace;
 mod whiteout;
 
 use std::fmt::Display;
@@ -133,7 +137,34 @@ pub struct Summary {
 /// `tar` that wraps a [`crate::Error`] comes out as that error.
 pub fn unpack(tar: &mut dyn Read, root: &Path, limits: &Limits, cancelled: &dyn Fn() -> bool) -> Result<Summary> {
     let archive = reader::Archive::new(tar, limits.max_bytes, cancelled);
-    apply::Unpacker::new(archive, root, limits)?.run()
+    apply::Unpacker::new(archive, root, limits, None)?.run()?.settle()
+}
+
+/// [`unpack`] a layer's tar, and write its [`recipe`] to a new file outside of the tree. Reads the stream to its end, as
+/// that is part of the diff ID. If it fails there is no recipe.
+///
+/// # Errors
+/// Those of [`unpack`], and of writing the recipe.
+pub fn record(
+    tar: &mut dyn Read,
+    root: &Path,
+    recipe: &Path,
+    limits: &Limits,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Summary> {
+    let mut writer = recipe::RecipeWriter::create(recipe)?;
+    let archive = reader::Archive::tapped(tar, limits.max_bytes, cancelled, &mut writer);
+    let mut unpacked = apply::Unpacker::new(archive, root, limits, Some(trace::Trace::default()))?.run()?;
+    writer.finish()?;
+    let check = || match cancelled() {
+        true => Err(Error::new(Kind::Interrupted, "interrupted")),
+        false => Ok(()),
+    };
+    let settled = unpacked.trace(recipe, &check).and_then(|()| unpacked.settle());
+    if settled.is_err() {
+        let _ = std::fs::remove_file(recipe);
+    }
+    settled
 }
 
 /// An archive that is damaged, lies or tries to escape.

@@ -15,6 +15,7 @@ use super::dirs::{Dir, Dirs, Id, mtime_of, open_child, timespec};
 use super::made::Made;
 use super::name::quoted;
 use super::reader::{Attributes, Time};
+use super::trace::Trace;
 use super::{bad, implied, refused};
 use crate::error::{Context, Result};
 
@@ -27,6 +28,21 @@ const LISTING: usize = 32 << 10;
 pub(crate) struct Keep<'a> {
     pub(crate) made: &'a mut Made,
     pub(crate) dirs: &'a Dirs,
+}
+
+/// What becomes of what is met.
+pub(crate) enum Fate<'a> {
+    Remove,
+    /// What this layer made stays.
+    Keep(Keep<'a>),
+    /// Contents of this layer's files are set aside.
+    Save(Save<'a>),
+}
+
+pub(crate) struct Save<'a> {
+    pub(crate) trace: &'a mut Trace,
+    pub(crate) made: &'a mut Made,
+    pub(crate) root: &'a Dir,
 }
 
 /// A directory of which some entries are still to be removed.
@@ -42,17 +58,22 @@ struct Frame {
     kept: bool,
 }
 
-/// Remove the directory `name` in `dir` with all that is in it. With `keep`, it stays if this layer made it
+/// Remove the directory `name` in `dir` with all that is in it. With [`Fate::Keep`], it stays if this layer made it
 /// or anything below it.
-pub(crate) fn subtree(dir: &Dir, name: &[u8], keep: Option<Keep<'_>>, check: &dyn Fn() -> Result<()>) -> Result<()> {
+pub(crate) fn subtree(dir: &Dir, name: &[u8], fate: Fate<'_>, check: &dyn Fn() -> Result<()>) -> Result<()> {
     let mut base = base(dir)?;
     base.subdirs.push(name.to_vec());
-    Walk { keep, check, stack: vec![base] }.run()
+    let (keep, save) = match fate {
+        Fate::Remove => (None, None),
+        Fate::Keep(keep) => (Some(keep), None),
+        Fate::Save(save) => (None, Some(save)),
+    };
+    Walk { keep, save, check, stack: vec![base] }.run()
 }
 
 /// Remove from `dir` all that `keep` doesn't spare.
 pub(crate) fn children(dir: &Dir, keep: Keep<'_>, check: &dyn Fn() -> Result<()>) -> Result<()> {
-    let mut walk = Walk { keep: Some(keep), check, stack: Vec::new() };
+    let mut walk = Walk { keep: Some(keep), save: None, check, stack: Vec::new() };
     let mut base = base(dir)?;
     walk.scan(&mut base)?;
     walk.stack.push(base);
@@ -68,6 +89,7 @@ fn base(dir: &Dir) -> Result<Frame> {
 
 struct Walk<'a> {
     keep: Option<Keep<'a>>,
+    save: Option<Save<'a>>,
     check: &'a dyn Fn() -> Result<()>,
     stack: Vec<Frame>,
 }
@@ -133,6 +155,10 @@ impl Walk<'_> {
                 subdirs.push(name.to_vec());
             } else if self.keep.as_ref().is_some_and(|keep| keep.made.contains(*id, name)) {
                 *kept = true;
+            } else if let Some(Save { trace, made, root }) = &mut self.save
+                && trace.save(root, made, (fd, *id), name, None)?
+            {
+                // Moved, which is as good as removed.
             } else {
                 unlinkat(fd, name, AtFlags::empty()).context(|| format!("remove {} below it", quoted(name)))?;
             }

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::dirs::{Dir, Dirs, Id};
 use super::made::Made;
 use super::refused;
-use super::remove::{self, Keep};
+use super::remove::{self, Fate, Keep};
 use crate::error::{Context, Result};
 
 /// Hide `name` in `dir`. What isn't there needs no hiding.
@@ -27,7 +27,7 @@ pub(crate) fn hide(
         FileType::Directory if made.contains(dir.id, name) && made.is_cleared(Id::of(&stat)) => {}
         FileType::Directory => {
             dir.touch();
-            remove::subtree(dir, name, Some(Keep { made, dirs }), check)?;
+            remove::subtree(dir, name, Fate::Keep(Keep { made, dirs }), check)?;
             dirs.forget_paths();
         }
         _ if made.contains(dir.id, name) => {}

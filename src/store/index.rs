@@ -183,9 +183,10 @@ impl Index {
         Ok(found.into_iter().map(|(record, _)| record).collect())
     }
 
-    /// The group numbers of all rows.
+    /// The numbers of all groups that rows name.
     pub(super) fn groups(&self) -> Result<Vec<u32>> {
-        Ok(self.many("TRUE", params![])?.into_iter().filter_map(|(record, _)| record.group).collect())
+        let all = self.many("TRUE", params![])?;
+        Ok(all.iter().flat_map(|(record, _)| record.groups()).collect())
     }
 
     /// Those that are not ready. Asked before each change, while others are at work: so without their records.
@@ -205,6 +206,16 @@ impl Index {
     pub(super) fn by_key_prefix(&self, owner: &Owner, kind: &str, prefix: &str) -> Result<Vec<Record>> {
         let condition = "owner = ?1 AND kind = ?2 AND key GLOB ?3 AND state IN ('ready', 'replacing') LIMIT 2";
         let found = self.many(condition, params![owner.as_str(), kind, format!("{prefix}*")])?;
+        Ok(found.into_iter().map(|(record, _)| record).collect())
+    }
+
+    /// The snapshots of a container that a user may see, oldest first.
+    pub(super) fn snapshots_of(&self, owner: &Owner, container: Uuid) -> Result<Vec<Record>> {
+        let condition =
+            "owner = ?1 AND kind = 'snapshot' AND key >= ?2 AND key < ?3 AND state IN ('ready', 'replacing')";
+        // All keys that begin with the container's: `0` is what comes after `/`.
+        let (first, end) = (format!("{container}/"), format!("{container}0"));
+        let found = self.many(condition, params![owner.as_str(), first, end])?;
         Ok(found.into_iter().map(|(record, _)| record).collect())
     }
 
@@ -277,7 +288,7 @@ impl Change<'_> {
     /// # Errors
     /// `Exists` if its key or name is another's.
     pub(super) fn put(&self, record: &Record, state: State) -> Result<()> {
-        self.put_as(record, state, record.key(), record.name())
+        self.put_as(record, state, record.key().as_deref(), record.name())
     }
 
     /// Add the row of a record found on disk. If damage gave two trees one name, the one that comes later stays
@@ -414,6 +425,7 @@ pub(super) fn kind_of(record: &Record) -> &'static str {
         Content::Work => "work",
         Content::Spare => "spare",
         Content::Container(_) => "container",
+        Content::Snapshot(_) => "snapshot",
     }
 }
 
@@ -436,7 +448,10 @@ fn failed(error: &rusqlite::Error) -> Error {
         Some(ErrorCode::DatabaseBusy) => Kind::InUse,
         _ => Kind::System,
     };
-    let error = Error::new(kind, format!("index: {error}"));
+    let error = match kind {
+        Kind::NoSpace => Error::new(kind, "write the index: No space left on device"),
+        _ => Error::new(kind, format!("index: {error}")),
+    };
     match kind {
         Kind::Damaged => error.with_hint("remove index.db in the store: it is made anew from the records"),
         _ => error,

@@ -64,6 +64,7 @@ mod images;
 mod index;
 mod places;
 mod record;
+mod relatives;
 mod scan;
 mod spares;
 mod tending;
@@ -77,7 +78,8 @@ pub use files::Lock;
 pub use identity::{Identity, SCHEMA};
 pub use images::{Image, ImagesGuard};
 pub use index::State;
-pub use record::{Container, Content, Layer, Owner, Record};
+pub use record::{Container, Content, Layer, Owner, Record, Snapshot, SnapshotOrigin};
+pub use relatives::NewFork;
 pub use tending::{Tending, ask_to_stop, is_asked_to_stop};
 pub use upgrade::upgrade;
 
@@ -251,21 +253,33 @@ impl Store {
     /// `Exists` if key or name are taken (by a tree that is whole, or still being made); `NotFound` if the
     /// parent is gone or going.
     pub fn begin(&self, new: New) -> Result<Draft> {
-        let uuid = Uuid::new_v4();
-        let place = self.place(uuid);
-        // Locked before it is there: a place that nobody works on is a stray.
-        let lock = places::lock(&self.root, uuid, Lock::TryExclusive)?
-            .ok_or_else(|| Error::new(Kind::InUse, format!("{uuid} is locked before it is made")))?;
-        std::fs::create_dir(&place).context(|| format!("mkdir {}", place.display()))?;
-        let mut record = Record {
-            uuid,
+        let record = Record {
+            uuid: Uuid::new_v4(),
             owner: new.owner,
             parent: new.parent,
             group: None,
             created: jiff::Timestamp::now(),
             replacing: false,
+            related: false,
+            inherits: Vec::new(),
             content: new.content,
         };
+        self.begin_record(record, new.group, |_| Ok(()))
+    }
+
+    /// Make the place of a record, and its row, in one change with `more`.
+    fn begin_record(
+        &self,
+        mut record: Record,
+        group: NewGroup,
+        more: impl FnOnce(&Change<'_>) -> Result<()>,
+    ) -> Result<Draft> {
+        let uuid = record.uuid;
+        let place = self.place(uuid);
+        // Locked before it is there: a place that nobody works on is a stray.
+        let lock = places::lock(&self.root, uuid, Lock::TryExclusive)?
+            .ok_or_else(|| Error::new(Kind::InUse, format!("{uuid} is locked before it is made")))?;
+        std::fs::create_dir(&place).context(|| format!("mkdir {}", place.display()))?;
         let begun = open_place(&place).and_then(|directory| {
             self.reserving(|change| {
                 if let Some(parent) = record.parent
@@ -273,12 +287,13 @@ impl Store {
                 {
                     return Err(Error::new(Kind::NotFound, format!("its parent {parent} is gone")));
                 }
-                record.group = match new.group {
+                record.group = match group {
                     NewGroup::None => None,
                     NewGroup::Same(group) => group,
                     NewGroup::Fresh => Some(take_group(change)?),
                 };
                 change.put(&record, State::Making)?;
+                more(change)?;
                 // Before the row is committed: whoever makes the index anew must find the one or the other.
                 record.write(&directory, &place)
             })?;
@@ -510,6 +525,7 @@ pub enum TreeKind {
     Work,
     Spare,
     Container,
+    Snapshot,
 }
 
 impl TreeKind {
@@ -519,6 +535,7 @@ impl TreeKind {
             Self::Work => "work",
             Self::Spare => "spare",
             Self::Container => "container",
+            Self::Snapshot => "snapshot",
         }
     }
 }

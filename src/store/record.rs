@@ -5,6 +5,7 @@
 //! snapshot's own commit. A record too long for an attribute stands in the file `record.json` in the place,
 //! fsync'd, and the attribute says so.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -56,6 +57,13 @@ pub struct Record {
     /// the filesystem knows. Since schema 2.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replacing: bool,
+    /// Whether it was made of a relative (a container of a snapshot, a snapshot or layer of a container), or a relative of
+    /// it: then it may share its own data with others, and what its group holds need not be its alone. Since schema 4.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub related: bool,
+    /// Groups of other trees that what it shares with relatives was first charged to. Since schema 4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inherits: Vec<u32>,
     pub content: Content,
 }
 
@@ -70,6 +78,8 @@ pub enum Content {
     /// A clone of its parent made ahead: what the next container of it is made of. Since schema 3.
     Spare,
     Container(Container),
+    /// A container as it was. Since schema 4.
+    Snapshot(Snapshot),
 }
 
 /// A committed layer.
@@ -104,15 +114,59 @@ pub struct Container {
     /// It has no tree of its own: its root is a read-only mount of its parent's, and `fs` the mount point. Since schema 3.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
+    /// Bytes of its own data that it has from the container it was cloned from and that its group isn't charged for, so that
+    /// its limit has to be so much smaller. Since schema 4.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub inherited: u64,
+}
+
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
+/// A container as it was at one moment. It is removed with its container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The record of its container.
+    pub container: Uuid,
+    /// Unique among the container's.
+    pub label: String,
+    pub origin: SnapshotOrigin,
+}
+
+/// How a snapshot came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotOrigin {
+    /// Somebody asked for it.
+    Manual,
+    /// A rule asked for it, and may remove it (`snapshot --keep`).
+    Automatic,
+    /// A rollback put another tree in its place.
+    Replaced,
+}
+
+impl Snapshot {
+    /// What the record of a snapshot is found by.
+    #[must_use]
+    pub fn key(container: Uuid, label: &str) -> String {
+        format!("{container}/{label}")
+    }
 }
 
 impl Record {
-    /// The unique name of the content among its owner's: chain ID, container ID, or none.
+    /// The groups that what it holds may be charged to.
+    pub fn groups(&self) -> impl Iterator<Item = u32> {
+        self.group.into_iter().chain(self.inherits.iter().copied())
+    }
+
+    /// The unique name of the content among its owner's: chain ID, container ID, container and label, or none.
     #[must_use]
-    pub fn key(&self) -> Option<&str> {
+    pub fn key(&self) -> Option<Cow<'_, str>> {
         match &self.content {
-            Content::Layer(layer) => Some(&layer.chain_id),
-            Content::Container(container) => Some(&container.id),
+            Content::Layer(layer) => Some(Cow::Borrowed(&layer.chain_id)),
+            Content::Container(container) => Some(Cow::Borrowed(&container.id)),
+            Content::Snapshot(snapshot) => Some(Cow::Owned(Snapshot::key(snapshot.container, &snapshot.label))),
             Content::Work | Content::Spare => None,
         }
     }
@@ -122,7 +176,7 @@ impl Record {
     pub fn name(&self) -> Option<&str> {
         match &self.content {
             Content::Container(container) => Some(&container.name),
-            Content::Layer(_) | Content::Work | Content::Spare => None,
+            Content::Layer(_) | Content::Work | Content::Spare | Content::Snapshot(_) => None,
         }
     }
 
@@ -138,6 +192,14 @@ impl Record {
     pub fn container(&self) -> Option<&Container> {
         match &self.content {
             Content::Container(container) => Some(container),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        match &self.content {
+            Content::Snapshot(snapshot) => Some(snapshot),
             _ => None,
         }
     }

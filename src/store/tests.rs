@@ -46,6 +46,7 @@ fn container(name: &str, id: &str) -> New {
             size_limit: None,
             labels: Default::default(),
             read_only: false,
+            inherited: 0,
         }),
     }
 }

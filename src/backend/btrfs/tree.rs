@@ -110,20 +110,32 @@ impl Btrfs {
         self.destroy_subvolume(&spare)
     }
 
-    /// The fork is made where the old tree is to be kept, and both change places.
-    pub(super) fn roll_back_tree(&self, from: &Tree, tree: &Tree, limit: Option<u64>, kept: &Tree) -> Result<()> {
-        let (root, aside) = (tree.root(), kept.root());
-        let old = open_tree(tree)?;
-        let (place, beside) = (open_place(tree.place())?, open_place(kept.place())?);
-        self.clone_into(from, kept, &aside, Access::Writable, limit)?;
-        // What its users locked can't be renamed either.
-        super::destroy::unlock(&old, &root).inspect_err(|_| self.undo(&aside))?;
-        rustix::fs::renameat_with(&beside, name_of(&aside), &place, name_of(&root), RenameFlags::EXCHANGE)
-            .context(|| format!("exchange {} with {}", aside.display(), root.display()))
-            .inspect_err(|_| self.undo(&aside))?;
+    pub(super) fn exchange_trees(one: &Tree, other: &Tree) -> Result<()> {
+        for tree in [one, other] {
+            // What its users locked can't be renamed.
+            super::destroy::unlock(&open_tree(tree)?, &tree.root())?;
+        }
+        let (here, there) = (open_place(one.place())?, open_place(other.place())?);
+        let exchange = || {
+            rustix::fs::renameat_with(
+                &here,
+                name_of(&one.root()),
+                &there,
+                name_of(&other.root()),
+                RenameFlags::EXCHANGE,
+            )
+            .context(|| format!("exchange {} with {}", one.root().display(), other.root().display()))
+        };
+        exchange()?;
         // One commit has both names or neither.
-        rustix::fs::fsync(&place).context(|| format!("fsync {}", tree.place().display()))?;
-        rustix::fs::fsync(&beside).context(|| format!("fsync {}", kept.place().display()))
+        let durable = [(&here, one), (&there, other)].into_iter().try_for_each(|(place, tree)| {
+            rustix::fs::fsync(place).context(|| format!("fsync {}", tree.place().display()))
+        });
+        durable.inspect_err(|_| {
+            if let Err(error) = exchange() {
+                tracing::warn!(%error, "cannot undo an exchange that may not be durable");
+            }
+        })
     }
 
     /// Clear away what a failed step made; the failure itself is what the caller has to hear of.

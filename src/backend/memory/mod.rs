@@ -146,25 +146,18 @@ impl Backend for Memory {
         self.make(from, to, access, Kin::Fork)
     }
 
-    fn roll_back(&self, from: &Tree, tree: &Tree, limit: Option<u64>, kept: &Tree) -> Result<()> {
-        let old = record_path(&tree.root())?.ok_or_else(|| missing(&tree.root()))?;
-        self.fork(from, kept, Access::Writable, limit)?;
-        let new = record_path(&kept.root())?.ok_or_else(|| missing(&kept.root()))?;
+    fn exchange(&self, one: &Tree, other: &Tree) -> Result<()> {
+        let record = |tree: &Tree| record_path(&tree.root())?.ok_or_else(|| missing(&tree.root()));
+        let stale = [record(one)?, record(other)?];
         // Both places know both trees until the trees have changed places.
-        let known = |path: &Path, place: &Path| {
+        for (path, place) in stale.iter().zip([other.place(), one.place()]) {
             let copy = place.join(path.file_name().unwrap_or_default());
-            fs::copy(path, &copy).context(|| format!("copy {} to {}", path.display(), copy.display()))
-        };
-        known(&old, kept.place())
-            .and_then(|_| known(&new, tree.place()))
-            .and_then(|_| {
-                renameat_with(CWD, kept.root(), CWD, tree.root(), RenameFlags::EXCHANGE)
-                    .context(|| format!("exchange {} and {}", kept.root().display(), tree.root().display()))
-            })
-            .inspect_err(|_| drop(self.destroy(kept)))?;
+            fs::copy(path, &copy).context(|| format!("copy {} to {}", path.display(), copy.display()))?;
+        }
+        renameat_with(CWD, one.root(), CWD, other.root(), RenameFlags::EXCHANGE)
+            .context(|| format!("exchange {} and {}", one.root().display(), other.root().display()))?;
         self.sync()?;
-        remove_file(&old)?;
-        remove_file(&new)
+        stale.iter().try_for_each(|path| remove_file(path))
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {

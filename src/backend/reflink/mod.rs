@@ -168,7 +168,7 @@ impl Backend for Reflink {
         self.clone_into(from, to, access, limit)
     }
 
-    fn roll_back(&self, _: &Tree, _: &Tree, _: Option<u64>, _: &Tree) -> Result<()> {
+    fn exchange(&self, _: &Tree, _: &Tree) -> Result<()> {
         Err(Error::new(Kind::Unsupported, "rolling back"))
     }
 

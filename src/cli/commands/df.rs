@@ -5,7 +5,7 @@ use crate::Result;
 use crate::cli::output::Format;
 use crate::engine::Engine;
 use crate::engine::image::{familiar, short};
-use crate::engine::usage::Usage;
+use crate::engine::usage::{Relative, Usage};
 
 /// Show what fills the store
 #[derive(clap::Args, Debug)]
@@ -20,8 +20,9 @@ pub struct Df {
     format: Format,
 }
 
-/// A row of `df --format json`: `images`, `containers`, `spares`, `metadata`, `pending` (removed, not cleaned up yet),
-/// `total` and `filesystem`; with `-v` also one `image` and one `container` each.
+/// A row of `df --format json`: `images`, `containers`, `snapshots`, `shared` (what several of these hold, beyond the first
+/// time), `spares`, `metadata`, `pending` (removed, not cleaned up yet), `total` and `filesystem`; with `-v` also one `image`,
+/// `container` and `snapshot` each.
 #[derive(Serialize, Default)]
 struct Row {
     #[serde(rename = "type")]
@@ -40,10 +41,10 @@ struct Row {
     /// Bytes that removing what is unused would give back
     #[serde(skip_serializing_if = "Option::is_none")]
     reclaimable: Option<u64>,
-    /// Bytes in layers that other images include too
+    /// Bytes in layers that other images include too; own data that another container, snapshot or layer has, too
     #[serde(skip_serializing_if = "Option::is_none")]
     shared: Option<u64>,
-    /// Bytes in layers that no other image includes
+    /// Bytes in layers that no other image includes; own data that nobody else has
     #[serde(skip_serializing_if = "Option::is_none")]
     unique: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,7 +72,8 @@ impl Df {
                 row.kind.to_string(),
                 number(row.count),
                 number(row.active),
-                format::size(row.size),
+                // Taken off the total.
+                format!("{}{}", if row.kind == "shared" && row.size > 0 { "-" } else { "" }, format::size(row.size)),
                 bytes(row.reclaimable),
             ]
         })?;
@@ -90,11 +92,13 @@ impl Df {
             ]
         })?;
         out.line("")?;
-        out.list(Format::Table, &details.1, &["CONTAINER", "ID", "SIZE", "VIRTUAL"], |row| {
+        out.list(Format::Table, &details.1, &["CONTAINER", "ID", "SIZE", "SHARED", "UNIQUE", "VIRTUAL"], |row| {
             vec![
                 row.name.clone().unwrap_or_default(),
                 row.id.as_deref().map_or_else(String::new, |id| short(id).to_string()),
                 format::size(row.size),
+                bytes(row.shared),
+                bytes(row.unique),
                 bytes(row.virtual_size),
             ]
         })
@@ -118,6 +122,8 @@ fn summary(usage: &Usage) -> Vec<Row> {
             size: usage.containers_size,
             ..Row::default()
         },
+        Row { kind: "snapshots", count: Some(usage.snapshots.len()), size: usage.snapshots_size, ..Row::default() },
+        Row { kind: "shared", size: usage.shared, ..Row::default() },
         Row {
             kind: "spares",
             count: Some(usage.spares),
@@ -143,15 +149,30 @@ fn details(usage: &Usage) -> (Vec<Row>, Vec<Row>) {
         containers: Some(image.containers),
         ..Row::default()
     });
-    let containers = usage.containers.iter().filter_map(|(record, sizes)| {
-        record.container().map(|container| Row {
+    let containers = usage.containers.iter().filter_map(|relative| {
+        relative.record.container().map(|container| Row {
             kind: "container",
             name: Some(container.name.clone()),
             id: Some(container.id.clone()),
-            size: sizes.size,
-            virtual_size: Some(sizes.virtual_size),
-            ..Row::default()
+            virtual_size: Some(relative.sizes.virtual_size),
+            ..own(relative)
         })
     });
-    (images.collect(), containers.collect())
+    let names: std::collections::HashMap<_, _> =
+        usage.containers.iter().map(|relative| (relative.record.uuid, relative.record.name())).collect();
+    let snapshots = usage.snapshots.iter().filter_map(|relative| {
+        let snapshot = relative.record.snapshot()?;
+        let container = names.get(&snapshot.container).copied().flatten().unwrap_or_default();
+        Some(Row { kind: "snapshot", name: Some(format!("{container}@{}", snapshot.label)), ..own(relative) })
+    });
+    (images.collect(), containers.chain(snapshots).collect())
+}
+
+fn own(relative: &Relative) -> Row {
+    Row {
+        size: relative.sizes.size,
+        shared: Some(relative.sizes.size.saturating_sub(relative.unique)),
+        unique: Some(relative.unique),
+        ..Row::default()
+    }
 }

@@ -14,7 +14,7 @@ use crate::engine::diff::{DiffChange, DiffLine};
 /// List what a container has added (A), changed (C) and deleted (D)
 #[derive(clap::Args, Debug)]
 pub struct Diff {
-    /// Container: name, or ID prefix
+    /// Container: name, or ID prefix; NAME@LABEL for a snapshot
     name: String,
     /// Show what each path takes on disk besides the image, the biggest first; directories with all below them
     #[arg(short, long)]

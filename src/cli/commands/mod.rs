@@ -3,6 +3,7 @@
 use super::{format, output::Output};
 
 pub(super) mod bundle;
+pub(super) mod clone;
 pub(super) mod completions;
 pub(super) mod cp;
 pub(super) mod create;
@@ -26,6 +27,9 @@ pub(super) mod rename;
 pub(super) mod reset;
 pub(super) mod rm;
 pub(super) mod rmi;
+pub(super) mod rollback;
+pub(super) mod snapshot;
+pub(super) mod snapshots;
 pub(super) mod tag;
 pub(super) mod tend;
 pub(super) mod update;

@@ -7,7 +7,7 @@ use crate::engine::Engine;
 /// Only the root of a read-only container is a mount, and mounted again here if it is missing (after a reboot).
 #[derive(clap::Args, Debug)]
 pub struct Mount {
-    /// Name or ID of the container
+    /// Name or ID of the container, or NAME@LABEL for a snapshot
     name: String,
 }
 

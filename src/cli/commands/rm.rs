@@ -2,13 +2,13 @@ use super::Output;
 use crate::engine::Engine;
 use crate::{Kind, Result};
 
-/// Remove containers with all they wrote
+/// Remove containers with all they wrote and their snapshots, or snapshots alone
 #[derive(clap::Args, Debug)]
 pub struct Rm {
     /// Even if a process is using it; and a container that doesn't exist is no error
     #[arg(short, long)]
     force: bool,
-    /// Names or IDs of containers
+    /// Names or IDs of containers; snapshots as NAME@LABEL
     #[arg(required = true)]
     names: Vec<String>,
 }

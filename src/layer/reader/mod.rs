@@ -17,6 +17,7 @@ use std::io::Read;
 
 use super::bad;
 use super::name::quoted;
+use super::sink::Sink;
 use crate::error::{Context, Error, Result};
 use header::Header;
 use pax::Records;
@@ -94,7 +95,20 @@ impl<'a> Archive<'a> {
     ///
     /// All of these have the errors of [`unpack`](super::unpack) that come from the archive.
     pub fn new(stream: &'a mut dyn Read, max_bytes: u64, cancelled: &'a dyn Fn() -> bool) -> Self {
-        let source = Source::new(stream, max_bytes, cancelled);
+        Self::of(Source::new(stream, max_bytes, cancelled, None))
+    }
+
+    /// The same, all bytes of the stream being handed on to `tap` as they are taken.
+    pub(crate) fn tapped(
+        stream: &'a mut dyn Read,
+        max_bytes: u64,
+        cancelled: &'a dyn Fn() -> bool,
+        tap: &'a mut dyn Sink,
+    ) -> Self {
+        Self::of(Source::new(stream, max_bytes, cancelled, Some(tap)))
+    }
+
+    fn of(source: Source<'a>) -> Self {
         Self { source, global: Records::default(), data: 0, padding: 0 }
     }
 
@@ -143,6 +157,20 @@ impl<'a> Archive<'a> {
         let lent = self.source.data(wanted)?;
         self.data -= lent.len() as u64;
         Ok(lent)
+    }
+
+    /// The same of data that becomes that of the file `path` from `offset` on.
+    pub(crate) fn content(&mut self, path: &[u8], offset: u64, wanted: u64) -> Result<&[u8]> {
+        debug_assert!(wanted > 0 && wanted <= self.data);
+        self.source.check_cancelled()?;
+        let lent = self.source.content(path, offset, wanted)?;
+        self.data -= lent.len() as u64;
+        Ok(lent)
+    }
+
+    /// Take what stands behind the archive's end.
+    pub(crate) fn drain(&mut self) -> Result<()> {
+        self.source.drain()
     }
 
     /// Take in a header that only speaks of the next one, or of all that follow.

@@ -7,6 +7,7 @@
 use std::io::{self, Read};
 
 use super::super::bad;
+use super::super::sink::Sink;
 use crate::error::{Error, Kind, Result};
 
 /// Bytes of a header, and what all data is padded to.
@@ -17,6 +18,8 @@ pub(crate) const BUFFER: usize = 256 << 10;
 pub(crate) struct Source<'a> {
     stream: &'a mut dyn Read,
     cancelled: &'a dyn Fn() -> bool,
+    /// Is given all that is taken.
+    tap: Option<&'a mut dyn Sink>,
     buffer: Box<[u8]>,
     /// What of the buffer is read and not yet taken: `start..end`.
     start: usize,
@@ -29,9 +32,14 @@ pub(crate) struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    pub(crate) fn new(stream: &'a mut dyn Read, max_bytes: u64, cancelled: &'a dyn Fn() -> bool) -> Self {
+    pub(crate) fn new(
+        stream: &'a mut dyn Read,
+        max_bytes: u64,
+        cancelled: &'a dyn Fn() -> bool,
+        tap: Option<&'a mut dyn Sink>,
+    ) -> Self {
         let buffer = vec![0; BUFFER].into_boxed_slice();
-        Self { stream, cancelled, buffer, start: 0, end: 0, position: 0, charged: 0, max_bytes }
+        Self { stream, cancelled, tap, buffer, start: 0, end: 0, position: 0, charged: 0, max_bytes }
     }
 
     /// Bytes taken so far: where in the stream the next header or datum starts.
@@ -82,20 +90,49 @@ impl<'a> Source<'a> {
 
     /// Take up to `wanted` bytes, not none, and lend them until the next call.
     pub(crate) fn data(&mut self, wanted: u64) -> Result<&[u8]> {
+        self.lend(wanted, None)
+    }
+
+    /// The same of bytes that become those of the file `path` from `offset` on.
+    pub(crate) fn content(&mut self, path: &[u8], offset: u64, wanted: u64) -> Result<&[u8]> {
+        self.lend(wanted, Some((path, offset)))
+    }
+
+    /// Take all that is left of the stream.
+    pub(crate) fn drain(&mut self) -> Result<()> {
+        loop {
+            let count = self.peek(BUFFER as u64)?.len();
+            if count == 0 {
+                return Ok(());
+            }
+            self.check_room(count as u64)?;
+            self.take(count, None)?;
+        }
+    }
+
+    fn lend(&mut self, wanted: u64, content: Option<(&[u8], u64)>) -> Result<&[u8]> {
         let count = self.peek(wanted)?.len();
         if count == 0 {
             return Err(truncated());
         }
         self.check_room(count as u64)?;
-        self.take(count);
+        self.take(count, content)?;
         Ok(&self.buffer[self.start - count..self.start])
     }
 
     /// Take `count` bytes that [`peek`](Self::peek) lent.
-    fn take(&mut self, count: usize) {
+    fn take(&mut self, count: usize, content: Option<(&[u8], u64)>) -> Result<()> {
         debug_assert!(count <= self.end - self.start);
+        if let Some(tap) = &mut self.tap {
+            let taken = &self.buffer[self.start..self.start + count];
+            match content {
+                None => tap.literal(taken)?,
+                Some((path, offset)) => tap.content(path, offset, taken)?,
+            }
+        }
         self.start += count;
         self.position += count as u64;
+        Ok(())
     }
 
     /// The next block, or `None` where the stream ends before its first byte.
@@ -106,7 +143,7 @@ impl<'a> Source<'a> {
         }
         let block = *lent.first_chunk().ok_or_else(truncated)?;
         self.check_room(BLOCK as u64)?;
-        self.take(BLOCK);
+        self.take(BLOCK, None)?;
         Ok(Some(block))
     }
 

@@ -1,0 +1,254 @@
+//! Snapshots of containers: taking one, going back to one, keeping some.
+//!
+//! ```text
+//! snapshot web1 before        web1@before is web1 as it is now: read-only, of one moment where clones are constant
+//! rollback web1 before        web1 is as web1@before again; what it was is web1@replaced-1, until that is removed
+//! rm web1@replaced-1          gives its space back
+//! snapshot web1 --keep daily=7    a snapshot named by the time, of which the newest of each of seven days stay
+//! ```
+//!
+//! A snapshot is charged where its container is, and counts against its limit for as long as it is there: so no rollback
+//! hands out more room. It goes with its container.
+//!
+//! # A rollback, cut short
+//!
+//! ```text
+//! fork web1@before -> web1@replaced-1         a second copy of the snapshot, with a record like any other
+//! exchange web1 with web1@replaced-1          the one step that counts
+//! ```
+//!
+//! Whoever dies before the exchange leaves a snapshot that nobody needs, and after it what he wanted.
+
+use std::path::PathBuf;
+
+use super::keep::Keep;
+use super::{Engine, names, tree_at};
+use crate::backend::{Access, Inherited};
+use crate::store::{Content, NewFork, Owner, Record, Snapshot, SnapshotOrigin, TreeKind};
+use crate::{Context, Error, Kind, Result};
+
+/// A snapshot with its container's name.
+#[derive(Debug, Clone)]
+pub struct SnapshotInfo {
+    pub record: Record,
+    /// `NAME@LABEL`.
+    pub name: String,
+    pub directory: PathBuf,
+}
+
+/// What a rollback came to.
+#[derive(Debug, Clone)]
+pub struct RolledBack {
+    /// `NAME@LABEL` of what was replaced; `None` if it wasn't to be kept.
+    pub kept: Option<String>,
+    pub warnings: Vec<String>,
+}
+
+/// What `snapshot --keep` came to.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    pub taken: String,
+    pub removed: Vec<String>,
+}
+
+impl Engine {
+    /// Keep a container as it is now, running or not, under a label that is made of the time if none is given. Durable on
+    /// return; its full name.
+    pub fn snapshot(&self, name: &str, label: Option<&str>) -> Result<String> {
+        self.take_snapshot(name, label, SnapshotOrigin::Manual)
+            .context(|| format!("cannot snapshot container {name}"))
+    }
+
+    /// Take a snapshot by a rule, and remove those taken by rules before that it doesn't keep.
+    pub fn snapshot_and_keep(&self, name: &str, keep: &Keep) -> Result<Kept> {
+        (|| -> Result<_> {
+            let taken = self.take_snapshot(name, None, SnapshotOrigin::Automatic)?;
+            let container = self.find_container(name)?;
+            let mut snapshots = self.store.snapshots_of(&Owner::cli(), container.uuid)?;
+            snapshots.retain(|record| record.snapshot().is_some_and(|s| s.origin == SnapshotOrigin::Automatic));
+            let times: Vec<_> = snapshots.iter().map(|record| record.created).collect();
+            let mut removed = Vec::new();
+            for (record, kept) in snapshots.iter().zip(keep.choose(&times)) {
+                if !kept {
+                    self.remove_tree(record)?;
+                    removed.push(full_name(&container, record));
+                }
+            }
+            Ok(Kept { taken, removed })
+        })()
+        .context(|| format!("cannot snapshot container {name}"))
+    }
+
+    fn take_snapshot(&self, name: &str, label: Option<&str>, origin: SnapshotOrigin) -> Result<String> {
+        label.map_or(Ok(()), names::check_label)?;
+        self.tidy()?;
+        self.make_room(None)?;
+        self.guard_host()?;
+        let container = self.find_container(name)?;
+        refuse_view(&container)?;
+        let label = match label {
+            Some(label) => label.to_string(),
+            None => self.label_of_now(&container)?,
+        };
+        self.with_room(|| self.fork_snapshot(&container, &container, &label, origin, Access::ReadOnly, None))
+            .map(|record| full_name(&container, &record))
+    }
+
+    /// Make a snapshot of a container that is a fork of `from`: itself, or one of its snapshots.
+    fn fork_snapshot(
+        &self,
+        container: &Record,
+        from: &Record,
+        label: &str,
+        origin: SnapshotOrigin,
+        access: Access,
+        limit: Option<u64>,
+    ) -> Result<Record> {
+        let snapshot = Snapshot { container: container.uuid, label: label.to_string(), origin };
+        let new = NewFork { owner: Owner::cli(), own_group: false, content: Content::Snapshot(snapshot) };
+        let mut held = self.store.hold(from.uuid)?;
+        let draft = self.store.begin_fork(&mut held, new).map_err(|e| match e.kind() {
+            Kind::Exists => label_taken(container, label),
+            _ => e,
+        })?;
+        let tree = tree_at(draft.place().to_path_buf(), draft.record());
+        match self.backend.fork(&self.tree(held.record()), &tree, access, limit) {
+            Ok(()) => self.store.publish(draft),
+            Err(e) => {
+                self.discard(draft);
+                Err(e)
+            }
+        }
+    }
+
+    /// Make a container as its snapshot `label` is, at the same path, in one step. What it was is kept as another snapshot,
+    /// unless `discard`.
+    ///
+    /// # Errors
+    /// `InUse` naming a process that uses the container, unless `force`: such a process goes on in what was replaced.
+    pub fn roll_back(&self, name: &str, label: &str, force: bool, discard: bool) -> Result<RolledBack> {
+        (|| -> Result<_> {
+            self.tidy()?;
+            self.make_room(None)?;
+            self.guard_host()?;
+            let container = self.find_container(name)?;
+            refuse_view(&container)?;
+            let from = self.find_snapshot(&container, label)?;
+            if !force {
+                self.check_unused(&container)?;
+            }
+            let limit = container.container().and_then(|c| c.size_limit);
+            let warnings = self.check_limit(limit)?;
+            let limit = limit.map(|limit| self.allowance(limit, &from)).transpose()?;
+            let label = self.next_label(&container, "replaced-")?;
+            let kept = self.with_room(|| {
+                self.fork_snapshot(&container, &from, &label, SnapshotOrigin::Replaced, Access::Writable, limit)
+            })?;
+            let kept_name = full_name(&container, &kept);
+            let held = self.store.hold(container.uuid)?;
+            // If this fails after all, either of the two may be the one or the other: nothing is removed then.
+            self.backend.exchange(&self.tree(held.record()), &self.tree(&kept)).map_err(|e| {
+                e.with_hint(format!("what was to be replaced, or what was to replace it, is kept as {kept_name}"))
+            })?;
+            drop(held);
+            if discard {
+                self.remove_tree(&kept)?;
+            }
+            Ok(RolledBack { kept: (!discard).then_some(kept_name), warnings })
+        })()
+        .context(|| format!("cannot roll back container {name} to {label}"))
+    }
+
+    /// What of a limit is left for the writers of a fork. Where the limit doesn't count what the fork has from its origin, it
+    /// has to be so much smaller.
+    pub(super) fn allowance(&self, limit: u64, from: &Record) -> Result<u64> {
+        match self.backend.quotas().map(crate::backend::Quotas::inherited) {
+            Some(Inherited::Nobody) => Ok(limit.saturating_sub(self.own_of(from)?.bytes()).max(1)),
+            _ => Ok(limit),
+        }
+    }
+
+    /// The snapshots of one container, or of all, oldest first.
+    pub fn snapshots(&self, name: Option<&str>) -> Result<Vec<SnapshotInfo>> {
+        let containers = self.containers()?;
+        let records = match name {
+            Some(name) => self.store.snapshots_of(&Owner::cli(), self.find_container(name)?.uuid)?,
+            None => self.store.list(TreeKind::Snapshot)?,
+        };
+        let of = |record: &Record| {
+            let snapshot = record.snapshot()?;
+            let container = containers.iter().find(|container| container.uuid == snapshot.container);
+            Some(
+                container
+                    .map_or_else(|| format!("{}@{}", snapshot.container, snapshot.label), |c| full_name(c, record)),
+            )
+        };
+        Ok(records
+            .into_iter()
+            .filter_map(|record| {
+                let (name, directory) = (of(&record)?, self.tree(&record).root());
+                Some(SnapshotInfo { record, name, directory })
+            })
+            .collect())
+    }
+
+    /// A container by its name or ID, or one of its snapshots as `NAME@LABEL`.
+    pub fn find_tree(&self, name: &str) -> Result<Record> {
+        match name.split_once('@') {
+            Some((container, label)) => self.find_snapshot(&self.find_container(container)?, label),
+            None => self.find_container(name),
+        }
+    }
+
+    fn find_snapshot(&self, container: &Record, label: &str) -> Result<Record> {
+        let key = Snapshot::key(container.uuid, label);
+        let found = self.store.by_key(&Owner::cli(), TreeKind::Snapshot, &key)?;
+        found.filter(|(_, state)| state.is_live()).map(|(record, _)| record).ok_or_else(|| {
+            let name = container.name().unwrap_or_default();
+            Error::new(Kind::NotFound, format!("container {name} has no snapshot {label}"))
+                .with_hint(format!("reflinkd snapshots {name} lists them"))
+        })
+    }
+
+    /// The time as a label, with a number if it is taken.
+    fn label_of_now(&self, container: &Record) -> Result<String> {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
+        let key = Snapshot::key(container.uuid, &now);
+        match self.store.by_key(&Owner::cli(), TreeKind::Snapshot, &key)? {
+            None => Ok(now),
+            Some(_) => self.next_label(container, &format!("{now}-")),
+        }
+    }
+
+    /// `prefix` with a number that is higher than all there are, and at least 1.
+    fn next_label(&self, container: &Record, prefix: &str) -> Result<String> {
+        let snapshots = self.store.snapshots_of(&Owner::cli(), container.uuid)?;
+        let number = |record: &Record| record.snapshot()?.label.strip_prefix(prefix)?.parse::<u64>().ok();
+        let last = snapshots.iter().filter_map(number).max().unwrap_or(0);
+        Ok(format!("{prefix}{}", last.saturating_add(1)))
+    }
+}
+
+fn full_name(container: &Record, snapshot: &Record) -> String {
+    let label = snapshot.snapshot().map_or("", |snapshot| &snapshot.label);
+    format!("{}@{label}", container.name().unwrap_or_default())
+}
+
+fn label_taken(container: &Record, label: &str) -> Error {
+    let name = container.name().unwrap_or_default();
+    Error::new(Kind::Exists, format!("there is a snapshot {name}@{label} already"))
+        .with_hint(format!("choose another label, or remove that one: reflinkd rm {name}@{label}"))
+}
+
+/// A read-only container never changes.
+pub(super) fn refuse_view(container: &Record) -> Result<()> {
+    if container.is_view() {
+        let image = container.container().map_or("", |c| &c.image);
+        return Err(Error::new(Kind::Unsupported, "it is read-only, and has nothing but its image's files")
+            .with_hint(format!(
+                "make another of its image: reflinkd create --image {}",
+                super::image::familiar(image)
+            )));
+    }
+    Ok(())
+}
