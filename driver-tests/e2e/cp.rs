@@ -23,6 +23,7 @@ on_btrfs_and_xfs! {
     files_share_their_blocks_on_one_filesystem
     owners_are_whose_they_are_said_to_be
     a_read_only_container_is_only_copied_from
+    a_snapshot_is_only_copied_from
     a_tar_is_extracted_as_it_is
     a_tar_is_written_of_what_is_there
     a_full_disk_leaves_what_was_there
@@ -43,9 +44,13 @@ impl Copying {
         Self { world }
     }
 
-    /// The arguments with `@` for the host's directory.
+    /// The arguments with `@` at the beginning for the host's directory.
     fn args(&self, args: &[&str]) -> Vec<String> {
-        let args = args.iter().map(|a| a.replace('@', arg(self.world.files.path())));
+        let host = arg(self.world.files.path());
+        let args = args.iter().map(|arg| match arg.strip_prefix('@') {
+            Some(below) => format!("{host}{below}"),
+            None => (*arg).to_string(),
+        });
         std::iter::once("cp".to_string()).chain(args).collect()
     }
 
@@ -365,6 +370,17 @@ fn a_read_only_container_is_only_copied_from(ground: Ground) {
     run("umount", &[arg(&c.world.tree("view"))]);
     c.cp(&["view:/etc/new", "web1:/bin"]);
     assert_eq!(text(c.inside("bin/new")), "new\n");
+}
+
+fn a_snapshot_is_only_copied_from(ground: Ground) {
+    let c = Copying::on(ground);
+    c.world.ok(&["snapshot", "web1", "before"]);
+    c.cp(&["@/file", "web1:/etc/new"]);
+    c.cp(&["web1@before:/etc/new", "@/out"]);
+    c.cp(&["web1@before:/etc/new", "web1:/etc/again"]);
+    assert_eq!((text(c.outside("out")), text(c.inside("etc/again"))), ("new\n".into(), "new\n".into()));
+    c.refuses(&["@/file", "web1@before:/etc"], "snapshots stay as they are");
+    c.refuses(&["web1@never:/etc", "@"], "has no snapshot never");
 }
 
 fn a_tar_is_extracted_as_it_is(ground: Ground) {

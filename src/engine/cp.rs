@@ -20,7 +20,7 @@ use crate::{Context, Error, Kind, Result, oci};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     Container {
-        /// Or ID.
+        /// Or ID; of a snapshot `NAME@LABEL`.
         name: String,
         /// From its root, wherever it starts.
         path: PathBuf,
@@ -121,7 +121,7 @@ impl Engine {
                     return Err(Error::new(Kind::Invalid, format!("there is no path after {name}:"))
                         .with_hint(format!("{name}:/ is the container's root directory")));
                 }
-                Ok((Side::container(&self.container_root(name)?)?, Spec::new(b"/", path)))
+                Ok((Side::container(&self.root_of(&self.find_tree(name)?)?)?, Spec::new(b"/", path)))
             }
             End::Host(_) => {
                 let here = std::env::current_dir().context(|| "find the working directory")?;
@@ -131,7 +131,12 @@ impl Engine {
     }
 
     fn check_writable(&self, name: &str) -> Result<()> {
-        if self.find_container(name)?.is_view() {
+        let record = self.find_tree(name)?;
+        if record.snapshot().is_some() {
+            return Err(Error::new(Kind::Denied, "snapshots stay as they are")
+                .with_hint(format!("copy to a clone of it: reflinkd clone {name}")));
+        }
+        if record.is_view() {
             return Err(Error::new(Kind::Denied, format!("container {name} is read-only"))
                 .with_hint("make one that can be written to: reflinkd create without --read-only"));
         }

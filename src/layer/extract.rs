@@ -82,7 +82,15 @@ impl Extractor<'_> {
                 let dir = self.parent(parent)?;
                 let make = |aside: &str| create::file(&dir, aside.as_bytes(), 0o600);
                 let (aside, fd) = Aside::make(dir.fd.as_fd(), make)?;
-                create::fill(&fd, *size, map.as_deref(), &mut self.archive, attributes, dir.default_acl())?;
+                create::fill(
+                    &fd,
+                    name.path(),
+                    *size,
+                    map.as_deref(),
+                    &mut self.archive,
+                    attributes,
+                    dir.default_acl(),
+                )?;
                 self.summary.bytes = self.summary.bytes.saturating_add(*size);
                 aside.put(last)
             }

@@ -27,7 +27,7 @@ pub struct Cp {
     /// Don't say what was copied
     #[arg(short, long)]
     quiet: bool,
-    /// CONTAINER:PATH, a path on the host, or `-`
+    /// CONTAINER:PATH (or CONTAINER@LABEL:PATH of a snapshot), a path on the host, or `-`
     #[arg(value_name = "SRC")]
     source: OsString,
     /// CONTAINER:PATH, a path on the host, or `-`
