@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 /// everybody's.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("cli", &["engine", "store", "backend", "layer", "oci", "sys"]),
-    ("engine", &["store", "backend", "layer", "oci", "sys"]),
+    ("engine", &["store", "backend", "copy", "layer", "oci", "sys"]),
     ("store", &["sys"]),
-    ("backend", &["sys"]),
-    ("layer", &["oci", "sys"]),
+    ("backend", &["copy", "sys"]),
+    ("copy", &["sys"]),
+    ("layer", &["oci", "copy", "sys"]),
     ("oci", &["sys"]),
     ("sys", &[]),
     ("error", &[]),

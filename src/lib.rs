@@ -9,12 +9,14 @@
 //!     store            records beside the trees and their SQLite index; knows no filesystem
 //!     backend          trees, charges, limits: btrfs, reflink, memory; knows no OCI and no database
 //!     layer            tar streams into trees
+//!       copy           files and trees from one place to another
 //!     oci              digests, references, manifests, archives
 //!       sys            system calls that no crate wraps safely
 //! ```
 
 pub mod backend;
 pub mod cli;
+pub mod copy;
 pub mod engine;
 pub mod error;
 pub mod layer;

@@ -66,6 +66,8 @@ mod accounting;
 mod bad_input;
 mod commit;
 mod containers;
+mod cp;
+mod cp_hostile;
 mod faults;
 mod images;
 mod layout;

@@ -83,6 +83,11 @@ impl Output {
         eprintln!("warning: {warning}");
     }
 
+    /// What was done, on standard error.
+    pub(super) fn note(&mut self, note: impl Display) {
+        eprintln!("{note}");
+    }
+
     /// A failure, and the way out.
     pub(super) fn error(&mut self, error: &Error) {
         let _ = self.out.flush();
@@ -119,6 +124,17 @@ impl Output {
             self.closed |= e.kind() == io::ErrorKind::BrokenPipe;
         }
         written.context(|| "write to standard output")
+    }
+}
+
+/// Bytes as they are, for whoever writes them piece by piece.
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes).inspect_err(|e| self.closed |= e.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

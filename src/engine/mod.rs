@@ -16,6 +16,7 @@ use crate::{Error, Kind, Result};
 pub mod bundle;
 pub mod commit;
 pub mod container;
+pub mod cp;
 pub mod delta;
 pub mod destroy;
 pub mod diff;

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, Stat, Timestamps, Uid, XattrFlags, chmod, chownat, fchmod, fchown, flistxattr, fremovexattr,
-    fsetxattr, lremovexattr, lsetxattr, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timestamps, Uid, XattrFlags, chmod, chownat, fchmod,
+    fchown, flistxattr, fremovexattr, fsetxattr, fstat, lremovexattr, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
 
@@ -17,7 +17,8 @@ use super::dirs::{Dir, timespec};
 use super::name::quoted;
 use super::reader::{Attributes, Time};
 use super::{bad, refused};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
+use crate::sys::rooted;
 
 const SET_ID: u32 = 0o6000;
 /// The kernel's limit on a list of names (linux/limits.h).
@@ -63,8 +64,13 @@ pub(crate) fn set_by_name(dir: &Dir, name: &[u8], now: &Stat, want: &Attributes,
         }
     }
     if !symlink && mode_differs(now, want, chown) {
-        // Not a symlink: it was just made, and nobody else is in the tree.
-        chmod(path(), Mode::from_raw_mode(want.mode)).context(|| "chmod")?;
+        // By a descriptor: chmod(2) would follow a symlink that somebody put in its place.
+        let made = rooted::open(&dir.fd, name, OFlags::PATH | OFlags::NOFOLLOW, ResolveFlags::NO_SYMLINKS);
+        let made = made.map_err(|errno| refused("open what was made", errno))?;
+        if FileType::from_raw_mode(fstat(&made).context(|| "stat")?.st_mode) == FileType::Symlink {
+            return Err(Error::new(Kind::InUse, "somebody exchanged it while it was made"));
+        }
+        chmod(format!("/proc/self/fd/{}", made.as_raw_fd()), Mode::from_raw_mode(want.mode)).context(|| "chmod")?;
     }
     for (attribute, value) in &want.xattrs {
         lsetxattr(path(), attribute, value, XattrFlags::empty()).map_err(|errno| match errno {

@@ -23,6 +23,7 @@ use super::name::quoted;
 use super::reader::Time;
 use super::{bad, refused};
 use crate::error::{Context, Error, Kind, Result};
+use crate::sys::rooted;
 
 /// Directories kept open.
 const MOST_OPEN: usize = 64;
@@ -30,8 +31,6 @@ const MOST_OPEN: usize = 64;
 const MOST_PATHS: usize = 4 * MOST_OPEN;
 /// Longest path that the kernel takes, its final NUL included (linux/limits.h).
 const PATH_MAX: usize = 4096;
-/// How often to try again when a rename elsewhere makes the kernel give up on `..` (openat2(2), EAGAIN).
-const RETRIES: usize = 1000;
 
 const NEVER: ResolveFlags = ResolveFlags::NO_MAGICLINKS.union(ResolveFlags::NO_XDEV);
 /// Below a directory, through no symlink and no mount.
@@ -324,14 +323,7 @@ fn open2(dir: &Dir, path: &[u8], resolve: ResolveFlags) -> rustix::io::Result<Ow
 }
 
 fn open_at(fd: &OwnedFd, path: &[u8], resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut tries = 0;
-    loop {
-        match rustix::fs::openat2(fd, path, flags, Mode::empty(), resolve) {
-            Err(Errno::AGAIN | Errno::INTR) if tries < RETRIES => tries += 1,
-            other => return other,
-        }
-    }
+    rooted::open(fd, path, OFlags::RDONLY | OFlags::DIRECTORY, resolve)
 }
 
 /// [`open_below`] for a walk that keeps its own descriptors.

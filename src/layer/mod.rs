@@ -11,6 +11,7 @@
 //! reader/      bytes into entries: ustar, old v7, GNU, PAX, sparse maps; touches no filesystem
 //! name         a tar name into components; what is a whiteout
 //! apply        one entry after the other onto the tree
+//! extract      any tar into a tree that others may be using
 //! whiteout     what markers hide
 //! dirs         directory descriptors: the only place that resolves a path
 //! create       new inodes in a directory
@@ -61,6 +62,7 @@ mod apply;
 mod attributes;
 mod create;
 mod dirs;
+mod extract;
 mod holes;
 mod made;
 mod name;
@@ -79,6 +81,7 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use crate::error::{Error, Kind, Result};
+pub use extract::extract;
 
 /// What a layer may cost at most. A layer past a limit is refused with [`Kind::BadInput`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

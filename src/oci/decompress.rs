@@ -98,6 +98,16 @@ impl Compression {
     }
 }
 
+/// The plain bytes of a stream, whatever it is compressed by.
+///
+/// # Errors
+/// `Unsupported` for compressions that we know but don't undo.
+pub fn plain<'a>(stream: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
+    let mut stream = io::BufReader::new(stream);
+    let head = stream.fill_buf().map_err(|e| Error::system("read", &e))?;
+    Compression::detect(&head[..head.len().min(MAGIC_LEN)])?.decoder(stream)
+}
+
 /// gzip, member after member.
 ///
 /// flate2's own reader of several members takes zero padding for a damaged header.

@@ -42,7 +42,7 @@ mod testing;
 
 pub use build::Commit;
 pub use config::{HistoryStep, ImageConfig, Step};
-pub use decompress::Compression;
+pub use decompress::{Compression, plain};
 pub use digest::{ChainId, DiffId, Digest, Digesting, Hasher, ImageId, chain_ids};
 pub use limits::SourceLimits;
 pub(crate) use limits::beyond;

@@ -48,6 +48,20 @@ pub fn directory(root: &Path, path: &str) -> Result<Option<OwnedFd>> {
     }
 }
 
+/// How often to try again when a rename elsewhere makes the kernel give up on `..` (openat2(2), EAGAIN).
+const RETRIES: usize = 1000;
+
+/// openat2(2), as often as it takes while others rename directories.
+pub fn open(at: impl AsFd, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    let mut tries = 0;
+    loop {
+        match openat2(&at, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) if tries < RETRIES => tries += 1,
+            other => return other,
+        }
+    }
+}
+
 /// Longest path that the kernel takes, its final NUL included (linux/limits.h).
 const PATH_MAX: usize = 4096;
 
@@ -57,11 +71,15 @@ const PATH_MAX: usize = 4096;
 /// # Errors
 /// What openat2(2) says: ELOOP for a symlink on the way, EXDEV for a mount. EINVAL for a path that leads up.
 pub fn beneath(root: impl AsFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    beneath_by(root, path, flags, ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV)
+}
+
+/// The same by other rules: through mounts, say.
+pub fn beneath_by(root: impl AsFd, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
     // Not by RESOLVE_BENEATH, which answers EXDEV, as for a mount, when a directory on the way is moved meanwhile.
     if path.starts_with(b"/") || path.split(|&b| b == b'/').any(|name| name == b"..") {
         return Err(Errno::INVAL);
     }
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let open = |at: BorrowedFd<'_>, part: &[u8]| {
         openat2(at, part, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
     };

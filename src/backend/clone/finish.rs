@@ -4,10 +4,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, futimens, openat, unlinkat};
 
-use super::attributes::{facts, made, set_flags, times};
 use super::links::Linked;
 use super::queue::{Directory, Made, path};
 use super::{Cloned, Counts, Entry, OPEN_DIRECTORY, Shared};
+use crate::copy::attributes::set_flags;
+use crate::copy::facts::{facts, times};
 use crate::sys::rooted;
 use crate::{Context, Result};
 
@@ -53,7 +54,7 @@ fn lock(clone: &OwnedFd, directories: &[Directory], linked: &Linked) -> Result<M
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(&directory, &**name, flags, Mode::empty()).context(|| "open")?;
         set_flags(&file, linked.flags, true)?;
-        made(&file, c"", AtFlags::EMPTY_PATH, linked.made.origin).context(|| "stat")
+        Made::of(&file, c"", AtFlags::EMPTY_PATH, linked.made.origin).context(|| "stat")
     })()
     .context(|| format!("/{}/{}", path.escape_ascii(), name.escape_ascii()))
 }
@@ -67,7 +68,7 @@ fn take_back(clone: impl AsFd, directories: &[Directory], number: usize) -> Resu
         let before = facts(&directory, c"", AtFlags::EMPTY_PATH).context(|| "stat its directory")?;
         unlinkat(&directory, &**name, AtFlags::REMOVEDIR).context(|| "rmdir")?;
         futimens(&directory, &times(&before)).context(|| "set the times of its directory")?;
-        made(&directory, c"", AtFlags::EMPTY_PATH, None).context(|| "stat its directory")
+        Made::of(&directory, c"", AtFlags::EMPTY_PATH, None).context(|| "stat its directory")
     })()
     .context(|| format!("/{}/{}, which vanished from the source", path.escape_ascii(), name.escape_ascii()))
 }

@@ -6,29 +6,10 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
-use rustix::fs::{FileType, IFlags, Statx};
+use rustix::fs::{FileType, IFlags};
 
-use super::attributes::device_of;
 use super::queue::Made;
-
-/// An inode of the source. The birth time tells it from a later one with the same number, in a source that is being
-/// changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    device: (u32, u32),
-    inode: u64,
-    born: (i64, u32),
-}
-
-impl Key {
-    pub(super) fn of(facts: &Statx) -> Self {
-        Self {
-            device: device_of(facts),
-            inode: facts.stx_ino,
-            born: (facts.stx_btime.tv_sec, facts.stx_btime.tv_nsec),
-        }
-    }
-}
+use crate::copy::facts::Key;
 
 /// What it became in the clone.
 #[derive(Debug)]

@@ -22,8 +22,6 @@
 //!
 //! The clone itself must be the caller's alone until this returns: it is not guarded against others.
 
-mod attributes;
-mod content;
 mod finish;
 mod links;
 mod queue;
@@ -34,17 +32,16 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread::{self, ScopedJoinHandle};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fremovexattr, mkdirat, openat};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat};
 
+use crate::copy::attributes::disinherit;
+use crate::copy::facts::{device_of, facts};
+use crate::copy::open;
 use crate::sys::reflink;
 use crate::{Context, Result};
-use attributes::{device_of, facts};
 use links::Links;
 use queue::{Made, Queue, WORKERS};
 use worker::Worker;
-
-pub(super) use content::data_ranges;
 
 /// Permissions of a directory until it is done: the ones that most directories have, so that most need no chmod.
 const FRESH_DIRECTORY: Mode = Mode::from_raw_mode(0o755);
@@ -174,10 +171,7 @@ pub fn clone_tree(from: &Path, to: &Path, state: Source, content: Content, proje
         let (queue, links) = (Queue::new(), Links::default());
         let descriptors = match state {
             Source::Still => None,
-            Source::Live => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                Some(openat(CWD, "/proc/self/fd", flags, Mode::empty()).context(|| "open /proc/self/fd")?)
-            }
+            Source::Live => Some(open::descriptors()?),
         };
         let shared = Shared { source, clone, content, descriptors, me, on_xfs, device, queue, links };
         let parts = work(&shared)?;
@@ -189,12 +183,7 @@ pub fn clone_tree(from: &Path, to: &Path, state: Source, content: Content, proje
 /// Take from a fresh directory what it inherited from the one it is in.
 fn bare(directory: impl AsFd, (uid, gid): (Uid, Gid)) -> rustix::io::Result<()> {
     fchown(&directory, Some(uid), Some(gid))?;
-    for acl in ["system.posix_acl_default", "system.posix_acl_access"] {
-        match fremovexattr(&directory, acl) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
+    disinherit(&directory)?;
     fchmod(&directory, FRESH_DIRECTORY)
 }
 

@@ -1,10 +1,15 @@
 //! The directories of the clone: where each is, which are still to be made, and who makes them.
 
 use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-use super::links::Key;
+use rustix::fs::{AtFlags, Statx, StatxFlags, statx};
+use rustix::io::Errno;
+
 use super::{Ctime, Origin};
+use crate::copy::facts::{Key, device_of};
 
 /// More than two gain nothing: the filesystem's own locks are what is waited for.
 pub(super) const WORKERS: usize = 2;
@@ -29,6 +34,37 @@ pub(super) struct Made {
     pub(super) ctime: Ctime,
     pub(super) blocks: u64,
     pub(super) origin: Option<Origin>,
+}
+
+impl Made {
+    /// What the manifest has of an inode of the clone, which was made of `origin`.
+    pub(super) fn of(at: impl AsFd, name: &CStr, flags: AtFlags, origin: Option<Origin>) -> rustix::io::Result<Self> {
+        let facts = statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME | StatxFlags::BLOCKS)?;
+        let ctime = (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec);
+        Ok(Self { inode: facts.stx_ino, ctime, blocks: facts.stx_blocks, origin })
+    }
+}
+
+impl Origin {
+    pub(super) fn of(facts: &Statx) -> Self {
+        Self { inode: facts.stx_ino, ctime: (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec) }
+    }
+
+    /// What is known of an inode of the source by now, if that is still what `before` tells of.
+    pub(super) fn now(
+        at: impl AsFd,
+        name: &CStr,
+        flags: AtFlags,
+        before: &Statx,
+    ) -> rustix::io::Result<Option<Self>> {
+        match statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME) {
+            Ok(now) if (device_of(&now), now.stx_ino) == (device_of(before), before.stx_ino) => {
+                Ok(Some(Self::of(&now)))
+            }
+            Ok(_) | Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
 }
 
 /// The way from one directory to another.

@@ -4,19 +4,22 @@ use std::collections::hash_map;
 use std::ffi::CStr;
 use std::fs::File;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{
-    AtFlags, FileType, IFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxAttributes, linkat, makedev, mkdirat,
-    mknodat, openat, openat2, readlinkat, symlinkat,
+    AtFlags, FileType, IFlags, Mode, OFlags, RawDir, Statx, StatxAttributes, linkat, makedev, mkdirat, mknodat,
+    openat, openat2, readlinkat, symlinkat,
 };
 use rustix::io::Errno;
 
-use super::attributes::{self, Attributes, LOCKING, device_of, facts, kind_of, made, origin_of, set_flags};
-use super::links::{Key, Linked};
+use super::links::Linked;
 use super::queue::{Made, Queue, Route};
-use super::{Content, Counts, Entry, FRESH_DIRECTORY, OPEN_DIRECTORY, Origin, Shared, content};
+use super::{Content, Counts, Entry, FRESH_DIRECTORY, OPEN_DIRECTORY, Origin, Shared};
+use crate::copy::attributes::{Attributes, LOCKING, set_flags};
+use crate::copy::content;
+use crate::copy::facts::{Key, device_of, facts, kind_of};
+use crate::copy::open::{HERE, OPEN_FILE, reopen};
 use crate::sys::{reflink, rooted};
 use crate::{Context, Error, Kind, Result};
 
@@ -25,17 +28,8 @@ const LISTING: usize = 32 << 10;
 /// How often a name may turn out to be something else than it was a moment ago.
 const RETRIES: usize = 100;
 
-/// Nothing here waits for a FIFO or takes a terminal, should a file have become one.
-const OPEN_FILE: OFlags = OFlags::RDONLY
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::NOATIME)
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::NOCTTY)
-    .union(OFlags::CLOEXEC);
 const CREATE_FILE: OFlags =
     OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// How a single name is opened: no symlink and no mount point.
-const HERE: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_XDEV);
 
 /// One thread's work.
 #[derive(Debug)]
@@ -61,7 +55,7 @@ impl Pair {
         let source = rooted::above(&self.source, steps).ok()?;
         let clone = rooted::above(&self.clone, steps).ok()?;
         let same = Key::of(&facts(&source, c"", AtFlags::EMPTY_PATH).ok()?) == key
-            && made(&clone, c"", AtFlags::EMPTY_PATH, None).ok()?.inode == there.inode;
+            && Made::of(&clone, c"", AtFlags::EMPTY_PATH, None).ok()?.inode == there.inode;
         same.then_some((source, clone))
     }
 }
@@ -85,7 +79,7 @@ impl Drop for Leave<'_> {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(shared: &'a Shared, number: usize) -> Self {
-        let attributes = Attributes::new(shared.me);
+        let attributes = Attributes::new(Some(shared.me));
         Self { shared, number, attributes, counts: Counts::default(), entries: Vec::new() }
     }
 
@@ -168,12 +162,12 @@ impl<'a> Worker<'a> {
     fn describe(&mut self, pair: &Pair) -> Result<(Key, Made)> {
         let facts = facts(&pair.source, c"", AtFlags::EMPTY_PATH).context(|| "stat")?;
         let extras = reflink::extras(&pair.source, self.shared.on_xfs).context(|| "get its flags")?;
-        self.attributes.set(&pair.source, &pair.clone, &facts, extras, FRESH_DIRECTORY)?;
+        self.attributes.set(&pair.source, &pair.clone, &facts, extras, Some(FRESH_DIRECTORY))?;
         // The root has still to be moved into its place.
         set_flags(&pair.clone, extras.flags, pair.number != 0)?;
         self.counts.directories += 1;
         let origin = self.origin(&pair.source, c"", AtFlags::EMPTY_PATH, &facts)?;
-        let made = made(&pair.clone, c"", AtFlags::EMPTY_PATH, origin).context(|| "stat the clone")?;
+        let made = Made::of(&pair.clone, c"", AtFlags::EMPTY_PATH, origin).context(|| "stat the clone")?;
         Ok((Key::of(&facts), made))
     }
 
@@ -218,12 +212,7 @@ impl<'a> Worker<'a> {
         }
         let source = File::from(match &self.shared.descriptors {
             None => found,
-            Some(descriptors) => {
-                // What is there is a link, though one that leads to the inode itself.
-                let name = found.as_raw_fd().to_string();
-                let flags = OPEN_FILE.difference(OFlags::NOFOLLOW);
-                openat(descriptors, name, flags, Mode::empty()).context(|| "open")?
-            }
+            Some(descriptors) => reopen(descriptors, &found).context(|| "open")?,
         });
         let extras = reflink::extras(&source, self.shared.on_xfs).context(|| "get its flags")?;
         self.inode(at, name, &facts, extras.flags, |worker| {
@@ -233,10 +222,10 @@ impl<'a> Worker<'a> {
                 clone => File::from(clone.context(|| "create")?),
             };
             worker.fill(&source, &clone, facts.stx_size, extras.flags)?;
-            worker.attributes.set(&source, &clone, &facts, extras, mode)?;
+            worker.attributes.set(&source, &clone, &facts, extras, Some(mode))?;
             set_flags(&clone, extras.flags, facts.stx_nlink < 2)?;
             let origin = worker.origin(&source, c"", AtFlags::EMPTY_PATH, &facts)?;
-            made(&clone, c"", AtFlags::EMPTY_PATH, origin).context(|| "stat the clone").map(Some)
+            Made::of(&clone, c"", AtFlags::EMPTY_PATH, origin).context(|| "stat the clone").map(Some)
         })
     }
 
@@ -255,7 +244,7 @@ impl<'a> Worker<'a> {
                 self.counts.cloned += 1;
             }
             Content::Copy => {
-                content::copy(source, clone).context(|| "copy")?;
+                content::copy(source, clone, &|| false).context(|| "copy")?;
                 self.counts.copied += 1;
             }
         }
@@ -296,7 +285,7 @@ impl<'a> Worker<'a> {
                 worker.counts.nodes += 1;
             }
             let origin = worker.origin(&at.source, name, AtFlags::SYMLINK_NOFOLLOW, &facts)?;
-            let made = attributes::made(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW, origin);
+            let made = Made::of(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW, origin);
             made.context(|| "stat the clone").map(Some)
         })
     }
@@ -331,7 +320,7 @@ impl<'a> Worker<'a> {
                     Err(Errno::EXIST) => return Ok(Outcome::Done),
                     result => result.context(|| "link")?,
                 }
-                let made = made(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW, linked.made.origin);
+                let made = Made::of(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW, linked.made.origin);
                 linked.made = made.context(|| "stat the clone")?;
                 linked.names.push(place());
                 self.counts.links += 1;
@@ -347,9 +336,9 @@ impl<'a> Worker<'a> {
         }
         if self.shared.descriptors.is_none() {
             // Nobody changes it.
-            return Ok(Some(origin_of(facts)));
+            return Ok(Some(Origin::of(facts)));
         }
-        attributes::origin(at, name, flags, facts).context(|| "stat again")
+        Origin::now(at, name, flags, facts).context(|| "stat again")
     }
 
     fn link(&self, (directory, first): &(u32, Box<[u8]>), at: &Pair, name: &CStr) -> rustix::io::Result<()> {

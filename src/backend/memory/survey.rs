@@ -12,7 +12,8 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Statx, StatxFlags, openat, statx};
 use sha2::{Digest, Sha256};
 
-use crate::backend::clone::{Cloned, data_ranges};
+use crate::backend::clone::Cloned;
+use crate::copy::content::data_ranges;
 use crate::sys::rooted;
 use crate::{Context, Result};
 

@@ -6,6 +6,7 @@ pub(super) mod bundle;
 pub(super) mod clone;
 pub(super) mod commit;
 pub(super) mod completions;
+pub(super) mod cp;
 pub(super) mod create;
 pub(super) mod destroy;
 pub(super) mod df;

@@ -1,8 +1,9 @@
 //! Trees into layers: the counterpart of [`unpack`](super::unpack).
 //!
 //! [`pack`] writes the tar that makes one tree of another: what is to be made, as it is in the tree, and markers for what
-//! is to be hidden. [`pack_tree`] writes all of a tree. What either writes, [`unpack`](super::unpack) turns into the same
-//! entries again, to the ns and the last attribute, and so does anybody else who reads POSIX's pax.
+//! is to be hidden. [`pack_tree`] writes all of a tree, [`pack_open`] what is at one place in it. What any of them writes,
+//! [`unpack`](super::unpack) turns into the same entries again, to the ns and the last attribute, and so does anybody else
+//! who reads POSIX's pax.
 //!
 //! Relies on root's rights. Reads through descriptors below the root only: no symlink is followed, no mount crossed, no
 //! device or FIFO opened. Needs memory for the names of the items and of the directories it is in, whatever the size
@@ -47,6 +48,7 @@ mod tests;
 mod tree;
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::FileType;
@@ -97,7 +99,7 @@ pub fn pack(
     sink: &mut dyn Sink,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Packed> {
-    let mut packer = Packer::new(root, max_bytes, sink, cancelled)?;
+    let mut packer = Packer::new(Source::open(root)?, b"", max_bytes, sink, cancelled);
     packer.layer = true;
     for path in items.iter().filter_map(|item| if let Item::Hide(path) = item { Some(path) } else { None }) {
         let (parent, name) = split(path);
@@ -118,30 +120,25 @@ pub fn pack(
 
 /// Write everything in the tree at `root`, the root directory itself first. The rest is as for [`pack`].
 pub fn pack_tree(root: &Path, max_bytes: u64, sink: &mut dyn Sink, cancelled: &dyn Fn() -> bool) -> Result<Packed> {
-    let mut packer = Packer::new(root, max_bytes, sink, cancelled)?;
-    packer.required(b"")?;
-    // Names still to come of each directory on the way, and how long its own path is.
-    let mut open = vec![(0, packer.source.names(b"")?.into_iter())];
-    let mut path = Vec::new();
-    while let Some((length, names)) = open.last_mut() {
-        path.truncate(*length);
-        let Some(name) = names.next() else {
-            open.pop();
-            continue;
-        };
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend(name);
-        if packer.make(&path)? == Some(FileType::Directory) {
-            open.push((path.len(), packer.source.names(&path)?.into_iter()));
-        }
-    }
-    packer.end()
+    Packer::new(Source::open(root)?, b"", max_bytes, sink, cancelled).all()
+}
+
+/// Write what is open, with all that is in it if it is a directory, under this name; a directory without a name as
+/// [`pack_tree`] does. What is no directory is open by O_PATH. The rest is as for [`pack`].
+pub fn pack_open(
+    what: OwnedFd,
+    name: &[u8],
+    max_bytes: u64,
+    sink: &mut dyn Sink,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Packed> {
+    Packer::new(Source::of(what), name, max_bytes, sink, cancelled).all()
 }
 
 struct Packer<'a> {
     source: Source,
+    /// What the root is called in the tar; empty for `./`.
+    name: &'a [u8],
     reader: Reader,
     tar: Tar<'a>,
     /// Names to hide, by the paths of their directories.
@@ -156,9 +153,16 @@ struct Packer<'a> {
 }
 
 impl<'a> Packer<'a> {
-    fn new(root: &Path, max_bytes: u64, sink: &'a mut dyn Sink, cancelled: &'a dyn Fn() -> bool) -> Result<Self> {
-        Ok(Self {
-            source: Source::open(root)?,
+    fn new(
+        source: Source,
+        name: &'a [u8],
+        max_bytes: u64,
+        sink: &'a mut dyn Sink,
+        cancelled: &'a dyn Fn() -> bool,
+    ) -> Self {
+        Self {
+            source,
+            name,
             reader: Reader::default(),
             tar: Tar { sink, bytes: 0, max_bytes, cancelled },
             hidden: BTreeMap::new(),
@@ -166,7 +170,41 @@ impl<'a> Packer<'a> {
             linked: HashMap::new(),
             layer: false,
             packed: Packed::default(),
-        })
+        }
+    }
+
+    /// What `path` is called in the tar.
+    fn named(&self, path: &[u8]) -> Vec<u8> {
+        match (self.name, path) {
+            (b"", path) => path.to_vec(),
+            (name, b"") => name.to_vec(),
+            (name, path) => [name, path].join(&b'/'),
+        }
+    }
+
+    /// Write the tree's root, and everything in it.
+    fn all(mut self) -> Result<Packed> {
+        if self.required(b"")? != FileType::Directory {
+            return self.end();
+        }
+        // Names still to come of each directory on the way, and how long its own path is.
+        let mut open = vec![(0, self.source.names(b"")?.into_iter())];
+        let mut path = Vec::new();
+        while let Some((length, names)) = open.last_mut() {
+            path.truncate(*length);
+            let Some(name) = names.next() else {
+                open.pop();
+                continue;
+            };
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend(name);
+            if self.make(&path)? == Some(FileType::Directory) {
+                open.push((path.len(), self.source.names(&path)?.into_iter()));
+            }
+        }
+        self.end()
     }
 
     /// Write the directories that lead to `path`, as far as they haven't been yet.
@@ -221,12 +259,13 @@ impl<'a> Packer<'a> {
             true => self.linked.get(&node.id).cloned(),
             false => None,
         };
-        let header = Header::new(path, &attributes);
+        let name = self.named(path);
+        let header = Header::new(&name, &attributes);
         match (first, node.kind) {
             (Some(first), _) => self.entry(&Header { kind: b'1', link: &first, ..header })?,
-            (None, FileType::RegularFile) => self.file(path, &node, &attributes)?,
+            (None, FileType::RegularFile) => self.file(path, &name, &node, &attributes)?,
             (None, FileType::Directory) => {
-                let name = if path.is_empty() { b"./".to_vec() } else { [path, b"/"].concat() };
+                let name = if name.is_empty() { b"./".to_vec() } else { [&name[..], b"/"].concat() };
                 self.entry(&Header { kind: b'5', path: &name, ..header })?;
             }
             (None, FileType::Symlink) => {
@@ -239,16 +278,16 @@ impl<'a> Packer<'a> {
             (None, _) => return Err(Error::new(Kind::Unsupported, "it is of a type that a tar doesn't have")),
         }
         if node.has_other_names() {
-            self.linked.entry(node.id).or_insert_with(|| path.to_vec());
+            self.linked.entry(node.id).or_insert(name);
         }
         Ok(Some(node.kind))
     }
 
-    fn file(&mut self, path: &[u8], node: &Node, attributes: &Attributes) -> Result<()> {
+    fn file(&mut self, path: &[u8], name: &[u8], node: &Node, attributes: &Attributes) -> Result<()> {
         let file = node.open()?;
         let length = file.metadata().context(|| "stat")?.len();
         self.packed.file_bytes = self.packed.file_bytes.saturating_add(length);
-        let header = Header { kind: b'0', ..Header::new(path, attributes) };
+        let header = Header { kind: b'0', ..Header::new(name, attributes) };
         match content::sparse_map(&file, length)? {
             None => {
                 self.tar.check_room(length)?;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, fstat, major, minor, openat, readlinkat};
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 use super::super::attributes;
 use super::super::dirs::{Id, mtime_of};
@@ -38,15 +38,25 @@ impl Source {
     pub(super) fn open(root: &Path) -> Result<Self> {
         let root = openat(CWD, root, READ | OFlags::DIRECTORY, Mode::empty())
             .context(|| format!("open {}", root.display()))?;
-        Ok(Self { root, at: Vec::new(), directory: None })
+        Ok(Self::of(root))
+    }
+
+    /// A directory that is open, or by O_PATH something else, which is all of the tree then.
+    pub(super) fn of(root: OwnedFd) -> Self {
+        Self { root, at: Vec::new(), directory: None }
     }
 
     /// What `path` is; `None` if it isn't there.
     pub(super) fn node(&mut self, path: &[u8]) -> Result<Option<Node>> {
         let (parent, name) = split(path);
-        let directory = if path.is_empty() { Ok(&self.root) } else { self.directory(parent) };
-        let name = if name.is_empty() { b"." } else { name };
-        match directory.and_then(|directory| rooted::node(directory, name)) {
+        let found = match path.is_empty() {
+            true => match rooted::node(&self.root, b".") {
+                Err(Errno::NOTDIR) => fcntl_dupfd_cloexec(&self.root, 0),
+                found => found,
+            },
+            false => self.directory(parent).and_then(|directory| rooted::node(directory, name)),
+        };
+        match found {
             Err(errno) if is_gone(errno) => Ok(None),
             Err(errno) => Err(refused("open", errno)),
             Ok(fd) => Node::of(fd).map(Some),

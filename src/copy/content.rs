@@ -13,7 +13,7 @@ use crate::{Error, Kind, Result};
 const BUFFER: usize = 1 << 20;
 
 /// Let the empty file `to` share all blocks of `from`.
-pub(super) fn share(from: &File, to: &File) -> Result<()> {
+pub(crate) fn share(from: &File, to: &File) -> Result<()> {
     reflink::ficlone(to, from).map_err(|errno| match errno {
         Errno::TXTBSY => Error::new(Kind::Unsupported, "it is an active swapfile")
             .with_hint("switch it off first, by swapoff in the container"),
@@ -25,14 +25,23 @@ pub(super) fn share(from: &File, to: &File) -> Result<()> {
     })
 }
 
-/// Copy the data, and make holes by leaving them out.
-pub(super) fn copy(from: &File, to: &File) -> std::io::Result<()> {
+/// Let the empty file `to` share all blocks of `from` if the two can, else copy. Whether they share them.
+pub(crate) fn share_or_copy(from: &File, to: &File, cancelled: &dyn Fn() -> bool) -> std::io::Result<bool> {
+    match reflink::ficlone(to, from) {
+        Ok(()) => Ok(true),
+        Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => Err(errno.into()),
+        Err(_) => copy(from, to, cancelled).map(|()| false),
+    }
+}
+
+/// Copy the data, and make holes by leaving them out. `cancelled` is asked at every block, and ends it early.
+pub(crate) fn copy(from: &File, to: &File, cancelled: &dyn Fn() -> bool) -> std::io::Result<()> {
     let size = from.metadata()?.len();
     to.set_len(size)?;
     let mut buffer = vec![0; BUFFER];
     for range in data_ranges(from, size)? {
         let mut at = range.start;
-        while at < range.end {
+        while at < range.end && !cancelled() {
             let want = usize::try_from(range.end - at).unwrap_or(BUFFER).min(BUFFER);
             let got = from.read_at(&mut buffer[..want], at)?;
             if got == 0 {
@@ -46,7 +55,7 @@ pub(super) fn copy(from: &File, to: &File) -> std::io::Result<()> {
 }
 
 /// The parts of a file of `length` bytes that are not holes, in order.
-pub(in crate::backend) fn data_ranges(file: &File, length: u64) -> std::io::Result<Vec<Range<u64>>> {
+pub(crate) fn data_ranges(file: &File, length: u64) -> std::io::Result<Vec<Range<u64>>> {
     let mut ranges = Vec::new();
     let mut at = 0;
     while at < length {

@@ -1,97 +1,77 @@
-//! Owner, mode, xattrs, times and inode flags of an inode of the clone.
+//! Owner, mode, xattrs, times and inode flags of a copied inode.
 //!
 //! The order is the kernel's. A change of owner drops set-id bits and capabilities, so mode and xattrs come after it;
 //! an ACL is part of the mode, so it comes after that; FICLONE and everything done in a directory moves its times, so they
 //! come after all of it; +i and +a forbid to set times, so flags are last. A call that would change nothing is
-//! spared: its price, times the number of files, is what a clone is made of.
+//! spared: its price, times the number of files, is what a copy is made of.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, IFlags, Mode, Statx, StatxFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
-    fchmod, fchown, fgetxattr, flistxattr, fsetxattr, futimens, lgetxattr, llistxattr, lsetxattr, statx, utimensat,
+    AtFlags, CWD, FileType, Gid, IFlags, Mode, Statx, Uid, XattrFlags, chmod, chmodat, chownat, fchmod, fchown,
+    fgetxattr, flistxattr, fremovexattr, fsetxattr, futimens, getxattr, lgetxattr, listxattr, llistxattr, lsetxattr,
+    removexattr, setxattr, utimensat,
 };
 use rustix::io::Errno;
 
-use super::Origin;
-use super::queue::Made;
+use super::facts::{owner, times};
 use crate::sys::reflink::{self, Extras};
 use crate::{Context, Result};
 
 /// linux/limits.h: `XATTR_SIZE_MAX` and `XATTR_LIST_MAX`.
 const XATTR_MAX: usize = 65536;
 const SET_ID: u32 = 0o6000;
+const DEFAULT_ACL: &str = "system.posix_acl_default";
+const ACCESS_ACL: &str = "system.posix_acl_access";
 /// Flags that a clone has from its source.
 const KEPT: IFlags = LOCKING.union(IFlags::NODUMP).union(IFlags::NOATIME).union(reflink::SYNC).union(IFlags::NOCOW);
 /// Of these, those that forbid to link, move and change.
-pub(super) const LOCKING: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
-
-/// Everything about a source's inode that statx tells.
-pub(super) fn facts(at: impl AsFd, name: &CStr, flags: AtFlags) -> rustix::io::Result<Statx> {
-    statx(at, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
-}
-
-/// What the manifest has of an inode of the clone, which was made of `origin`.
-pub(super) fn made(at: impl AsFd, name: &CStr, flags: AtFlags, origin: Option<Origin>) -> rustix::io::Result<Made> {
-    let facts = statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME | StatxFlags::BLOCKS)?;
-    let ctime = (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec);
-    Ok(Made { inode: facts.stx_ino, ctime, blocks: facts.stx_blocks, origin })
-}
-
-/// What is known of an inode of the source by now, if that is still what `before` tells of.
-pub(super) fn origin(
-    at: impl AsFd,
-    name: &CStr,
-    flags: AtFlags,
-    before: &Statx,
-) -> rustix::io::Result<Option<Origin>> {
-    match statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME) {
-        Ok(now) if (device_of(&now), now.stx_ino) == (device_of(before), before.stx_ino) => Ok(Some(origin_of(&now))),
-        Ok(_) | Err(Errno::NOENT) => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-pub(super) fn origin_of(facts: &Statx) -> Origin {
-    Origin { inode: facts.stx_ino, ctime: (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec) }
-}
-
-pub(super) fn device_of(facts: &Statx) -> (u32, u32) {
-    (facts.stx_dev_major, facts.stx_dev_minor)
-}
+pub(crate) const LOCKING: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
 
 /// Sets attributes, and has the buffers for it.
 #[derive(Debug)]
-pub(super) struct Attributes {
-    /// Whom a new inode belongs to.
-    me: (Uid, Gid),
+pub(crate) struct Attributes {
+    /// Whom a new inode belongs to; `None` if that depends on the directory it is in.
+    me: Option<(Uid, Gid)>,
+    /// Xattrs that the filesystem can't hold: left out and counted here, if it is to be so.
+    unheld: Option<u64>,
     names: Vec<u8>,
     value: Vec<u8>,
 }
 
 impl Attributes {
-    pub(super) fn new(me: (Uid, Gid)) -> Self {
-        Self { me, names: vec![0; XATTR_MAX], value: vec![0; XATTR_MAX] }
+    pub(crate) fn new(me: Option<(Uid, Gid)>) -> Self {
+        Self { me, unheld: None, names: vec![0; XATTR_MAX], value: vec![0; XATTR_MAX] }
     }
 
-    /// Set everything but the flags of an open file or directory, which was made with the permissions `mode`.
-    pub(super) fn set(
+    /// Leave out xattrs that a filesystem has no place for, instead of failing.
+    pub(crate) fn lenient(self) -> Self {
+        Self { unheld: Some(0), ..self }
+    }
+
+    /// How many were left out.
+    pub(crate) fn unheld(&self) -> u64 {
+        self.unheld.unwrap_or_default()
+    }
+
+    /// Set everything but the flags of an open file or directory, which was made with the permissions `mode`; `None` for
+    /// one that has others.
+    pub(crate) fn set(
         &mut self,
         source: impl AsFd,
         clone: impl AsFd,
         facts: &Statx,
         extras: Extras,
-        mode: Mode,
+        mode: Option<Mode>,
     ) -> Result<()> {
         let (source, clone) = (source.as_fd(), clone.as_fd());
         let (uid, gid) = owner(facts);
-        let foreign = (uid, gid) != self.me;
-        if foreign {
+        if self.me != Some((uid, gid)) {
             fchown(clone, Some(uid), Some(gid)).context(|| "chown")?;
         }
         let wanted = Mode::from_raw_mode(u32::from(facts.stx_mode));
-        if wanted != mode {
+        if mode != Some(wanted) {
             fchmod(clone, wanted).context(|| "chmod")?;
         }
         if extras.xattrs {
@@ -105,7 +85,7 @@ impl Attributes {
     }
 
     /// Set everything of what can't be opened for it: a symlink, or a node, which was made with its own mode.
-    pub(super) fn set_by_name(
+    pub(crate) fn set_by_name(
         &mut self,
         source: impl AsFd,
         clone: impl AsFd,
@@ -114,7 +94,7 @@ impl Attributes {
     ) -> Result<()> {
         let (source, clone) = (source.as_fd(), clone.as_fd());
         let (uid, gid) = owner(facts);
-        if (uid, gid) != self.me {
+        if self.me != Some((uid, gid)) {
             chownat(clone, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).context(|| "chown")?;
             let mode = u32::from(facts.stx_mode);
             if mode & SET_ID != 0 && FileType::from_raw_mode(mode) != FileType::Symlink {
@@ -132,6 +112,23 @@ impl Attributes {
             |name, value| lsetxattr(&*to, name, value, XattrFlags::empty()),
         )?;
         utimensat(clone, name, &times(facts), AtFlags::SYMLINK_NOFOLLOW).context(|| "set its times")
+    }
+
+    /// The same by O_PATH descriptors of the two, for where somebody may exchange what has the name.
+    pub(crate) fn set_by_descriptor(&mut self, source: impl AsFd, copy: impl AsFd, facts: &Statx) -> Result<()> {
+        let (from, to) = (by_descriptor(&source), by_descriptor(&copy));
+        let (uid, gid) = owner(facts);
+        chownat(&copy, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH).context(|| "chown")?;
+        let mode = u32::from(facts.stx_mode);
+        if FileType::from_raw_mode(mode) != FileType::Symlink {
+            chmod(&*to, Mode::from_raw_mode(mode)).context(|| "chmod")?;
+        }
+        self.xattrs(
+            |names| listxattr(&*from, names),
+            |name, value| getxattr(&*from, name, value),
+            |name, value| setxattr(&*to, name, value, XattrFlags::empty()),
+        )?;
+        utimensat(CWD, &*to, &times(facts), AtFlags::empty()).context(|| "set its times")
     }
 
     fn xattrs(
@@ -155,6 +152,7 @@ impl Attributes {
             };
             match set(name, &self.value[..length]) {
                 Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) if is_policys(name) => {}
+                Err(Errno::OPNOTSUPP) if self.unheld.is_some() => self.unheld = self.unheld.map(|count| count + 1),
                 result => result.context(|| why("set"))?,
             }
         }
@@ -162,8 +160,42 @@ impl Attributes {
     }
 }
 
+/// Take the ACLs away that a new inode has from the directory it is in.
+pub(crate) fn disinherit(fd: impl AsFd) -> rustix::io::Result<()> {
+    for acl in [DEFAULT_ACL, ACCESS_ACL] {
+        match fremovexattr(&fd, acl) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// The same by an O_PATH descriptor, of a device or FIFO: these have one ACL at most.
+pub(crate) fn disinherit_node(fd: impl AsFd) -> rustix::io::Result<()> {
+    match removexattr(by_descriptor(fd), ACCESS_ACL) {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Where an O_PATH descriptor's inode is reached by calls that want a path. What is there leads to the inode itself, also
+/// to a symlink.
+fn by_descriptor(fd: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
+/// Whether what is made in a directory inherits ACLs from it.
+pub(crate) fn hands_down_acl(directory: impl AsFd) -> bool {
+    // Any answer but "too small for its value" and a value means that there is none.
+    match fgetxattr(directory, DEFAULT_ACL, &mut [0_u8; 256][..]) {
+        Ok(length) => length > 0,
+        Err(errno) => errno == Errno::RANGE,
+    }
+}
+
 /// Give an inode of the clone its source's flags. With `all` those too that forbid to link and move it.
-pub(super) fn set_flags(clone: impl AsFd, flags: IFlags, all: bool) -> Result<()> {
+pub(crate) fn set_flags(clone: impl AsFd, flags: IFlags, all: bool) -> Result<()> {
     let wanted = flags & if all { KEPT } else { KEPT - LOCKING };
     if wanted.is_empty() {
         return Ok(());
@@ -179,17 +211,4 @@ pub(super) fn set_flags(clone: impl AsFd, flags: IFlags, all: bool) -> Result<()
 /// policy says stands. `security.capability` is no such label.
 fn is_policys(xattr: &[u8]) -> bool {
     xattr.starts_with(b"security.") && xattr != b"security.capability"
-}
-
-pub(super) fn kind_of(facts: &Statx) -> FileType {
-    FileType::from_raw_mode(facts.stx_mode.into())
-}
-
-fn owner(facts: &Statx) -> (Uid, Gid) {
-    (Uid::from_raw(facts.stx_uid), Gid::from_raw(facts.stx_gid))
-}
-
-pub(super) fn times(facts: &Statx) -> Timestamps {
-    let time = |t: rustix::fs::StatxTimestamp| Timespec { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec.into() };
-    Timestamps { last_access: time(facts.stx_atime), last_modification: time(facts.stx_mtime) }
 }
