@@ -65,6 +65,8 @@ macro_rules! on_every_ground {
 mod accounting;
 mod bad_input;
 mod containers;
+mod diff;
+mod export;
 mod faults;
 mod images;
 mod layout;
