@@ -68,6 +68,8 @@ mod commit;
 mod containers;
 mod cp;
 mod cp_hostile;
+mod diff;
+mod export;
 mod faults;
 mod images;
 mod layout;

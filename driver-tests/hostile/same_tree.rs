@@ -1,4 +1,5 @@
-//! One image, everywhere the same tree: on Btrfs subvolumes, on reflinks on XFS, on reflinks on Btrfs.
+//! One image, everywhere the same tree: on Btrfs subvolumes, on reflinks on XFS, on reflinks on Btrfs. And one tree,
+//! everywhere the same tar.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +8,7 @@ use crate::generate::{self, CAPABILITY};
 use crate::model::Model;
 use crate::random::Random;
 use crate::support::image::{Packing, TestImage};
-use crate::support::{EntryFacts, QuotaSetup, tree_digest};
+use crate::support::{EntryFacts, QuotaSetup, arg, tree_digest};
 use crate::tree::data_map;
 use crate::world::{Ground, World};
 use crate::writer::{Raw, Style, Tar};
@@ -156,7 +157,16 @@ fn on_every_backend() {
         let (tree, holes) = (seen(&root), data_map(&root.join("sparse")));
         assert_eq!(holes, [(0, 4096), (1 << 20, (1 << 20) + 73_728), ((1 << 40) - 4096, 1 << 40)], "{what}");
         assert!(tree.len() > 100, "{what}: {}", tree.len());
-        let (first, expected) = known.get_or_insert_with(|| (what.clone(), tree.clone()));
+        let exported = world.files.path().join("c.tar");
+        world.ok(&["export", "c", "-o", arg(&exported)]);
+        let tar = std::fs::read(&exported).expect("read");
+        let (first, expected, expected_tar) = known.get_or_insert_with(|| (what.clone(), tree.clone(), tar.clone()));
         crate::support::digest::assert_same(&format!("{first} and {what}"), expected, &tree);
+        assert!(*expected_tar == tar, "{first} and {what}: exports of the same tree");
+        world.ok(&["import", arg(&exported), "again"]);
+        world.ok(&["create", "--image", "again", "d"]);
+        let again = world.tree("d");
+        crate::support::digest::assert_same(&format!("{what}, there and back"), &seen(&again), expected);
+        assert_eq!(data_map(&again.join("sparse"))[1..2], [(1 << 20, (1 << 20) + 131_072)], "{what}: grains");
     }
 }

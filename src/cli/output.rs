@@ -158,6 +158,6 @@ pub(super) fn start_tracing(debug: bool) {
         .with_writer(io::stderr)
         .with_target(false)
         .without_time()
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(false)
         .init();
 }

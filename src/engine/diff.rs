@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
-use super::{Engine, tree_at};
+use super::Engine;
 use crate::backend::changes::{Change, Changes, Comparison, EntryKind, FeedMethod, What};
-use crate::store::{Content, New, NewGroup, Owner, Record};
-use crate::{Context, Kind, Result};
+use crate::store::Record;
+use crate::{Context, Result};
 
 /// What a container has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,27 +59,12 @@ impl Engine {
         .context(|| format!("cannot compare container {name} with its image"))
     }
 
-    /// The changes of a tree against its parent's. The temporary tree that they may take stands in a place of its own,
-    /// which is cleared whatever happens, and holds the parent fast meanwhile.
+    /// The changes of a tree against its parent's, as of one moment if a temporary tree can be made.
     pub(super) fn changes(&self, record: &Record, sizes: bool) -> Result<Changes> {
         let (tree, parent) = (self.tree(record), self.parent_tree(record)?);
-        let compare =
-            |scratch| self.backend.changes(&Comparison { parent: parent.as_ref(), tree: &tree, scratch, sizes });
-        let new = New { owner: Owner::cli(), parent: record.parent, group: NewGroup::None, content: Content::Work };
-        match self.store.begin(new) {
-            Ok(draft) => {
-                let scratch = tree_at(draft.place().to_path_buf(), draft.record());
-                let changes = compare(Some(&scratch));
-                self.discard(draft);
-                changes
-            }
-            // What fills a full disk has to be found all the same.
-            Err(e) if matches!(e.kind(), Kind::NoSpace | Kind::Denied) => {
-                tracing::warn!("nothing can be written, so what is written meanwhile may be missed: {e}");
-                compare(None)
-            }
-            Err(e) => Err(e),
-        }
+        self.with_scratch(record, |scratch| {
+            self.backend.changes(&Comparison { parent: parent.as_ref(), tree: &tree, scratch, sizes })
+        })
     }
 }
 

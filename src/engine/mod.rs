@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::{Backend, GroupId, Tree};
-use crate::store::{Draft, Held, Record, State, Store};
+use crate::store::{Content, Draft, Held, New, NewGroup, Owner, Record, State, Store};
 use crate::{Error, Kind, Result};
 
 pub mod bundle;
@@ -21,6 +21,7 @@ pub mod delta;
 pub mod destroy;
 pub mod diff;
 pub mod duplicate;
+pub mod export;
 pub mod gc;
 pub mod home;
 pub mod image;
@@ -131,6 +132,25 @@ impl Engine {
         let uuid = draft.record().uuid;
         if let Err(e) = self.destroy_tree(draft.record()).and_then(|()| self.store.abandon(draft)) {
             tracing::warn!("cannot clear up {uuid}: {e}");
+        }
+    }
+
+    /// Do something with a place that a temporary tree may be put in, or none where nothing can be written. It is cleared
+    /// whatever happens, and holds the parent of `record` fast meanwhile.
+    fn with_scratch<T>(&self, record: &Record, work: impl FnOnce(Option<&Tree>) -> Result<T>) -> Result<T> {
+        let new = New { owner: Owner::cli(), parent: record.parent, group: NewGroup::None, content: Content::Work };
+        match self.store.begin(new) {
+            Ok(draft) => {
+                let done = work(Some(&tree_at(draft.place().to_path_buf(), draft.record())));
+                self.discard(draft);
+                done
+            }
+            // What fills a full disk has to be found all the same.
+            Err(e) if matches!(e.kind(), Kind::NoSpace | Kind::Denied) => {
+                tracing::warn!("nothing can be written, so what is written meanwhile may be missed: {e}");
+                work(None)
+            }
+            Err(e) => Err(e),
         }
     }
 

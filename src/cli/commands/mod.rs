@@ -11,6 +11,7 @@ pub(super) mod create;
 pub(super) mod destroy;
 pub(super) mod df;
 pub(super) mod diff;
+pub(super) mod export;
 pub(super) mod gc;
 pub(super) mod history;
 pub(super) mod images;
