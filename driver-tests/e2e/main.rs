@@ -70,6 +70,7 @@ mod images;
 mod layout;
 mod many;
 mod program;
+mod save;
 mod spares;
 mod store;
 mod views;
