@@ -76,6 +76,7 @@ mod layout;
 mod many;
 mod program;
 mod relatives;
+mod save;
 mod spares;
 mod store;
 mod views;

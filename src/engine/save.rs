@@ -65,9 +65,10 @@ impl Engine {
 
     /// The name that an image is to have where it goes.
     fn given_name(&self, image: &Image, asked: &str) -> Option<Reference> {
-        let name = self.name_for(image, asked).parse::<Reference>().ok()?;
-        // What others call a name has a tag; a digest is that of a manifest which they make anew.
-        (name.tag().is_some() && name.digest().is_none()).then_some(name)
+        // One that it doesn't have is an ID. What others call a name has a tag; a digest is that of the old manifest.
+        let name = self.name_for(image, asked);
+        let given = image.names.contains_key(&name).then(|| name.parse::<Reference>().ok())??;
+        (given.tag().is_some() && given.digest().is_none()).then_some(given)
     }
 
     /// Find all layers of an image, and read its configuration.

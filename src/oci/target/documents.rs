@@ -77,7 +77,8 @@ impl Documents {
 
         let sources: BTreeMap<String, Value> =
             layers.iter().map(|blob| (blob.digest.to_string(), layer(blob))).collect();
-        let tags: Vec<_> = image.names.iter().map(ToString::to_string).collect();
+        // In full: to podman a short name is one of `localhost`.
+        let tags: Vec<_> = image.names.iter().map(Reference::canonical).collect();
         self.entries.push(json!({
             "Config": name(config),
             "RepoTags": if tags.is_empty() { Value::Null } else { tags.into() },

@@ -151,7 +151,7 @@ fn docker_finds_what_it_looks_for() {
     }
     let json = |name: &str| serde_json::from_slice::<serde_json::Value>(&files[name]).unwrap();
     let manifest = json("manifest.json");
-    assert_eq!(manifest[0]["RepoTags"], serde_json::json!(["nginx:latest", "ghcr.io/o/r:v1"]));
+    assert_eq!(manifest[0]["RepoTags"], serde_json::json!(["docker.io/library/nginx:latest", "ghcr.io/o/r:v1"]));
     assert_eq!(manifest[2]["RepoTags"], serde_json::Value::Null);
     let layer = |diff_id: DiffId| format!("blobs/sha256/{}", diff_id.0.hex());
     assert_eq!(manifest[0]["Layers"][1], layer(images[0].diff_ids[1]));
