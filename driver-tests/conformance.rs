@@ -13,6 +13,8 @@ mod charges;
 mod content;
 #[path = "conformance/fixture.rs"]
 mod fixture;
+#[path = "conformance/forks.rs"]
+mod forks;
 #[path = "conformance/lifecycle.rs"]
 mod lifecycle;
 #[path = "conformance/limits.rs"]
@@ -21,6 +23,8 @@ mod limits;
 mod nested;
 #[path = "conformance/replace.rs"]
 mod replace;
+#[path = "conformance/rollback.rs"]
+mod rollback;
 mod support;
 #[path = "conformance/touched.rs"]
 mod touched;

@@ -15,6 +15,8 @@ mod content;
 mod facts;
 #[path = "conformance/fixture.rs"]
 mod fixture;
+#[path = "conformance/forks.rs"]
+mod forks;
 #[path = "conformance/lifecycle.rs"]
 mod lifecycle;
 #[path = "conformance/limits.rs"]
@@ -25,6 +27,8 @@ mod nested;
 mod projects;
 #[path = "conformance/replace.rs"]
 mod replace;
+#[path = "conformance/rollback.rs"]
+mod rollback;
 mod support;
 #[path = "conformance/touched.rs"]
 mod touched;

@@ -217,10 +217,10 @@ def curve(who, directory, mount, rows, scale=1.0):
     """Points of the curve: {"files", "changes", "ours_ms", "walk_ms"}, for each size and each number of changes."""
     points = []
     with who:
-        for files in (max(10, int(size * scale)) for size in SIZES):
+        for files in dict.fromkeys(max(10, int(size * scale)) for size in SIZES):
             image = f"{IMAGE}-{files}"
             who.ask("import", archive(directory, files), image)
-            for count in (max(1, int(number * scale)) for number in EDITS):
+            for count in dict.fromkeys(max(1, int(number * scale)) for number in EDITS):
                 name = f"c{files}-{count}"
                 who.without_spares("create", "--image", image, name)
                 edit(who.ask("mount", name).text, files, count)

@@ -98,9 +98,7 @@ impl Relatives {
             std::fs::create_dir(&place)?;
             let place = BtrfsFd::open(&place)?;
             let (one, other) = (format!("clone{number}"), format!("whole{number}"));
-            raw.push(timed(|| {
-                Ok(subvol::snap_create(&self.source, &place, "fs".as_ref(), &Create::default())?)
-            })?);
+            raw.push(timed(|| Ok(subvol::snap_create(&self.source, &place, "fs".as_ref(), &Create::default())?))?);
             cloned.push(timed(|| Ok(self.engine.clone_container(&self.container, Some(&one))?))?);
             clone.push(timed(|| self.command(&["clone", &self.container, &other]))?);
             snapped.push(timed(|| Ok(self.engine.snapshot(&self.container, Some(&one))?))?);

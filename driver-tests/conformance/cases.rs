@@ -52,6 +52,18 @@ macro_rules! cases {
             replace::a_failed_replace_changes_nothing
             replace::settle_undoes_an_unfinished_replace
             replace::settle_finishes_a_replace
+            forks::a_fork_is_equal_and_independent
+            forks::a_read_only_fork_refuses_writes
+            forks::a_fork_holds_what_its_source_holds
+            forks::a_fork_is_measured_by_itself
+            forks::a_fork_differs_from_the_image_as_its_source_does
+            forks::a_fork_needs_what_a_clone_needs
+            forks::a_fork_has_its_own_limit
+            rollback::a_tree_is_rolled_back
+            rollback::the_path_stays_while_rolling_back
+            rollback::a_failed_roll_back_leaves_everything
+            rollback::subvolumes_inside_stay_with_what_is_kept
+            rollback::a_limit_outlives_a_roll_back
             limits::no_limits_where_nothing_counts
             limits::a_limit_holds
             limits::a_limit_does_not_count_the_origin

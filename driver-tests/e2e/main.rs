@@ -64,6 +64,7 @@ macro_rules! on_every_ground {
 
 mod accounting;
 mod bad_input;
+mod commit;
 mod containers;
 mod cp;
 mod cp_hostile;

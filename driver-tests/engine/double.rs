@@ -82,8 +82,15 @@ impl Backend for Double {
         if limit.is_some() { self.set_limit(to, limit) } else { Ok(()) }
     }
 
-    fn exchange(&self, one: &Tree, other: &Tree) -> Result<()> {
-        self.inner.exchange(one, other)
+    fn roll_back(
+        &self,
+        from: &Tree,
+        tree: &Tree,
+        limit: Option<u64>,
+        kept: &Tree,
+        ready: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        self.inner.roll_back(from, tree, limit.and(None), kept, ready)
     }
 
     fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {

@@ -1,6 +1,7 @@
 //! A store on tmpfs with the in-memory double, its engine, and another process's view of its records.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -105,6 +106,13 @@ impl World {
 
     pub(crate) fn places(&self) -> usize {
         fs::read_dir(self.root().join("snapshots")).expect("read").count()
+    }
+
+    /// What the recipes of all layers take on disk, in bytes.
+    pub(crate) fn recipes(&self) -> u64 {
+        let places = fs::read_dir(self.root().join("snapshots")).expect("read");
+        let recipes = places.filter_map(|place| place.expect("read").path().join("recipe").metadata().ok());
+        recipes.map(|recipe| recipe.blocks() * 512).sum()
     }
 
     pub(crate) fn names(&self) -> Vec<String> {

@@ -74,8 +74,8 @@ fn a_spare_is_no_container_to_anybody() {
     let usage = engine.usage(true).expect("usage");
     assert_eq!((usage.containers.len(), usage.spares, usage.spares_size), (1, 2, 2 * OVERHEAD));
     // Two layers and a container.
-    assert_eq!(usage.metadata, 3 * OVERHEAD);
-    assert_eq!(usage.total, usage.layers_size + usage.containers_size + 5 * OVERHEAD);
+    assert_eq!(usage.metadata, 3 * OVERHEAD + world.recipes());
+    assert_eq!(usage.total, usage.layers_size + usage.containers_size + 5 * OVERHEAD + world.recipes());
     assert_eq!(kind(engine.find_container(&spares(&world)[0].uuid.simple().to_string())), Kind::NotFound);
 }
 

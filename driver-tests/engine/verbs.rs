@@ -254,7 +254,7 @@ fn sizes_are_of_those_that_are_there() {
     let image = engine.images().expect("images")[0].size;
     assert_eq!((sized[0].0.uuid, sized[0].1.size, sized[0].1.virtual_size), (a.uuid, 8192, image + 8192));
     let usage = engine.usage(true).expect("usage");
-    assert_eq!((usage.total, usage.containers.len()), (image + 8192, 1));
+    assert_eq!((usage.total, usage.containers.len()), (image + 8192 + world.recipes(), 1));
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! What a process that dies, or a power cut, leaves at each step: it is found, and finished or undone.
 
-use std::collections::BTreeSet;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use reflinkd::backend::{Access, Backend, GroupId, Tree};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::fixture::{World, entries};
 use crate::support::digest::{assert_same, tree_digest};
@@ -201,4 +203,115 @@ fn a_power_cut_at_any_moment_leaves_whole_trees() {
         }
         world.reclaim();
     }
+}
+
+/// Give each of two places the other's manifest, as a roll-back does before the trees change places.
+fn introduce(tree: &Tree, kept: &Tree) {
+    for (of, to) in [(tree, kept), (kept, tree)] {
+        let path = manifest(&of.root());
+        fs::copy(&path, to.place().join(path.file_name().expect("it has a name"))).expect("copy");
+    }
+}
+
+#[test]
+fn a_roll_back_is_undone_or_finished() {
+    for world in [World::xfs(), World::btrfs()] {
+        let image = world.image("image", fill);
+        for step in 0..3 {
+            let web = world.container(&image, &format!("web-{step}"));
+            write_random(&web.root().join("own"), MIB);
+            let (old, was) = (tree_digest(&web.root()), world.tree(&format!("was-{step}")));
+            world.backend.fork(&image, &was, Access::Writable, None).expect("fork");
+            introduce(&web, &was);
+            if step > 0 {
+                renameat_with(CWD, was.root(), CWD, web.root(), RenameFlags::EXCHANGE).expect("exchange");
+            }
+            if step > 1 {
+                // It came as far as this.
+                for name in entries(web.place()) {
+                    if name.starts_with("manifest.") && web.place().join(&name) != manifest(&web.root()) {
+                        fs::remove_file(web.place().join(name)).expect("remove");
+                    }
+                }
+            }
+            // Nobody has to wait for that.
+            assert_eq!(world.size(if step == 0 { &web } else { &was }).charged, MIB);
+            assert_eq!(world.size(if step == 0 { &was } else { &web }).charged, 0);
+            for place in [&web, &was] {
+                world.backend.settle(place.place()).expect("settle");
+                assert_eq!(entries(place.place()).len(), 2, "a tree and its manifest");
+            }
+            assert_eq!(world.size(if step == 0 { &web } else { &was }).charged, MIB);
+            let (has_old, has_new) = if step == 0 { (&web, &was) } else { (&was, &web) };
+            assert_eq!(old.len(), tree_digest(&has_old.root()).len());
+            assert_eq!(old.len() - 1, tree_digest(&has_new.root()).len());
+            world.backend.destroy(&was).expect("destroy");
+            assert_eq!(entries(was.place()), BTreeSet::new());
+            assert_eq!(world.size(&web).charged, if step == 0 { MIB } else { 0 });
+        }
+    }
+}
+
+/// Whenever the power goes: the container is what it was before or after, and so is what is kept of it.
+#[test]
+fn a_power_cut_while_rolling_back_loses_nothing() {
+    let mut world = World::xfs();
+    let image = world.image("image", fill);
+    let web = world.container(&image, "web");
+    fs::write(web.root().join("turn"), "start").expect("write");
+    let kept = world.tree("kept");
+    world.backend.fork(&web, &kept, Access::ReadOnly, None).expect("a snapshot");
+    let before = tree_digest(&kept.root());
+    let mut done = 0;
+    for round in 0..4 {
+        let asides: Mutex<Vec<(Tree, bool)>> = Mutex::default();
+        std::thread::scope(|scope| {
+            let (world, kept, web, asides) = (&world, &kept, &web, &asides);
+            scope.spawn(move || {
+                for turn in 0.. {
+                    let was = Tree::new(world.fs.path().join(format!("snapshots/{round}-{turn}")), web.group());
+                    if fs::create_dir(was.place()).is_err() {
+                        return;
+                    }
+                    // Durable before it is rolled back, as what a power cut mustn't take.
+                    let mark = File::create(web.root().join("mark"));
+                    if mark.and_then(|mut mark| write!(mark, "{turn}").and_then(|()| mark.sync_all())).is_err() {
+                        return;
+                    }
+                    let rolled = world.backend.roll_back(kept, web, None, &was, &mut || Ok(())).is_ok();
+                    asides.lock().expect("nobody panics").push((was, rolled));
+                    if !rolled {
+                        return;
+                    }
+                }
+            });
+            std::thread::sleep(Duration::from_millis(400 + 130 * round));
+            world.fs.shut_down();
+        });
+        world = world.remounted();
+        world.backend.settle(web.place()).expect("settle");
+        assert_eq!(entries(web.place()).len(), 2);
+        let now = tree_digest(&web.root());
+        let unmarked: BTreeMap<_, _> = now.clone().into_iter().filter(|(path, _)| path != b"mark").collect();
+        assert_eq!(before.len(), unmarked.len(), "the container is whole");
+        assert_same("the snapshot", &before, &tree_digest(&kept.root()));
+        for (was, rolled) in asides.into_inner().expect("nobody panics") {
+            world.backend.settle(was.place()).expect("settle");
+            let there = world.backend.exists(&was).expect("exists");
+            assert!(there || !rolled, "{was:?} was acknowledged");
+            if there {
+                assert_eq!(entries(was.place()).len(), 2);
+                let marked = was.root().join("mark").exists();
+                assert!(marked || !rolled, "{was:?} is what the container was");
+                assert!(rolled || marked != now.contains_key(&b"mark"[..]), "one of both is");
+                world.size(&was);
+            }
+            done += usize::from(rolled);
+            world.backend.destroy(&was).expect("destroy");
+            fs::remove_dir(was.place()).expect("nothing is left in the place");
+        }
+        world.size(&web);
+        world.reclaim();
+    }
+    assert!(done > 4, "{done} were rolled back");
 }

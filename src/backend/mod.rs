@@ -25,8 +25,7 @@
 //! fork(web1 -> kept, ReadOnly, g2)            a snapshot of web1, a layer committed of it (ReadOnly), or a container cloned
 //!                                             from it (Writable): compared with base from now on, as web1 is
 //! own(web1, base), own(kept, base)            where what each has beyond base lies: what both have is in both answers
-//! fork(kept -> was, Writable, g2)             to roll web1 back: a fork of the snapshot ...
-//! exchange(web1, was)                         ... changes places with web1, whose tree is kept at `was` then
+//! roll_back(kept -> web1, was)                web1 is as kept is, by one atomic exchange; what it was is the tree `was` now
 //! ```
 //!
 //! # Charges
@@ -279,12 +278,25 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// image's layer) rather than with `from`. For snapshots, clones and commits of containers.
     fn fork(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()>;
 
-    /// Let two writable trees of one group change places, with all subvolumes made inside them, by one atomic step; neither
-    /// path ever vanishes, and it is durable on return. After a crash they have changed places, or have not.
+    /// Put a writable fork of `from` in the place of `tree`'s tree by one atomic exchange; the path never vanishes, and it is
+    /// durable on return. The old tree, writable still and with all subvolumes made inside it, is `kept`'s then, an empty
+    /// place before. All three are of one container: `tree` and `kept` have one group, which `limit` is on.
+    ///
+    /// `ready` is called before the exchange, when `kept` is a whole fork of `from`: from then on somebody has to know of it, or
+    /// who dies after the exchange loses the old tree. After a crash `tree` is there, old or new, and `kept` is nothing, a
+    /// fork of `from`, or the old tree.
     ///
     /// # Errors
-    /// `NotFound` if one of them isn't there. After any other, they are where they were if that could be done.
-    fn exchange(&self, one: &Tree, other: &Tree) -> Result<()>;
+    /// As [`Backend::clone_tree`], and those of `ready`; then `tree` is as it was, and nothing is left at `kept`. If it can't be
+    /// made durable, the trees may have changed places.
+    fn roll_back(
+        &self,
+        from: &Tree,
+        tree: &Tree,
+        limit: Option<u64>,
+        kept: &Tree,
+        ready: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()>;
 
     /// Finish or undo what a crash left in `place`: drops a tree at [`Tree::spare`], and says which group the
     /// tree at `fs` is charged to (`None` where charges are not by group, or there is no tree).

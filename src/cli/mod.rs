@@ -53,6 +53,7 @@ enum Command {
     Rename(c::rename::Rename),
     Update(c::update::Update),
     Clone(c::clone::Clone),
+    Commit(c::commit::Commit),
     Snapshot(c::snapshot::Snapshot),
     Snapshots(c::snapshots::Snapshots),
     Rollback(c::rollback::Rollback),
@@ -61,6 +62,7 @@ enum Command {
     // Images
     Load(c::load::Load),
     Import(c::import::Import),
+    Save(c::save::Save),
     Images(c::images::Images),
     History(c::history::History),
     Tag(c::tag::Tag),
@@ -133,6 +135,7 @@ impl Cli {
             Command::Rename(args) => args.run(&engine, out),
             Command::Update(args) => args.run(&engine, out),
             Command::Clone(args) => args.run(&engine, out),
+            Command::Commit(args) => args.run(&engine, out),
             Command::Snapshot(args) => args.run(&engine, out),
             Command::Snapshots(args) => args.run(&engine, out),
             Command::Rollback(args) => args.run(&engine, out),
@@ -140,6 +143,7 @@ impl Cli {
             Command::Rm(args) => args.run(&engine, out),
             Command::Load(args) => args.run(&engine, out),
             Command::Import(args) => args.run(&engine, out),
+            Command::Save(args) => args.run(&engine),
             Command::Images(args) => args.run(&engine, out),
             Command::History(args) => args.run(&engine, out),
             Command::Tag(args) => args.run(&engine, out),
@@ -168,6 +172,7 @@ impl Command {
             self,
             Self::Create(_)
                 | Self::Clone(_)
+                | Self::Commit(_)
                 | Self::Snapshot(_)
                 | Self::Rollback(_)
                 | Self::Reset(_)

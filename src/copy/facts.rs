@@ -15,6 +15,10 @@ pub(crate) fn facts_of(fd: impl AsFd) -> rustix::io::Result<Statx> {
     facts(fd, c"", AtFlags::EMPTY_PATH)
 }
 
+pub(crate) fn device_of(facts: &Statx) -> (u32, u32) {
+    (facts.stx_dev_major, facts.stx_dev_minor)
+}
+
 pub(crate) fn kind_of(facts: &Statx) -> FileType {
     FileType::from_raw_mode(facts.stx_mode.into())
 }
@@ -40,7 +44,7 @@ pub(crate) struct Key {
 impl Key {
     pub(crate) fn of(facts: &Statx) -> Self {
         Self {
-            device: (facts.stx_dev_major, facts.stx_dev_minor),
+            device: device_of(facts),
             inode: facts.stx_ino,
             born: (facts.stx_btime.tv_sec, facts.stx_btime.tv_nsec),
         }

@@ -5,7 +5,7 @@ use super::{Engine, names, tree_at};
 use crate::backend::{Access, Inherited};
 use crate::engine::container::Created;
 use crate::store::{Container, Content, Draft, NewFork, Owner, Record};
-use crate::{Context, Kind, Result};
+use crate::{Context, Result};
 
 impl Engine {
     /// Make a container that begins as another one, or one of its snapshots (`NAME@LABEL`), is now: running or not, and then
@@ -18,14 +18,8 @@ impl Engine {
             self.make_room(None)?;
             self.guard_host()?;
             let from = self.find_tree(source)?;
-            let origin = match from.snapshot() {
-                Some(snapshot) => self.store.get(snapshot.container)?.unwrap_or_else(|| from.clone()),
-                None => from.clone(),
-            };
-            refuse_view(&origin)?;
-            let Some(like) = origin.container() else {
-                return Err(crate::Error::new(Kind::Damaged, "its record names no container"));
-            };
+            refuse_view(&from)?;
+            let like = self.container_of(&from)?;
             let mut warnings = self.check_limit(like.size_limit)?;
             if like.size_limit.is_some() {
                 warnings.extend(self.limit_of_clones());

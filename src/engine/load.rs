@@ -1,12 +1,13 @@
 //! Loading images: layers from a source into trees.
 //!
 //! For each layer that isn't here yet: reserve its chain ID, unpack into a work tree cloned from its parent while
-//! three threads read, decompress and digest, verify, then commit the work tree as a read-only snapshot. An image is
+//! three threads read, decompress and digest, and the recipe of its tar is written (`layer::recipe`), verify, then commit the work tree as a read-only snapshot. An image is
 //! written down only when all its layers are durable. When a load ends, layers that nothing is based on are collected.
 //! If it is killed, the next verb that writes clears up the layer it was at; those it had made wait for the next
 //! attempt, and go with the end of the next load, an `rmi` or a `gc`.
 
 use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -19,7 +20,7 @@ use crate::layer;
 use crate::oci::{
     ChainId, DiffId, Expected, LayerStream, Reference, Source, SourceImage, SourceLimits, Verified, chain_ids,
 };
-use crate::store::{Content, Draft, Image, Layer, Lock, New, NewGroup, Owner, Record, State, TreeKind};
+use crate::store::{self, Content, Draft, Image, Layer, Lock, New, NewGroup, Owner, Record, State, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
 /// How often to try to clear up what a dead process left of a layer. Others may be at it.
@@ -214,7 +215,7 @@ impl Engine {
                     set_epoch(&work_tree.root())?;
                 }
             }
-            let (summary, verified) = self.stream_into(&work_tree.root(), incoming)?;
+            let (summary, verified) = self.stream_into(&work_tree.root(), &store::recipe(draft.place()), incoming)?;
             // Before the commit: a clone shares everything with it, and what is shared is nobody's own to full qgroups.
             let (method, size) = self.backend.measure_for_good(&work_tree)?;
             if let Content::Layer(layer) = &draft.record().content {
@@ -243,11 +244,11 @@ impl Engine {
         }
     }
 
-    fn stream_into(&self, root: &std::path::Path, incoming: Incoming<'_>) -> Result<(layer::Summary, Verified)> {
+    fn stream_into(&self, root: &Path, recipe: &Path, incoming: Incoming<'_>) -> Result<(layer::Summary, Verified)> {
         let read = Arc::new(AtomicU64::new(0));
         incoming.progress.started(&incoming.label, incoming.total, &read);
         let mut stream = LayerStream::start(incoming.raw, incoming.expected, Arc::clone(&read))?;
-        let unpacked = layer::unpack(&mut stream, root, &self.settings.layer_limits, &|| self.is_cancelled());
+        let unpacked = layer::record(&mut stream, root, recipe, &self.settings.layer_limits, &|| self.is_cancelled());
         match unpacked {
             Ok(summary) => {
                 let verified = stream.finish()?;
@@ -350,7 +351,7 @@ impl Engine {
 }
 
 /// Set a directory's times to 0, as [`layer::unpack`] does with directories that have no entry.
-fn set_epoch(directory: &std::path::Path) -> Result<()> {
+fn set_epoch(directory: &Path) -> Result<()> {
     let epoch = rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 };
     let times = rustix::fs::Timestamps { last_access: epoch, last_modification: epoch };
     rustix::fs::utimensat(rustix::fs::CWD, directory, &times, rustix::fs::AtFlags::empty())

@@ -14,6 +14,7 @@ use crate::store::{Draft, Held, Record, State, Store};
 use crate::{Error, Kind, Result};
 
 pub mod bundle;
+pub mod commit;
 pub mod container;
 pub mod cp;
 pub mod delta;
@@ -30,6 +31,7 @@ pub mod load;
 pub mod open;
 pub mod pool;
 pub mod quota;
+pub mod save;
 pub mod settings;
 pub mod snapshot;
 pub mod tend;

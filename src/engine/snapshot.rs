@@ -13,7 +13,8 @@
 //! # A rollback, cut short
 //!
 //! ```text
-//! fork web1@before -> web1@replaced-1         a second copy of the snapshot, with a record like any other
+//! fork web1@before -> web1@replaced-1         a second copy of the snapshot, and a record like any other
+//! publish web1@replaced-1                     from now on it is somebody's
 //! exchange web1 with web1@replaced-1          the one step that counts
 //! ```
 //!
@@ -24,7 +25,7 @@ use std::path::PathBuf;
 use super::keep::Keep;
 use super::{Engine, names, tree_at};
 use crate::backend::{Access, Inherited};
-use crate::store::{Content, NewFork, Owner, Record, Snapshot, SnapshotOrigin, TreeKind};
+use crate::store::{Container, Content, Draft, Held, NewFork, Owner, Record, Snapshot, SnapshotOrigin, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
 /// A snapshot with its container's name.
@@ -90,35 +91,35 @@ impl Engine {
             Some(label) => label.to_string(),
             None => self.label_of_now(&container)?,
         };
-        self.with_room(|| self.fork_snapshot(&container, &container, &label, origin, Access::ReadOnly, None))
-            .map(|record| full_name(&container, &record))
+        self.with_room(|| self.fork_snapshot(&container, &label, origin)).map(|record| full_name(&container, &record))
     }
 
-    /// Make a snapshot of a container that is a fork of `from`: itself, or one of its snapshots.
-    fn fork_snapshot(
-        &self,
-        container: &Record,
-        from: &Record,
-        label: &str,
-        origin: SnapshotOrigin,
-        access: Access,
-        limit: Option<u64>,
-    ) -> Result<Record> {
-        let snapshot = Snapshot { container: container.uuid, label: label.to_string(), origin };
-        let new = NewFork { owner: Owner::cli(), own_group: false, content: Content::Snapshot(snapshot) };
-        let mut held = self.store.hold(from.uuid)?;
-        let draft = self.store.begin_fork(&mut held, new).map_err(|e| match e.kind() {
-            Kind::Exists => label_taken(container, label),
-            _ => e,
-        })?;
+    fn fork_snapshot(&self, container: &Record, label: &str, origin: SnapshotOrigin) -> Result<Record> {
+        let mut held = self.store.hold(container.uuid)?;
+        let draft = self.begin_snapshot(&mut held, container, label, origin)?;
         let tree = tree_at(draft.place().to_path_buf(), draft.record());
-        match self.backend.fork(&self.tree(held.record()), &tree, access, limit) {
+        match self.backend.fork(&self.tree(held.record()), &tree, Access::ReadOnly, None) {
             Ok(()) => self.store.publish(draft),
             Err(e) => {
                 self.discard(draft);
                 Err(e)
             }
         }
+    }
+
+    fn begin_snapshot(
+        &self,
+        held: &mut Held,
+        container: &Record,
+        label: &str,
+        origin: SnapshotOrigin,
+    ) -> Result<Draft> {
+        let snapshot = Snapshot { container: container.uuid, label: label.to_string(), origin };
+        let new = NewFork { owner: Owner::cli(), own_group: false, content: Content::Snapshot(snapshot) };
+        self.store.begin_fork(held, new).map_err(|e| match e.kind() {
+            Kind::Exists => label_taken(container, label),
+            _ => e,
+        })
     }
 
     /// Make a container as its snapshot `label` is, at the same path, in one step. What it was is kept as another snapshot,
@@ -141,22 +142,55 @@ impl Engine {
             let warnings = self.check_limit(limit)?;
             let limit = limit.map(|limit| self.allowance(limit, &from)).transpose()?;
             let label = self.next_label(&container, "replaced-")?;
-            let kept = self.with_room(|| {
-                self.fork_snapshot(&container, &from, &label, SnapshotOrigin::Replaced, Access::Writable, limit)
-            })?;
+            let kept = self.with_room(|| self.exchange_with_fork(&container, &from, &label, limit))?;
             let kept_name = full_name(&container, &kept);
-            let held = self.store.hold(container.uuid)?;
-            // If this fails after all, either of the two may be the one or the other: nothing is removed then.
-            self.backend.exchange(&self.tree(held.record()), &self.tree(&kept)).map_err(|e| {
-                e.with_hint(format!("what was to be replaced, or what was to replace it, is kept as {kept_name}"))
-            })?;
-            drop(held);
             if discard {
                 self.remove_tree(&kept)?;
             }
             Ok(RolledBack { kept: (!discard).then_some(kept_name), warnings })
         })()
         .context(|| format!("cannot roll back container {name} to {label}"))
+    }
+
+    /// Roll back, and keep what was replaced as the snapshot `label`.
+    fn exchange_with_fork(
+        &self,
+        container: &Record,
+        from: &Record,
+        label: &str,
+        limit: Option<u64>,
+    ) -> Result<Record> {
+        let mut held = self.store.hold(container.uuid)?;
+        let _source = self.store.hold(from.uuid)?;
+        let draft = self.begin_snapshot(&mut held, container, label, SnapshotOrigin::Replaced)?;
+        let aside = tree_at(draft.place().to_path_buf(), draft.record());
+        let (mut draft, mut kept) = (Some(draft), None);
+        let tree = self.tree(held.record());
+        let done = self.backend.roll_back(&self.tree(from), &tree, limit, &aside, &mut || {
+            // Known to everyone before it has what must not get lost.
+            kept = draft.take().map(|draft| self.store.publish(draft)).transpose()?;
+            Ok(())
+        });
+        match (done, draft, kept) {
+            (Ok(()), _, Some(kept)) => Ok(kept),
+            (Ok(()), ..) => Err(Error::new(Kind::System, "the exchange was not announced")),
+            (Err(e), Some(draft), _) => {
+                self.discard(draft);
+                Err(e)
+            }
+            (Err(e), None, Some(kept)) if self.backend.exists(&aside).unwrap_or(true) => {
+                // Either of the two may be the one or the other: nothing is removed.
+                let name = full_name(container, &kept);
+                Err(e.with_hint(format!("what was to be replaced, or what was to replace it, is kept as {name}")))
+            }
+            (Err(e), None, Some(kept)) => {
+                if let Err(left) = self.remove_tree(&kept) {
+                    tracing::warn!("cannot forget {}: {left}", full_name(container, &kept));
+                }
+                Err(e)
+            }
+            (Err(e), None, None) => Err(e),
+        }
     }
 
     /// What of a limit is left for the writers of a fork. Where the limit doesn't count what the fork has from its origin, it
@@ -198,6 +232,16 @@ impl Engine {
             Some((container, label)) => self.find_snapshot(&self.find_container(container)?, label),
             None => self.find_container(name),
         }
+    }
+
+    /// The container that a tree is, or is a snapshot of.
+    pub(super) fn container_of(&self, record: &Record) -> Result<Container> {
+        let of = match record.snapshot() {
+            Some(snapshot) => self.store.get(snapshot.container)?,
+            None => Some(record.clone()),
+        };
+        let container = of.as_ref().and_then(Record::container).cloned();
+        container.ok_or_else(|| Error::new(Kind::Damaged, "there is no record of its container"))
     }
 
     fn find_snapshot(&self, container: &Record, label: &str) -> Result<Record> {

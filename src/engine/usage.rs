@@ -10,14 +10,15 @@
 //! [`Backend::own`]: crate::backend::Backend::own
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt;
 
 use uuid::Uuid;
 
 use super::Engine;
 use super::image::ImageInfo;
 use crate::backend::{GroupId, Own, SizeMethod, Space, Tree, TreeSize, Want};
-use crate::store::{Record, TreeKind};
-use crate::{Error, Kind, Result};
+use crate::store::{self, Record, TreeKind};
+use crate::{Context, Error, Kind, Result};
 
 /// How often to measure anew because a container was removed meanwhile.
 const ATTEMPTS: u32 = 8;
@@ -51,7 +52,8 @@ pub struct Usage {
     pub spares: usize,
     /// What spares take: all of it would come back with them.
     pub spares_size: u64,
-    /// What layers and containers take besides their data, where each tree has inodes and directories of its own.
+    /// What layers and containers take besides their data: recipes, and where each tree has them of its own, inodes and
+    /// directories.
     pub metadata: u64,
     /// Still charged to trees that are removed but not cleaned up yet.
     pub pending: u64,
@@ -198,6 +200,17 @@ impl Engine {
         attempt()
     }
 
+    /// What a layer's recipe takes on disk.
+    fn recipe_size(&self, layer: &Record) -> Result<u64> {
+        let recipe = store::recipe(&self.store.place(layer.uuid));
+        match std::fs::metadata(&recipe) {
+            Ok(file) => Ok(file.blocks() * 512),
+            // One of an older version, or removed meanwhile.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(e).context(|| format!("stat {}", recipe.display())),
+        }
+    }
+
     /// What the whole store holds.
     pub fn usage(&self, sync: bool) -> Result<Usage> {
         let containers = self.measured(self.containers()?, Want { sync, apparent: false })?;
@@ -262,10 +275,12 @@ impl Engine {
         let shared = each.saturating_sub(together);
 
         let (spares, spares_size) = self.overhead(TreeKind::Spare)?;
+        let recipes: u64 = layers.iter().map(|layer| self.recipe_size(layer)).sum::<Result<_>>()?;
         // What relatives are charged for beyond their data is metadata that they have written.
         let metadata = self.overhead(TreeKind::Layer)?.1
             + self.overhead(TreeKind::Container)?.1
             + self.overhead(TreeKind::Snapshot)?.1
+            + recipes
             + together.saturating_sub(each);
         let pending: u64 =
             self.backend.leftovers(&self.live_groups()?)?.iter().map(|leftover| leftover.charged).sum();

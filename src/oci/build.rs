@@ -15,7 +15,61 @@ use serde_json::{Map, Value, json};
 use super::{DiffId, ImageConfig, Platform};
 use crate::{Context, Error, Kind, Result};
 
+/// What a commit says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Commit<'a> {
+    /// Empty for none.
+    pub message: &'a str,
+    /// Empty for that of the parent.
+    pub author: &'a str,
+    /// Dockerfile instructions.
+    pub changes: &'a [String],
+}
+
 impl ImageConfig {
+    /// The bytes of the configuration of `parent`, with a further layer and a step of history that made it, made now.
+    /// Without a layer the step is an empty one. What else the parent says stays, fields that nobody here knows among it.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] naming the instruction that can't be applied; [`Kind::BadInput`] for a parent that is none.
+    pub fn with_layer(parent: &[u8], layer: Option<DiffId>, commit: &Commit<'_>) -> Result<Vec<u8>> {
+        let known = Self::parse(parent)?;
+        let mut image: Map<String, Value> = super::json::parse_object(parent)?;
+        let now = jiff::Timestamp::now().to_string();
+        let mut config = object(image.remove("config"));
+        for change in commit.changes {
+            apply(&mut config, change).context(|| format!("change {change:?}"))?;
+        }
+        // Of the container that Docker made the parent in.
+        for stale in ["container", "container_config", "id", "parent", "parent_id", "docker_version"] {
+            image.remove(stale);
+        }
+        let mut diff_ids = known.diff_ids.clone();
+        let mut history = list_of(image.remove("history"));
+        // A history that knows of fewer layers than there are would give the new step another's.
+        let told = known.history.iter().filter(|step| !step.empty_layer).count();
+        history.extend((told..diff_ids.len()).map(|_| json!({ "created_by": "" })));
+        let mut step = json!({ "created": now, "created_by": "reflinkd commit" });
+        for (key, text) in [("author", commit.author), ("comment", commit.message)] {
+            if !text.is_empty() {
+                step[key] = text.into();
+            }
+        }
+        match layer {
+            Some(layer) => diff_ids.push(layer),
+            None => step["empty_layer"] = true.into(),
+        }
+        history.push(step);
+        image.insert("created".into(), now.into());
+        if !commit.author.is_empty() {
+            image.insert("author".into(), commit.author.into());
+        }
+        image.insert("config".into(), config.into());
+        image.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": diff_ids }));
+        image.insert("history".into(), history.into());
+        to_bytes(&Value::Object(image))
+    }
+
     /// The bytes of a configuration for an image of one layer, for this machine's platform, made now.
     ///
     /// `changes` are the instructions that `docker import --change` takes.
@@ -40,8 +94,21 @@ impl ImageConfig {
         if !platform.variant.is_empty() {
             image["variant"] = platform.variant.into();
         }
-        serde_json::to_vec(&image).map_err(|e| Error::new(Kind::Invalid, format!("cannot write configuration: {e}")))
+        to_bytes(&image)
     }
+}
+
+fn to_bytes(image: &Value) -> Result<Vec<u8>> {
+    serde_json::to_vec(image).map_err(|e| Error::new(Kind::Invalid, format!("cannot write configuration: {e}")))
+}
+
+/// What Go writes as null is empty.
+fn object(value: Option<Value>) -> Map<String, Value> {
+    if let Some(Value::Object(object)) = value { object } else { Map::new() }
+}
+
+fn list_of(value: Option<Value>) -> Vec<Value> {
+    if let Some(Value::Array(list)) = value { list } else { Vec::new() }
 }
 
 /// Apply one Dockerfile instruction (Dockerfile reference) to the `config` object of an image configuration.
@@ -55,11 +122,10 @@ fn apply(config: &mut Map<String, Value>, instruction: &str) -> Result<()> {
         "ENTRYPOINT" => set(config, "Entrypoint", command(rest)?),
         "ENV" => {
             for (key, value) in pairs(rest)? {
-                let env = config.entry("Env").or_insert_with(|| json!([]));
-                if let Some(list) = env.as_array_mut() {
-                    list.retain(|old| old.as_str().is_none_or(|old| old.split('=').next() != Some(key.as_str())));
-                    list.push(format!("{key}={value}").into());
-                }
+                let mut list = list_of(config.remove("Env"));
+                list.retain(|old| old.as_str().is_none_or(|old| old.split('=').next() != Some(key.as_str())));
+                list.push(format!("{key}={value}").into());
+                config.insert("Env".into(), list.into());
             }
         }
         "LABEL" => {
@@ -100,9 +166,9 @@ fn set(config: &mut Map<String, Value>, key: &str, value: Value) {
 }
 
 fn insert(config: &mut Map<String, Value>, map: &str, key: String, value: Value) {
-    if let Some(map) = config.entry(map).or_insert_with(|| json!({})).as_object_mut() {
-        map.insert(key, value);
-    }
+    let mut object = object(config.remove(map));
+    object.insert(key, value);
+    config.insert(map.to_string(), object.into());
 }
 
 /// The exec form is a JSON list, the shell form a line for `/bin/sh -c`.
@@ -200,6 +266,39 @@ mod tests {
         assert_eq!((config.user.as_str(), config.working_dir.as_str()), ("www-data", "/srv"));
         assert_eq!(config.stop_signal.as_deref(), Some("SIGQUIT"));
         assert_eq!(config.diff_ids.len(), 1);
+    }
+
+    #[test]
+    fn a_commit_keeps_what_its_parent_says_and_adds_a_step() {
+        let one = DiffId(super::super::Digest::of(b"1"));
+        let two = DiffId(super::super::Digest::of(b"2"));
+        let parent = format!(
+            r#"{{"architecture":"arm64","os":"linux","variant":"v8","x-unknown":[1],"container":"c","author":"they",
+                "config":{{"Env":null,"Labels":null,"Cmd":["old"],"Healthcheck":{{"Test":["NONE"]}}}},
+                "rootfs":{{"type":"layers","diff_ids":["{one}"]}},"history":[{{"created_by":"ENV","empty_layer":true}}]}}"#
+        );
+        let changes = ["CMD new".to_string(), "ENV A=1".to_string(), "LABEL k=v".to_string()];
+        let commit = Commit { message: "why", author: "me", changes: &changes };
+        let bytes = ImageConfig::with_layer(parent.as_bytes(), Some(two), &commit).expect("valid");
+        let raw: Value = serde_json::from_slice(&bytes).expect("JSON");
+        assert_eq!(
+            (&raw["x-unknown"], &raw["variant"], &raw["container"]),
+            (&json!([1]), &json!("v8"), &Value::Null)
+        );
+        assert_eq!(raw["config"]["Healthcheck"], json!({ "Test": ["NONE"] }));
+        let image = ImageConfig::parse(&bytes).expect("valid");
+        assert_eq!((image.diff_ids.as_slice(), image.author.as_deref()), ([one, two].as_slice(), Some("me")));
+        assert_eq!((image.cmd[2].as_str(), image.env[0].as_str(), image.labels["k"].as_str()), ("new", "A=1", "v"));
+        let steps = image.history_layers().expect("steps");
+        assert_eq!(steps.iter().map(|step| step.diff_id).collect::<Vec<_>>(), [None, Some(one), Some(two)]);
+        assert_eq!(steps[2].history.map(|step| step.comment.as_str()), Some("why"));
+
+        let nothing = Commit { message: "", author: "", changes: &[] };
+        let image =
+            ImageConfig::parse(&ImageConfig::with_layer(&bytes, None, &nothing).expect("valid")).expect("valid");
+        assert_eq!((image.diff_ids.len(), image.author.as_deref()), (2, Some("me")));
+        assert!(image.history.last().expect("a step").empty_layer);
+        assert!(ImageConfig::with_layer(b"[]", None, &nothing).is_err());
     }
 
     #[test]

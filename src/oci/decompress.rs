@@ -17,7 +17,7 @@ pub(super) const MAGIC_LEN: usize = 10;
 
 /// How bytes are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Compression {
+pub enum Compression {
     /// Not at all.
     Plain,
     Gzip,

@@ -16,6 +16,7 @@
 //! ```
 
 use std::fmt;
+use std::io::{self, Write};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -212,6 +213,37 @@ impl Hasher {
     #[must_use]
     pub fn finish(self) -> Digest {
         Digest(self.sha.finalize().into())
+    }
+}
+
+/// Passes bytes on to a writer and digests them.
+#[derive(Debug)]
+pub struct Digesting<W> {
+    out: W,
+    hasher: Hasher,
+}
+
+impl<W: Write> Digesting<W> {
+    #[must_use]
+    pub fn new(out: W) -> Self {
+        Self { out, hasher: Hasher::new() }
+    }
+
+    /// The writer, and the hasher that has seen what was written.
+    pub fn into_inner(self) -> (W, Hasher) {
+        (self.out, self.hasher)
+    }
+}
+
+impl<W: Write> Write for Digesting<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

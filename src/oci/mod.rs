@@ -2,7 +2,7 @@
 //!
 //! For: opening whatever `load` is given ([`Source`]), saying what images are in it
 //! ([`SourceImage`]), and handing out each layer's plain tar while its digests are checked
-//! ([`LayerStream`]). Everything here comes from outside and is believed only after its digest, size
+//! ([`LayerStream`]); and for writing images again as others read them ([`Target`]). Everything here comes from outside and is believed only after its digest, size
 //! and shape were checked. This module never writes below ROOT, never unpacks, and keeps no state;
 //! memory is bounded by [`SourceLimits`], whatever the input claims.
 //!
@@ -36,12 +36,14 @@ mod platform;
 mod reference;
 mod source;
 mod stream;
+mod target;
 #[cfg(test)]
 mod testing;
 
+pub use build::Commit;
 pub use config::{HistoryStep, ImageConfig, Step};
-pub use decompress::plain;
-pub use digest::{ChainId, DiffId, Digest, Hasher, ImageId, chain_ids};
+pub use decompress::{Compression, plain};
+pub use digest::{ChainId, DiffId, Digest, Digesting, Hasher, ImageId, chain_ids};
 pub use limits::SourceLimits;
 pub(crate) use limits::beyond;
 pub use manifest::Descriptor;
@@ -49,3 +51,4 @@ pub use platform::Platform;
 pub use reference::Reference;
 pub use source::{Input, Source, SourceImage, SourceLayer};
 pub use stream::{Expected, LayerStream, Verified};
+pub use target::{Format, Layers, Output, Target, TargetImage};

@@ -27,6 +27,14 @@ pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Resu
     sync(path.parent().unwrap_or(Path::new("/")))
 }
 
+/// Remove a file, if it is there.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context(|| format!("unlink {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
 /// Where [`replace`] writes what is to stand at `path`.
 pub(super) fn aside(path: &Path) -> PathBuf {
     path.with_extension("new")

@@ -141,13 +141,7 @@ impl ImagesGuard<'_> {
 
     /// Forget an image. Its layers and blobs are the caller's to collect.
     pub fn delete(&self, image: &Image) -> Result<()> {
-        let path = self.path(image);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(e).context(|| format!("unlink {}", path.display()))
-            }
-            _ => Ok(()),
-        }
+        files::remove(&self.path(image))
     }
 
     /// The file alone.

@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/store.json            schema number, identity, prefix of the charge groups; written last by `init`
 //! ROOT/snapshots/<uuid>/     a place: the record in its attribute `trusted.reflinkd`, the tree at `fs`
+//! ROOT/snapshots/<uuid>/recipe  of a layer: what its tar has besides its files; see `layer::recipe`
 //! ROOT/trash/                the backend's, if it needs one: removed trees
 //! ROOT/images/<uuid>.json    one image: ID, top layer, names
 //! ROOT/images/lock           held exclusively while images change, shared while a container of one is begun
@@ -547,13 +548,24 @@ fn take_group(change: &Change<'_>) -> Result<u32> {
     Ok(group)
 }
 
-/// Remove the directory of a tree that is gone, with the record's spill file. Succeeds if it is gone already.
+/// Where the recipe of a layer's tar is, in the layer's place. Layers of older versions have none.
+#[must_use]
+pub fn recipe(place: &Path) -> PathBuf {
+    place.join("recipe")
+}
+
+/// Remove the directory of a tree that is gone, with its recipe and the record's spill file. Succeeds if it is gone
+/// already.
 fn remove_place(place: &Path) -> Result<()> {
     match std::fs::remove_dir(place) {
         Ok(()) => return Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(_) => {}
     }
+    let recipe = recipe(place);
+    files::remove(&files::aside(&recipe))?;
+    files::remove(&recipe)?;
+    // Last: without it nobody knows whose place it is.
     record::remove_spill(place)?;
     match std::fs::remove_dir(place) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("rmdir {}", place.display())),

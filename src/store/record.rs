@@ -260,12 +260,7 @@ impl Record {
 pub(super) fn remove_spill(place: &Path) -> Result<()> {
     let spill = place.join(SPILL_FILE);
     for path in [super::files::aside(&spill), spill] {
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).context(|| format!("unlink {}", path.display()));
-            }
-            _ => {}
-        }
+        super::files::remove(&path)?;
     }
     Ok(())
 }

@@ -119,6 +119,21 @@ pub fn set_project(directory: impl AsFd, project: u32) -> rustix::io::Result<()>
     Ok(())
 }
 
+/// `FS_IOC_FSSETXATTR`: charge a file or directory, and what will be made in it, to no project. Whether it was to one.
+///
+/// # Errors
+/// As [`set_project`].
+pub fn leave_project(fd: impl AsFd) -> rustix::io::Result<bool> {
+    let now = fsgetxattr(&fd)?;
+    let wanted = Fsxattr { xflags: now.xflags & !XFLAG_PROJINHERIT, projid: 0, ..now };
+    if (now.projid, now.xflags) == (wanted.projid, wanted.xflags) {
+        return Ok(false);
+    }
+    // SAFETY: the descriptor is open, and the kernel reads one struct fsxattr, which `wanted` is.
+    unsafe { ioctl::fssetxattr(fd.as_fd().as_raw_fd(), &raw const wanted) }.map_err(errno)?;
+    Ok(true)
+}
+
 /// `FICLONE`: make the empty file `to`, open for writing, share all blocks of `from`.
 ///
 /// # Errors

@@ -121,8 +121,15 @@ impl Backend for Btrfs {
         self.clone_into(from, to, &to.root(), access, limit)
     }
 
-    fn exchange(&self, one: &Tree, other: &Tree) -> Result<()> {
-        Self::exchange_trees(one, other)
+    fn roll_back(
+        &self,
+        from: &Tree,
+        tree: &Tree,
+        limit: Option<u64>,
+        kept: &Tree,
+        ready: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        self.roll_back_tree(from, tree, limit, kept, ready)
     }
 
     fn settle(&self, place: &Path) -> Result<Option<GroupId>> {

@@ -110,31 +110,35 @@ impl Btrfs {
         self.destroy_subvolume(&spare)
     }
 
-    pub(super) fn exchange_trees(one: &Tree, other: &Tree) -> Result<()> {
-        for tree in [one, other] {
-            // What its users locked can't be renamed.
-            super::destroy::unlock(&open_tree(tree)?, &tree.root())?;
-        }
-        let (here, there) = (open_place(one.place())?, open_place(other.place())?);
+    /// The fork is made where the old tree is to be kept, and both change places.
+    pub(super) fn roll_back_tree(
+        &self,
+        from: &Tree,
+        tree: &Tree,
+        limit: Option<u64>,
+        kept: &Tree,
+        ready: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let (root, aside) = (tree.root(), kept.root());
+        let old = open_tree(tree)?;
+        let (place, beside) = (open_place(tree.place())?, open_place(kept.place())?);
+        self.clone_into(from, kept, &aside, Access::Writable, limit)?;
         let exchange = || {
-            rustix::fs::renameat_with(
-                &here,
-                name_of(&one.root()),
-                &there,
-                name_of(&other.root()),
-                RenameFlags::EXCHANGE,
-            )
-            .context(|| format!("exchange {} with {}", one.root().display(), other.root().display()))
+            rustix::fs::renameat_with(&beside, name_of(&aside), &place, name_of(&root), RenameFlags::EXCHANGE)
+                .context(|| format!("exchange {} with {}", aside.display(), root.display()))
         };
-        exchange()?;
+        // What its users locked can't be renamed.
+        super::destroy::unlock(&old, &root)
+            .and_then(|_| ready())
+            .and_then(|()| exchange())
+            .inspect_err(|_| self.undo(&aside))?;
         // One commit has both names or neither.
-        let durable = [(&here, one), (&there, other)].into_iter().try_for_each(|(place, tree)| {
+        let durable = [(&place, tree), (&beside, kept)].into_iter().try_for_each(|(place, tree)| {
             rustix::fs::fsync(place).context(|| format!("fsync {}", tree.place().display()))
         });
-        durable.inspect_err(|_| {
-            if let Err(error) = exchange() {
-                tracing::warn!(%error, "cannot undo an exchange that may not be durable");
-            }
+        durable.inspect_err(|_| match exchange() {
+            Ok(()) => self.undo(&aside),
+            Err(error) => tracing::warn!(%error, "cannot undo an exchange that may not be durable"),
         })
     }
 

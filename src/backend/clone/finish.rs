@@ -30,7 +30,7 @@ pub(super) fn finish(shared: Shared, parts: Vec<(Counts, Vec<Entry>)>) -> Result
             let parent = directories[number].parent as usize;
             let now = take_back(&clone, &directories, number)?;
             if let Some((_, made)) = &mut directories[parent].made {
-                *made = now;
+                *made = Made { origin: made.origin, ..now };
             }
         }
     }
@@ -54,7 +54,7 @@ fn lock(clone: &OwnedFd, directories: &[Directory], linked: &Linked) -> Result<M
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(&directory, &**name, flags, Mode::empty()).context(|| "open")?;
         set_flags(&file, linked.flags, true)?;
-        Made::of(&file, c"", AtFlags::EMPTY_PATH).context(|| "stat")
+        Made::of(&file, c"", AtFlags::EMPTY_PATH, linked.made.origin).context(|| "stat")
     })()
     .context(|| format!("/{}/{}", path.escape_ascii(), name.escape_ascii()))
 }
@@ -68,7 +68,7 @@ fn take_back(clone: impl AsFd, directories: &[Directory], number: usize) -> Resu
         let before = facts(&directory, c"", AtFlags::EMPTY_PATH).context(|| "stat its directory")?;
         unlinkat(&directory, &**name, AtFlags::REMOVEDIR).context(|| "rmdir")?;
         futimens(&directory, &times(&before)).context(|| "set the times of its directory")?;
-        Made::of(&directory, c"", AtFlags::EMPTY_PATH).context(|| "stat its directory")
+        Made::of(&directory, c"", AtFlags::EMPTY_PATH, None).context(|| "stat its directory")
     })()
     .context(|| format!("/{}/{}, which vanished from the source", path.escape_ascii(), name.escape_ascii()))
 }

@@ -27,14 +27,19 @@ mod links;
 mod queue;
 mod worker;
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread::{self, ScopedJoinHandle};
 
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Statx, StatxFlags, Uid, fchmod, fchown, mkdirat, openat, statx,
+};
+use rustix::io::Errno;
 
 use crate::copy::attributes::disinherit;
+use crate::copy::facts::{device_of, facts};
 use crate::copy::open;
 use crate::sys::reflink;
 use crate::{Context, Result};
@@ -99,6 +104,32 @@ impl std::ops::AddAssign for Counts {
 /// A change time: seconds and ns.
 pub type Ctime = (i64, u32);
 
+/// The inode of the source that one of the clone was made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    pub inode: u64,
+    /// When all had been taken from it that the clone has: if somebody changed it before that, even while it was read,
+    /// it is later than it was before that change.
+    pub ctime: Ctime,
+}
+
+impl Origin {
+    fn of(facts: &Statx) -> Self {
+        Self { inode: facts.stx_ino, ctime: (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec) }
+    }
+
+    /// What is known of an inode of the source by now, if that is still what `before` tells of.
+    fn now(at: impl AsFd, name: &CStr, flags: AtFlags, before: &Statx) -> rustix::io::Result<Option<Self>> {
+        match statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME) {
+            Ok(now) if (device_of(&now), now.stx_ino) == (device_of(before), before.stx_ino) => {
+                Ok(Some(Self::of(&now)))
+            }
+            Ok(_) | Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
 /// One name in the clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -116,6 +147,8 @@ pub struct Entry {
     pub child: Option<u32>,
     /// What its inode has, in blocks of 512 bytes: of a regular file those that it shares.
     pub blocks: u64,
+    /// `None` if it is on another filesystem than the source's root (a subvolume), or gone from its name by now.
+    pub origin: Option<Origin>,
 }
 
 /// What was made.
@@ -129,8 +162,8 @@ pub struct Cloned {
 
 impl Entry {
     fn new((directory, name): (u32, Box<[u8]>), kind: FileType, made: Made, child: Option<u32>) -> Self {
-        let Made { inode, ctime, blocks } = made;
-        Self { directory, name, inode, ctime, kind, child, blocks }
+        let Made { inode, ctime, blocks, origin } = made;
+        Self { directory, name, inode, ctime, kind, child, blocks, origin }
     }
 }
 
@@ -154,12 +187,14 @@ pub fn clone_tree(from: &Path, to: &Path, state: Source, content: Content, proje
             reflink::set_project(&clone, project).context(|| format!("set the project {project}"))?;
         }
         let on_xfs = reflink::is_xfs(&source).context(|| "statfs the source")?;
+        let device = facts(&source, c"", AtFlags::EMPTY_PATH).map(|facts| device_of(&facts));
+        let device = device.context(|| "stat the source")?;
         let (queue, links) = (Queue::new(), Links::default());
         let descriptors = match state {
             Source::Still => None,
             Source::Live => Some(open::descriptors()?),
         };
-        let shared = Shared { source, clone, content, descriptors, me, on_xfs, queue, links };
+        let shared = Shared { source, clone, content, descriptors, me, on_xfs, device, queue, links };
         let parts = work(&shared)?;
         finish::finish(shared, parts)
     })()
@@ -185,6 +220,8 @@ struct Shared {
     me: (Uid, Gid),
     /// The source.
     on_xfs: bool,
+    /// That of the source's root.
+    device: (u32, u32),
     queue: Queue,
     links: Links,
 }

@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
-use super::Ctime;
+use super::{Ctime, Origin};
 use crate::copy::facts::Key;
 
 /// More than two gain nothing: the filesystem's own locks are what is waited for.
@@ -32,13 +32,15 @@ pub(super) struct Made {
     pub(super) inode: u64,
     pub(super) ctime: Ctime,
     pub(super) blocks: u64,
+    pub(super) origin: Option<Origin>,
 }
 
 impl Made {
-    pub(super) fn of(at: impl AsFd, name: &CStr, flags: AtFlags) -> rustix::io::Result<Self> {
+    /// What the manifest has of an inode of the clone, which was made of `origin`.
+    pub(super) fn of(at: impl AsFd, name: &CStr, flags: AtFlags, origin: Option<Origin>) -> rustix::io::Result<Self> {
         let facts = statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME | StatxFlags::BLOCKS)?;
         let ctime = (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec);
-        Ok(Self { inode: facts.stx_ino, ctime, blocks: facts.stx_blocks })
+        Ok(Self { inode: facts.stx_ino, ctime, blocks: facts.stx_blocks, origin })
     }
 }
 

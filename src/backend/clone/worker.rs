@@ -15,10 +15,10 @@ use rustix::io::Errno;
 
 use super::links::Linked;
 use super::queue::{Made, Queue, Route};
-use super::{Content, Counts, Entry, FRESH_DIRECTORY, OPEN_DIRECTORY, Shared};
+use super::{Content, Counts, Entry, FRESH_DIRECTORY, OPEN_DIRECTORY, Origin, Shared};
 use crate::copy::attributes::{Attributes, LOCKING, set_flags};
 use crate::copy::content;
-use crate::copy::facts::{Key, facts, kind_of};
+use crate::copy::facts::{Key, device_of, facts, kind_of};
 use crate::copy::open::{HERE, OPEN_FILE, reopen};
 use crate::sys::{reflink, rooted};
 use crate::{Context, Error, Kind, Result};
@@ -55,7 +55,7 @@ impl Pair {
         let source = rooted::above(&self.source, steps).ok()?;
         let clone = rooted::above(&self.clone, steps).ok()?;
         let same = Key::of(&facts(&source, c"", AtFlags::EMPTY_PATH).ok()?) == key
-            && Made::of(&clone, c"", AtFlags::EMPTY_PATH).ok()?.inode == there.inode;
+            && Made::of(&clone, c"", AtFlags::EMPTY_PATH, None).ok()?.inode == there.inode;
         same.then_some((source, clone))
     }
 }
@@ -166,7 +166,8 @@ impl<'a> Worker<'a> {
         // The root has still to be moved into its place.
         set_flags(&pair.clone, extras.flags, pair.number != 0)?;
         self.counts.directories += 1;
-        let made = Made::of(&pair.clone, c"", AtFlags::EMPTY_PATH).context(|| "stat the clone")?;
+        let origin = self.origin(&pair.source, c"", AtFlags::EMPTY_PATH, &facts)?;
+        let made = Made::of(&pair.clone, c"", AtFlags::EMPTY_PATH, origin).context(|| "stat the clone")?;
         Ok((Key::of(&facts), made))
     }
 
@@ -223,7 +224,8 @@ impl<'a> Worker<'a> {
             worker.fill(&source, &clone, facts.stx_size, extras.flags)?;
             worker.attributes.set(&source, &clone, &facts, extras, Some(mode))?;
             set_flags(&clone, extras.flags, facts.stx_nlink < 2)?;
-            Made::of(&clone, c"", AtFlags::EMPTY_PATH).context(|| "stat the clone").map(Some)
+            let origin = worker.origin(&source, c"", AtFlags::EMPTY_PATH, &facts)?;
+            Made::of(&clone, c"", AtFlags::EMPTY_PATH, origin).context(|| "stat the clone").map(Some)
         })
     }
 
@@ -282,7 +284,9 @@ impl<'a> Worker<'a> {
             } else {
                 worker.counts.nodes += 1;
             }
-            Made::of(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW).context(|| "stat the clone").map(Some)
+            let origin = worker.origin(&at.source, name, AtFlags::SYMLINK_NOFOLLOW, &facts)?;
+            let made = Made::of(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW, origin);
+            made.context(|| "stat the clone").map(Some)
         })
     }
 
@@ -316,12 +320,25 @@ impl<'a> Worker<'a> {
                     Err(Errno::EXIST) => return Ok(Outcome::Done),
                     result => result.context(|| "link")?,
                 }
-                linked.made = Made::of(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW).context(|| "stat the clone")?;
+                let made = Made::of(&at.clone, name, AtFlags::SYMLINK_NOFOLLOW, linked.made.origin);
+                linked.made = made.context(|| "stat the clone")?;
                 linked.names.push(place());
                 self.counts.links += 1;
             }
         }
         Ok(Outcome::Done)
+    }
+
+    /// What the source's inode is when all has been taken from it; see [`Origin`].
+    fn origin(&self, at: impl AsFd, name: &CStr, flags: AtFlags, facts: &Statx) -> Result<Option<Origin>> {
+        if device_of(facts) != self.shared.device {
+            return Ok(None);
+        }
+        if self.shared.descriptors.is_none() {
+            // Nobody changes it.
+            return Ok(Some(Origin::of(facts)));
+        }
+        Origin::now(at, name, flags, facts).context(|| "stat again")
     }
 
     fn link(&self, (directory, first): &(u32, Box<[u8]>), at: &Pair, name: &CStr) -> rustix::io::Result<()> {

@@ -51,6 +51,9 @@ pub struct Memory {
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Record {
     read_only: bool,
+    /// The tree that `origin` is of, by its root; `None` for one made empty.
+    base: Option<String>,
+    /// Its files, as those inodes of this tree that were made of them.
     origin: Survey,
 }
 
@@ -70,8 +73,15 @@ impl Memory {
     /// The record of `tree`.
     fn record(tree: &Tree) -> Result<Record> {
         let root = tree.root();
-        let path = record_path(&root)?.ok_or_else(|| missing(&root))?;
-        let text = fs::read(&path).context(|| format!("read {}", path.display()))?;
+        let find = || record_path(&root)?.ok_or_else(|| missing(&root));
+        let (path, text) = loop {
+            let path = find()?;
+            match fs::read(&path) {
+                // Another tree has taken its place meanwhile.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound && find()? != path => {}
+                text => break (path.clone(), text.context(|| format!("read {}", path.display()))?),
+            }
+        };
         serde_json::from_slice(&text).map_err(|e| Error::new(Kind::Damaged, format!("parse {}: {e}", path.display())))
     }
 
@@ -82,12 +92,19 @@ impl Memory {
         }
         let spare = to.spare();
         drop_tree(&spare)?;
-        let made = clone_tree(&from.root(), &spare, Source::Live, Content::Copy, None)
-            .and_then(|_| match kin {
-                Kin::Child => survey::survey(&spare),
-                Kin::Fork => Ok(Self::record(from)?.origin),
-            })
-            .and_then(|origin| write_record(&spare, &Record { read_only: access == Access::ReadOnly, origin }));
+        let make = || {
+            let cloned = clone_tree(&from.root(), &spare, Source::Live, Content::Copy, None)?;
+            let now = survey::survey(&spare)?;
+            let (base, origin) = match kin {
+                Kin::Child => (Some(survey::identity(&from.root())?), now),
+                Kin::Fork => {
+                    let Record { base, origin, .. } = Self::record(from)?;
+                    (base, origin.carried_over(&survey::survey(&from.root())?, &cloned, &now))
+                }
+            };
+            write_record(&spare, &Record { read_only: access == Access::ReadOnly, base, origin })
+        };
+        let made = make();
         if made.is_err() {
             // The first error is the one to report; settle() finds what this leaves.
             let _ = drop_tree(&spare);
@@ -127,7 +144,7 @@ impl Backend for Memory {
             std::os::unix::fs::lchown(&spare, Some(0), Some(0)).context(|| format!("chown {}", spare.display()))?;
             fs::set_permissions(&spare, fs::Permissions::from_mode(0o755))
                 .context(|| format!("chmod {}", spare.display()))?;
-            write_record(&spare, &Record { read_only: false, origin: Survey::default() })?;
+            write_record(&spare, &Record { read_only: false, base: None, origin: Survey::default() })?;
             publish(&spare, &root)
         };
         make().inspect_err(|_| drop(drop_tree(&spare)))
@@ -146,18 +163,34 @@ impl Backend for Memory {
         self.make(from, to, access, Kin::Fork)
     }
 
-    fn exchange(&self, one: &Tree, other: &Tree) -> Result<()> {
-        let record = |tree: &Tree| record_path(&tree.root())?.ok_or_else(|| missing(&tree.root()));
-        let stale = [record(one)?, record(other)?];
+    fn roll_back(
+        &self,
+        from: &Tree,
+        tree: &Tree,
+        limit: Option<u64>,
+        kept: &Tree,
+        ready: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let old = record_path(&tree.root())?.ok_or_else(|| missing(&tree.root()))?;
+        self.fork(from, kept, Access::Writable, limit)?;
+        let new = record_path(&kept.root())?.ok_or_else(|| missing(&kept.root()))?;
         // Both places know both trees until the trees have changed places.
-        for (path, place) in stale.iter().zip([other.place(), one.place()]) {
-            let copy = place.join(path.file_name().unwrap_or_default());
-            fs::copy(path, &copy).context(|| format!("copy {} to {}", path.display(), copy.display()))?;
-        }
-        renameat_with(CWD, one.root(), CWD, other.root(), RenameFlags::EXCHANGE)
-            .context(|| format!("exchange {} and {}", one.root().display(), other.root().display()))?;
+        let beside = |path: &Path, place: &Path| place.join(path.file_name().unwrap_or_default());
+        let known = |path: &Path, place: &Path| {
+            let copy = beside(path, place);
+            fs::copy(path, &copy).context(|| format!("copy {} to {}", path.display(), copy.display()))
+        };
+        known(&old, kept.place())
+            .and_then(|_| known(&new, tree.place()))
+            .and_then(|_| ready())
+            .and_then(|()| {
+                renameat_with(CWD, kept.root(), CWD, tree.root(), RenameFlags::EXCHANGE)
+                    .context(|| format!("exchange {} and {}", kept.root().display(), tree.root().display()))
+            })
+            .inspect_err(|_| drop(self.destroy(kept).and_then(|()| remove_file(&beside(&new, tree.place())))))?;
         self.sync()?;
-        stale.iter().try_for_each(|path| remove_file(path))
+        remove_file(&old)?;
+        remove_file(&new)
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
@@ -216,8 +249,14 @@ impl Backend for Memory {
 
     /// Copies share nothing, so nothing has an address.
     fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {
-        let origin = parent.map_or_else(|| Ok(Survey::default()), |parent| survey::survey(&parent.root()))?;
-        let changed = survey::survey(&tree.root())?.changes_since(&origin);
+        let (record, now) = (Self::record(tree)?, survey::survey(&tree.root())?);
+        let changed = match parent {
+            None => now.changes_since(&Survey::default()),
+            Some(parent) if record.base == Some(survey::identity(&parent.root())?) => {
+                now.changes_since(&record.origin)
+            }
+            Some(parent) => now.beyond(&survey::survey(&parent.root())?),
+        };
         Ok(Own { blocks: RangeSet::new(), elsewhere: changed.blocks, apparent: changed.lengths })
     }
 

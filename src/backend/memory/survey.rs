@@ -3,15 +3,16 @@
 //! A file is known by its inode, not by its path: a renamed file is the same file, and one with several
 //! names is counted once, as on a filesystem that shares extents.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Statx, StatxFlags, openat, statx};
 use sha2::{Digest, Sha256};
 
+use crate::backend::clone::Cloned;
 use crate::copy::content::data_ranges;
 use crate::sys::rooted;
 use crate::{Context, Result};
@@ -54,6 +55,50 @@ impl Survey {
         }
         changes
     }
+
+    /// What is in no file of another tree.
+    pub(super) fn beyond(&self, other: &Self) -> Changes {
+        let known: BTreeSet<u128> = other.files.values().flat_map(|file| file.hashes.values().copied()).collect();
+        let mut changes = Changes::default();
+        for file in self.files.values().filter(|file| !other.files.values().any(|before| before == *file)) {
+            changes.blocks += BLOCK * file.hashes.values().filter(|hash| !known.contains(hash)).count() as u64;
+            changes.lengths += file.length;
+        }
+        changes
+    }
+
+    /// What this says of a tree, said of a clone of it: of the inodes that the tree still has, as `now` knows them, with
+    /// the names that they have in the clone's survey.
+    pub(super) fn carried_over(self, now: &Self, cloned: &Cloned, clone: &Self) -> Self {
+        let key = |survey: &Self, inode: u64| {
+            let prefix = format!("{inode}-");
+            survey
+                .files
+                .range(prefix.clone()..)
+                .next()
+                .map(|(key, _)| key.clone())
+                .filter(|key| key.starts_with(&prefix))
+        };
+        let became: BTreeMap<String, String> = cloned
+            .entries
+            .iter()
+            .filter_map(|entry| Some((key(now, entry.origin?.inode)?, key(clone, entry.inode)?)))
+            .collect();
+        let files = self.files.into_iter().filter_map(|(key, blocks)| Some((became.get(&key)?.clone(), blocks)));
+        Self { files: files.collect() }
+    }
+}
+
+/// What tells a tree from another: the inode of its root.
+pub(super) fn identity(root: &Path) -> Result<String> {
+    statx(CWD, root, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+        .map(|facts| key(&facts))
+        .context(|| format!("stat {}", root.display()))
+}
+
+/// What tells an inode from one that gets its number later.
+fn key(facts: &Statx) -> String {
+    format!("{}-{}.{:09}", facts.stx_ino, facts.stx_btime.tv_sec, facts.stx_btime.tv_nsec)
 }
 
 /// Survey the directory tree at `root`.
@@ -77,8 +122,7 @@ pub(super) fn survey(root: &Path) -> Result<Survey> {
             match FileType::from_raw_mode(facts.stx_mode.into()) {
                 FileType::Directory => waiting.push(path),
                 FileType::RegularFile => {
-                    let key = format!("{}-{}.{:09}", facts.stx_ino, facts.stx_btime.tv_sec, facts.stx_btime.tv_nsec);
-                    if let Entry::Vacant(unseen) = survey.files.entry(key) {
+                    if let Entry::Vacant(unseen) = survey.files.entry(key(&facts)) {
                         let file = openat(&directory, name, open, Mode::empty()).context(|| why(&path, "open"))?;
                         unseen.insert(blocks(&File::from(file)).context(|| why(&path, "read"))?);
                     }

@@ -28,14 +28,6 @@ pub(super) fn span(extent: &Extent) -> Option<Range<u64>> {
     }
 }
 
-/// What the part `range` of an extent's [`span`] takes.
-pub(super) fn bytes(extent: &Extent, range: &Range<u64>) -> u64 {
-    match extent.place {
-        Place::EncodedAt(_) => extent.length,
-        Place::At(_) | Place::Nowhere => range.end - range.start,
-    }
-}
-
 /// Open the regular file `name` to ask for its extents. `None` if it vanished or is something else.
 pub(super) fn open_file(
     directory: &impl std::os::fd::AsFd,

@@ -28,8 +28,8 @@ use super::blocks::{self, Base, Blocks};
 use super::manifest::{Head, Manifest, nanoseconds};
 use super::walk::{self, OPEN_DIRECTORY};
 use super::{Reflink, place};
-use crate::backend::{Tree, TreeSize};
-use crate::sys::fiemap::{self, Extent};
+use crate::backend::{Own, Tree, TreeSize};
+use crate::sys::fiemap::{self, Extent, Place};
 use crate::{Context, Kind, Result};
 
 /// Measures any number of trees. What it learns of a base serves all that were cloned from it.
@@ -69,22 +69,45 @@ impl<'a> Meter<'a> {
     /// What the tree at `root` holds of its own: without its manifest, what no other file has. `None` if it isn't there,
     /// or was moved away meanwhile.
     pub(super) fn measure(&mut self, root: &Path, manifest: Option<&Manifest>) -> Result<Option<TreeSize>> {
+        let baseline = manifest.map_or(Ok(Baseline::Unknown), |manifest| self.baseline(&manifest.head))?;
+        let own = self.beyond(root, manifest, &baseline)?;
+        Ok(own.map(|own| TreeSize { charged: own.bytes(), apparent: Some(own.apparent) }))
+    }
+
+    /// What a tree holds beyond `parent`, or all. Where its manifest speaks of another tree every file of both is looked at,
+    /// and one counts as changed if it has something of its own.
+    pub(super) fn own(&mut self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {
+        let root = tree.root();
+        let manifest = place::manifest(tree)?;
+        let (manifest, baseline) = match parent {
+            None => (None, Baseline::Nothing),
+            Some(parent) => {
+                let id = place::head(parent)?.id;
+                let speaks_of_it = manifest.head.base.as_ref().is_some_and(|base| base.id == id);
+                let base = self.base(id, parent)?.ok_or_else(|| place::missing(&parent.root()))?;
+                (Some(manifest).filter(|_| speaks_of_it), Baseline::Base(base))
+            }
+        };
+        self.beyond(&root, manifest.as_ref(), &baseline)?.ok_or_else(|| place::missing(&root))
+    }
+
+    fn beyond(&self, root: &Path, manifest: Option<&Manifest>, baseline: &Baseline) -> Result<Option<Own>> {
         let call = || format!("measure {}", root.display());
         let tree = match openat(CWD, root, OPEN_DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(None),
             tree => tree.context(call)?,
         };
         let facts = fstat(&tree).context(call)?;
-        let visit = |file: walk::File<'_>| touched(file, facts.st_dev, manifest, self.sync);
+        let sync = self.sync;
+        let visit = |file: walk::Found<'_>| touched(file, facts.st_dev, manifest, sync);
         let touched = walk::regular_files(&tree, visit).context(call)?;
         let path = |identity: (u64, u64)| {
             let manifest = manifest.filter(|_| identity.0 == facts.st_dev)?;
             manifest.find(identity.1).map(|name| manifest.path(name))
         };
-        let baseline = manifest.map_or(Ok(Baseline::Unknown), |manifest| self.baseline(&manifest.head))?;
-        let size = sum(&touched, &baseline, path).context(call)?;
+        let own = sum(&touched, baseline, manifest.is_some(), path).context(call)?;
         let now = fs::symlink_metadata(root).map(|now| (now.dev(), now.ino()));
-        Ok((now.ok() == Some((facts.st_dev, facts.st_ino))).then_some(size))
+        Ok((now.ok() == Some((facts.st_dev, facts.st_ino))).then_some(own))
     }
 
     fn baseline(&mut self, head: &Head) -> Result<Baseline> {
@@ -92,28 +115,34 @@ impl<'a> Meter<'a> {
         if !base.read_only {
             return Ok(Baseline::Unknown);
         }
-        if let Some(known) = self.bases.get(&base.id) {
-            return Ok(Baseline::Base(Rc::clone(known)));
+        let known = self.base(base.id, &Tree::new(self.backend.root.join(&base.place), None))?;
+        Ok(known.map_or(Baseline::Unknown, Baseline::Base))
+    }
+
+    /// The tree that others were cloned from, if it is still there.
+    fn base(&mut self, id: Uuid, tree: &Tree) -> Result<Option<Rc<Base>>> {
+        if let Some(known) = self.bases.get(&id) {
+            return Ok(Some(Rc::clone(known)));
         }
-        let path = Tree::new(self.backend.root.join(&base.place), None).root();
+        let path = tree.root();
         let root = match openat(CWD, &path, OPEN_DIRECTORY, Mode::empty()) {
-            Err(Errno::NOENT) => return Ok(Baseline::Unknown),
+            Err(Errno::NOENT) => return Ok(None),
             root => root.context(|| format!("open {}", path.display()))?,
         };
         match place::read(&path, Head::read) {
-            Ok(now) if now.id == base.id => {}
-            Ok(_) => return Ok(Baseline::Unknown),
-            Err(e) if e.kind() == Kind::NotFound => return Ok(Baseline::Unknown),
+            Ok(now) if now.id == id => {}
+            Ok(_) => return Ok(None),
+            Err(e) if e.kind() == Kind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         }
         let found = Rc::new(Base::new(root, path));
-        self.bases.insert(base.id, Rc::clone(&found));
-        Ok(Baseline::Base(found))
+        self.bases.insert(id, Rc::clone(&found));
+        Ok(Some(found))
     }
 }
 
 /// What there is to know of a file; `None` if it is untouched, or gone.
-fn touched(found: walk::File<'_>, device: u64, manifest: Option<&Manifest>, sync: bool) -> Result<Option<Touched>> {
+fn touched(found: walk::Found<'_>, device: u64, manifest: Option<&Manifest>, sync: bool) -> Result<Option<Touched>> {
     let call = |call: &str| format!("{call} {}", found.shown());
     let facts = match statx(found.directory, found.name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS) {
         Err(Errno::NOENT) => return Ok(None),
@@ -122,7 +151,7 @@ fn touched(found: walk::File<'_>, device: u64, manifest: Option<&Manifest>, sync
     let identity = (makedev(facts.stx_dev_major, facts.stx_dev_minor), facts.stx_ino);
     let ctime = nanoseconds((facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec));
     let then = manifest.filter(|_| identity.0 == device).and_then(|manifest| manifest.find(identity.1));
-    if then.is_some_and(|then| then.kind.is_file() && then.ctime == ctime) {
+    if then.is_some_and(|then| then.kind.is_file() && then.is_untouched(ctime)) {
         return Ok(None);
     }
     let mut extents = Vec::new();
@@ -134,16 +163,23 @@ fn touched(found: walk::File<'_>, device: u64, manifest: Option<&Manifest>, sync
     Ok(Some(Touched { identity, length: facts.stx_size, extents }))
 }
 
-/// Add up files; `path` tells where the base has, or had, the file with this identity.
-fn sum(touched: &[Touched], baseline: &Baseline, path: impl Fn((u64, u64)) -> Option<Vec<u8>>) -> Result<TreeSize> {
-    let (mut charged, mut apparent) = (0, 0);
-    let (mut own, mut seen) = (Blocks::new(), HashSet::new());
+/// Add up files; `path` tells where the base has, or had, the file with this identity. Unless `touched` are known to have
+/// been touched, they are those that have something of their own.
+fn sum(
+    touched: &[Touched],
+    baseline: &Baseline,
+    known: bool,
+    path: impl Fn((u64, u64)) -> Option<Vec<u8>>,
+) -> Result<Own> {
+    let mut own = Own::default();
+    let (mut encoded, mut seen) = (Blocks::new(), HashSet::new());
     for file in touched.iter().filter(|file| seen.insert(file.identity)) {
-        apparent += file.length;
+        let mut changed = known || matches!(baseline, Baseline::Nothing);
         let mut same_file = None;
         for extent in &file.extents {
             let Some(span) = blocks::span(extent) else {
-                charged += extent.length;
+                own.elsewhere += extent.length;
+                changed = true;
                 continue;
             };
             let parts = match baseline {
@@ -163,11 +199,18 @@ fn sum(touched: &[Touched], baseline: &Baseline, path: impl Fn((u64, u64)) -> Op
                     others
                 }
             };
+            changed |= !parts.is_empty();
             for part in parts {
-                charged += own.gaps(&part).map(|new| blocks::bytes(extent, &new)).sum::<u64>();
-                own.insert(part);
+                match extent.place {
+                    Place::EncodedAt(_) => {
+                        own.elsewhere += encoded.gaps(&part).count() as u64 * extent.length;
+                        encoded.insert(part);
+                    }
+                    Place::At(_) | Place::Nowhere => own.blocks.insert(part),
+                }
             }
         }
+        own.apparent += if changed { file.length } else { 0 };
     }
-    Ok(TreeSize { charged, apparent: Some(apparent) })
+    Ok(own)
 }

@@ -3,13 +3,15 @@
 //! ```text
 //! PLACE/fs                the tree, a plain directory
 //! PLACE/fs.new            a tree being made, or an old one just exchanged: never one that anyone was promised
-//! PLACE/manifest.<ino>    what the tree whose root has inode <ino> was when it was made ([`manifest`])
+//! PLACE/manifest.<ino>    what the tree whose root has inode <ino> is compared with ([`manifest`])
 //! ROOT/trash/             removed trees on their way out ([`trash`])
 //! ```
 //!
 //! | | |
 //! |---|---|
 //! | clone | every file by FICLONE ([`clone`](super::clone)): a few calls for each; durable by one syncfs before the rename that publishes it |
+//! | fork | a clone whose manifest speaks of what its source's speaks of ([`manifest`]) |
+//! | rolling back | a fork, and one exchange between two places ([`rollback`]) |
 //! | size | the blocks of touched files that the base doesn't have ([`measure`]) |
 //! | overhead | inodes and directories, which clones don't share |
 //! | removal | a rename; taken apart by [`Backend::reclaim`] |
@@ -44,6 +46,7 @@ use crate::{Context, Error, Kind, Result};
 use manifest::Head;
 use measure::Meter;
 use quota::Projects;
+use tree::Kin;
 
 mod blocks;
 mod instance;
@@ -51,6 +54,7 @@ mod manifest;
 mod measure;
 mod place;
 mod quota;
+mod rollback;
 mod trash;
 mod tree;
 mod walk;
@@ -157,7 +161,7 @@ impl Backend for Reflink {
     }
 
     fn clone_tree(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
-        self.clone_into(from, to, access, limit)
+        self.clone_into(from, to, access, limit, Kin::Child)
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
@@ -165,22 +169,34 @@ impl Backend for Reflink {
     }
 
     fn fork(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
-        self.clone_into(from, to, access, limit)
+        self.clone_into(from, to, access, limit, Kin::Fork)
     }
 
-    fn exchange(&self, _: &Tree, _: &Tree) -> Result<()> {
-        Err(Error::new(Kind::Unsupported, "rolling back"))
+    fn roll_back(
+        &self,
+        from: &Tree,
+        tree: &Tree,
+        limit: Option<u64>,
+        kept: &Tree,
+        ready: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        self.roll_back_tree(from, tree, limit, kept, ready)
     }
 
-    fn own(&self, _: &Tree, _: Option<&Tree>) -> Result<Own> {
-        Err(Error::new(Kind::Unsupported, "own"))
+    fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {
+        Meter::new(self, false).own(tree, parent)
     }
 
     fn settle(&self, place: &Path) -> Result<Option<GroupId>> {
         let tree = Tree::new(place, None);
         self.clear(&tree)?;
         match place::head(&tree) {
-            Ok(head) => Ok(head.group),
+            Ok(head) => {
+                if head.group.is_none() {
+                    self.leave_project(&tree.root())?;
+                }
+                Ok(head.group)
+            }
             Err(e) if e.kind() == Kind::NotFound => Ok(None),
             Err(e) => Err(e),
         }

@@ -19,15 +19,20 @@
 //! the limit. Nothing can be renamed or linked into a tree from outside (EXDEV); trees themselves can be moved, as places
 //! hand nothing down. Where ROOT itself does, as part of somebody's own project, trees get none and limits are refused.
 //!
+//! A tree that is rolled back leaves its project (0 from then on, measured by its extents), which counts the one that has
+//! taken its place. While both are in it there is no limit: a crash then leaves none, until it is set again.
+//!
 //! Quotas are switched by mount options (prjquota, pqnoenforce) and never from here.
 
 use std::io;
 use std::path::Path;
 
 use nix::errno::Errno;
+use rustix::fs::{CWD, FileType, Mode, openat};
 
 use super::manifest::Head;
-use super::{Reflink, place};
+use super::walk::{self, OPEN_DIRECTORY};
+use super::{Reflink, blocks, place};
 use crate::backend::{Backend, GroupId, Guarantee, Inherited, QuotaMode, Quotas, Tree, TreeSize};
 use crate::sys::reflink::{self, Project};
 use crate::sys::xfs::XfsFd;
@@ -42,6 +47,23 @@ pub(super) struct Projects {
     prefix: u16,
     /// The project that ROOT hands down.
     foreign: Option<u32>,
+}
+
+/// A limit that is lifted for now.
+#[derive(Debug)]
+pub(super) struct Suspended<'a> {
+    quotas: &'a ProjectQuotas,
+    project: u32,
+    limit: Option<u64>,
+}
+
+impl Suspended<'_> {
+    /// Let it be as it was.
+    pub(super) fn resume(&self) {
+        if let Err(error) = self.quotas.set_limit(self.project, self.limit) {
+            tracing::warn!(%error, self.project, "cannot set a limit again");
+        }
+    }
 }
 
 impl Projects {
@@ -133,11 +155,61 @@ impl Reflink {
         Ok(true)
     }
 
+    /// Lift the limit of a group for as long as it has a second tree. `None` where nothing counts.
+    pub(super) fn suspend_limit(&self, group: Option<GroupId>) -> Result<Option<Suspended<'_>>> {
+        let Some(project) = self.project(group).filter(|_| self.quota_state().is_ok_and(|state| state.accounted))
+        else {
+            return Ok(None);
+        };
+        let Some(quotas) = self.projects.as_ref().and_then(|projects| projects.quotas.as_ref()) else {
+            return Ok(None);
+        };
+        let limit = quotas.get(project).context(|| format!("Q_XGETQUOTA {project}"))?.limit;
+        if limit.is_some() {
+            quotas.set_limit(project, None).context(|| format!("Q_XSETQLIM {project}"))?;
+        }
+        Ok(Some(Suspended { quotas, project, limit }))
+    }
+
+    /// Take all of the tree at `root` out of its project, if that has not been done. The root is last, as it is what tells
+    /// that. Symlinks and nodes stay: nobody can open them for it, and they take no blocks.
+    pub(super) fn leave_project(&self, root: &Path) -> Result<()> {
+        if self.projects.as_ref().is_none_or(|projects| projects.foreign.is_some()) {
+            return Ok(());
+        }
+        let call = || format!("FS_IOC_FSSETXATTR {}", root.display());
+        let tree = openat(CWD, root, OPEN_DIRECTORY, Mode::empty()).context(call)?;
+        if reflink::project(&tree).context(call)?.id == 0 {
+            return Ok(());
+        }
+        let leave = |found: walk::Found<'_>| {
+            let opened = match found.kind {
+                FileType::Directory => openat(found.directory, found.name, OPEN_DIRECTORY, Mode::empty()).map(Some),
+                FileType::RegularFile => {
+                    blocks::open_file(&found.directory, found.name).map(|file| file.map(Into::into))
+                }
+                _ => return Ok(None),
+            };
+            match opened {
+                Ok(Some(opened)) => reflink::leave_project(&opened).map(|_| None::<()>),
+                Ok(None) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+                    Ok(None)
+                }
+                Err(e) => Err(e),
+            }
+            .context(|| format!("FS_IOC_FSSETXATTR {}", found.shown()))
+        };
+        walk::entries(&tree, leave).context(|| format!("take {} out of its project", root.display()))?;
+        reflink::leave_project(&tree).map(drop).context(call)
+    }
+
     /// Lift the limit of a tree that is gone, whose manifest is at `manifest`: the kernel keeps an account of nothing for
     /// as long as it has a limit. If it can't be lifted, nobody is kept from anything: groups aren't used twice.
     pub(super) fn drop_limit(&self, manifest: &Path) {
         let Some(quotas) = self.projects.as_ref().and_then(|projects| projects.quotas.as_ref()) else { return };
-        let Some(project) = Head::read(manifest).ok().and_then(|head| self.project(head.group)) else { return };
+        // What is read-only is in no project, and its group may be a container's that lives on.
+        let head = Head::read(manifest).ok().filter(|head| !head.read_only);
+        let Some(project) = head.and_then(|head| self.project(head.group)) else { return };
         let dropped = match quotas.get(project) {
             Ok(dquot) if dquot.limit.is_some() => quotas.set_limit(project, None),
             // Quotas are off.

@@ -107,9 +107,12 @@ impl Reflink {
     pub(super) fn clear(&self, tree: &Tree) -> Result<()> {
         self.discard(&tree.spare())?;
         let keep = place::manifest_path(&tree.root())?;
-        for manifest in place::manifests(tree.place())? {
-            if Some(&manifest) != keep.as_ref() {
-                self.forget(&manifest)?;
+        let group = |manifest: &Path| Head::read(manifest).ok().and_then(|head| head.group);
+        for manifest in place::manifests(tree.place())?.iter().filter(|manifest| Some(*manifest) != keep.as_ref()) {
+            match keep.as_deref().and_then(group) {
+                // The tree has taken the group over from what was there before, with its limit.
+                Some(kept) if group(manifest) == Some(kept) => place::remove_file(manifest)?,
+                _ => self.forget(manifest)?,
             }
         }
         Ok(())

@@ -57,10 +57,17 @@ impl Reflink {
         make().inspect_err(|_| self.undo(&spare))
     }
 
-    pub(super) fn clone_into(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
+    pub(super) fn clone_into(
+        &self,
+        from: &Tree,
+        to: &Tree,
+        access: Access,
+        limit: Option<u64>,
+        kin: Kin,
+    ) -> Result<()> {
         self.check_limit(to, limit)?;
         refuse_present(&to.root())?;
-        self.prepare(from, to, access, limit)?;
+        self.prepare(from, to, access, limit, kin)?;
         publish(to).inspect_err(|_| self.undo(&to.spare()))?;
         commit(to)
     }
@@ -71,7 +78,7 @@ impl Reflink {
         if !self.exists(fresh)? {
             return Err(place::missing(&root));
         }
-        self.prepare(from, fresh, Access::Writable, limit)?;
+        self.prepare(from, fresh, Access::Writable, limit, Kin::Child)?;
         // What its users locked can't be renamed either.
         place::unlock(&root).inspect_err(|_| self.undo(&spare))?;
         renameat_with(CWD, &spare, CWD, &root, RenameFlags::EXCHANGE)
@@ -81,12 +88,12 @@ impl Reflink {
         self.discard(&spare)
     }
 
-    /// Make a clone of `from` at the spare of `to`, whole and durable. Nothing is left of it on failure.
-    fn prepare(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
+    /// Make a clone, or a fork, of `from` at the spare of `to`, whole and durable. Nothing is left of it on failure.
+    pub(super) fn prepare(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>, kin: Kin) -> Result<()> {
         let origin = place::head(from)?;
-        let base = Base { place: self.named(from.place()), id: origin.id, read_only: origin.read_only };
         let spare = to.spare();
         self.clear(to)?;
+        let source = if kin == Kin::Child { None } else { Some(place::manifest(from)?) };
         let make = || {
             // Nobody writes into a layer: it shares its group with the tree it was unpacked in, whose size it would falsify.
             let project = self.project(to.group()).filter(|_| access == Access::Writable);
@@ -95,14 +102,22 @@ impl Reflink {
             let (directories, blocks) = blocks(&cloned);
             let head = Head {
                 id: Uuid::new_v4(),
-                group: to.group(),
+                group: to.group().filter(|_| kin != Kin::Successor),
                 read_only: access == Access::ReadOnly,
-                base: Some(base),
+                base: Some(Base { place: self.named(from.place()), id: origin.id, read_only: origin.read_only }),
                 entries: cloned.entries.len() as u64,
                 metadata: inodes(&cloned.counts) * self.inode_bytes + directories,
                 blocks,
             };
-            write_manifest(&spare, &head, &cloned.entries)?;
+            let head = match &source {
+                None => write_manifest(&spare, &head, &cloned.entries).map(|()| head)?,
+                Some(source) => {
+                    let path = place::manifest_path(&spare)?.ok_or_else(|| place::missing(&spare))?;
+                    let Head { base, blocks, .. } = source.head.clone();
+                    let manifest = source.forked(Head { base, blocks, ..head }, &cloned);
+                    manifest.save(&path).map(|()| manifest.head)?
+                }
+            };
             self.limit_new(&spare, &head, limit)?;
             self.sync()?;
             outlast(&cloned);
@@ -112,9 +127,20 @@ impl Reflink {
     }
 }
 
+/// What a clone is compared with, and charged to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kin {
+    /// With the tree that it is made of.
+    Child,
+    /// With what that is compared with.
+    Fork,
+    /// As a fork, to take the place of the tree whose group it gets. It is charged to that, but has yet to be written down.
+    Successor,
+}
+
 impl Reflink {
     /// Clear away what a failed step made; the failure itself is what the caller has to hear of.
-    fn undo(&self, spare: &Path) {
+    pub(super) fn undo(&self, spare: &Path) {
         if let Err(error) = self.take_apart(spare) {
             tracing::warn!(%error, path = %spare.display(), "cannot clear away a tree that failed");
         }
@@ -141,7 +167,7 @@ fn write_manifest(root: &Path, head: &Head, entries: &[Entry]) -> Result<()> {
 }
 
 /// An early answer; [`publish`] gives the one that counts.
-fn refuse_present(root: &Path) -> Result<()> {
+pub(super) fn refuse_present(root: &Path) -> Result<()> {
     match place::manifest_path(root)? {
         None => Ok(()),
         Some(_) => Err(present(root)),
@@ -153,7 +179,7 @@ fn present(root: &Path) -> Error {
 }
 
 /// Make the finished spare the tree, unless there is one.
-fn publish(tree: &Tree) -> Result<()> {
+pub(super) fn publish(tree: &Tree) -> Result<()> {
     let (spare, root) = (tree.spare(), tree.root());
     match renameat_with(CWD, &spare, CWD, &root, RenameFlags::NOREPLACE) {
         Err(Errno::EXIST) => Err(present(&root)),
@@ -163,7 +189,7 @@ fn publish(tree: &Tree) -> Result<()> {
 
 /// Make durable that a tree is where it is. XFS says yes to that even after it has shut down because of an I/O error, but
 /// not when it is asked about a file.
-fn commit(tree: &Tree) -> Result<()> {
+pub(super) fn commit(tree: &Tree) -> Result<()> {
     let root = tree.root();
     let manifest = place::manifest_path(&root)?.ok_or_else(|| place::missing(&root))?;
     let fsync = |path: &Path| {

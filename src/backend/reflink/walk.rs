@@ -1,4 +1,4 @@
-//! All regular files of a tree, looked at by two threads.
+//! All entries of a tree, looked at by two threads.
 //!
 //! A directory that waits for its turn is a path, opened again when that comes: descriptors are bounded whatever the
 //! shape of the tree, and no symlink is followed and no mount entered on the way. What vanishes meanwhile is left out.
@@ -22,16 +22,17 @@ const BUFFER: usize = 32 << 10;
 pub(super) const OPEN_DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::NOATIME).union(OFlags::CLOEXEC);
 
-/// A regular file, by a name in an open directory.
+/// An entry, by a name in an open directory.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct File<'a> {
+pub(super) struct Found<'a> {
     pub(super) directory: BorrowedFd<'a>,
     pub(super) name: &'a CStr,
+    pub(super) kind: FileType,
     /// The directory's path below the root.
     path: &'a [u8],
 }
 
-impl File<'_> {
+impl Found<'_> {
     /// Its path below the root, for messages.
     pub(super) fn shown(&self) -> String {
         shown(&join(self.path, self.name))
@@ -54,12 +55,21 @@ struct Walk<'a, V> {
     visit: V,
 }
 
-/// Give each name of a regular file below `root` to `visit`, in no order and on several threads, and collect its answers.
-/// The first error ends it.
+/// Give each name of a regular file below `root` to `visit`, as [`entries`] does.
 pub(super) fn regular_files<T, V>(root: &OwnedFd, visit: V) -> Result<Vec<T>>
 where
     T: Send,
-    V: Fn(File<'_>) -> Result<Option<T>> + Sync,
+    V: Fn(Found<'_>) -> Result<Option<T>> + Sync,
+{
+    entries(root, |found| if found.kind == FileType::RegularFile { visit(found) } else { Ok(None) })
+}
+
+/// Give each name below `root` to `visit`, in no order and on several threads, and collect its answers. The first error
+/// ends it.
+pub(super) fn entries<T, V>(root: &OwnedFd, visit: V) -> Result<Vec<T>>
+where
+    T: Send,
+    V: Fn(Found<'_>) -> Result<Option<T>> + Sync,
 {
     let queue = Mutex::new(Queue { waiting: vec![Vec::new()], ..Queue::default() });
     let walk = Walk { root, queue, changed: Condvar::new(), visit };
@@ -79,7 +89,7 @@ where
 
 impl<T, V> Walk<'_, V>
 where
-    V: Fn(File<'_>) -> Result<Option<T>> + Sync,
+    V: Fn(Found<'_>) -> Result<Option<T>> + Sync,
 {
     fn work(&self) -> Vec<T> {
         let mut found = Vec::new();
@@ -121,7 +131,7 @@ where
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Visit the files of one directory; what directories are in it goes to `below`.
+    /// Visit what is in one directory; what directories are in it goes to `below`.
     fn directory(
         &self,
         path: &[u8],
@@ -146,14 +156,11 @@ where
             if name == c"." || name == c".." {
                 continue;
             }
-            match entry.file_type() {
-                FileType::Directory => below.push(join(path, name)),
-                FileType::RegularFile => {
-                    let file = File { directory: directory.as_fd(), name, path };
-                    found.extend((self.visit)(file)?);
-                }
-                // Filesystems that can clone files tell the type.
-                _ => {}
+            // Filesystems that can clone files tell the type.
+            let kind = entry.file_type();
+            found.extend((self.visit)(Found { directory: directory.as_fd(), name, kind, path })?);
+            if kind == FileType::Directory {
+                below.push(join(path, name));
             }
         }
         Ok(())

@@ -4,6 +4,7 @@ use super::{format, output::Output};
 
 pub(super) mod bundle;
 pub(super) mod clone;
+pub(super) mod commit;
 pub(super) mod completions;
 pub(super) mod cp;
 pub(super) mod create;
@@ -28,6 +29,7 @@ pub(super) mod reset;
 pub(super) mod rm;
 pub(super) mod rmi;
 pub(super) mod rollback;
+pub(super) mod save;
 pub(super) mod snapshot;
 pub(super) mod snapshots;
 pub(super) mod tag;

@@ -135,20 +135,40 @@ pub(super) fn body(entries: &[Entry]) -> Vec<u8> {
     let mut turns = VecDeque::from([0]);
     while let Some(number) = turns.pop_front() {
         let list = lists.get(number).map_or(&[][..], Vec::as_slice);
-        body.extend((list.len() as u32).to_le_bytes());
-        let (mut inode, mut ctime) = (0_u64, 0_i64);
-        for entry in list {
-            turns.extend(entry.child.map(|child| child as usize));
-            body.push((entry.kind.as_raw_mode() >> 12) as u8);
-            // A name has at most 255 bytes.
-            body.push(entry.name.len() as u8);
-            body.extend(entry.inode.wrapping_sub(inode).to_le_bytes());
-            body.extend(nanoseconds(entry.ctime).wrapping_sub(ctime).to_le_bytes());
-            body.extend(&*entry.name);
-            (inode, ctime) = (entry.inode, nanoseconds(entry.ctime));
-        }
+        turns.extend(list.iter().filter_map(|entry| entry.child).map(|child| child as usize));
+        let ctime = |entry: &Entry| nanoseconds(entry.ctime);
+        put_list(&mut body, list.iter().map(|entry| (entry.kind, entry.inode, ctime(entry), &*entry.name)));
     }
     body
+}
+
+/// The same of names that are in the order of a body, in so many directories.
+pub(super) fn body_of(names: &[Name], directories: usize) -> Vec<u8> {
+    let mut body = Vec::with_capacity(names.len() * 32);
+    let mut rest = names;
+    for directory in 0..directories {
+        let (list, others) = rest.split_at(rest.partition_point(|name| name.directory == directory));
+        put_list(&mut body, list.iter().map(|name| (name.kind, name.inode, name.ctime, &*name.name)));
+        rest = others;
+    }
+    body
+}
+
+/// Type, inode, change time, and name.
+type Listed<'a> = (FileType, u64, i64, &'a [u8]);
+
+fn put_list<'a>(body: &mut Vec<u8>, list: impl ExactSizeIterator<Item = Listed<'a>>) {
+    body.extend((list.len() as u32).to_le_bytes());
+    let (mut last_inode, mut last_ctime) = (0_u64, 0_i64);
+    for (kind, inode, ctime, name) in list {
+        body.push((kind.as_raw_mode() >> 12) as u8);
+        // A name has at most 255 bytes.
+        body.push(name.len() as u8);
+        body.extend(inode.wrapping_sub(last_inode).to_le_bytes());
+        body.extend(ctime.wrapping_sub(last_ctime).to_le_bytes());
+        body.extend(name);
+        (last_inode, last_ctime) = (inode, ctime);
+    }
 }
 
 /// The names of a body that has `count` of them.

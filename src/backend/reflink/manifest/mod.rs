@@ -32,6 +32,19 @@
 //! ```
 //!
 //! Differences wrap around, and are small: that is what makes it compress.
+//!
+//! # Forks
+//!
+//! A fork is told by what its source is told by: it has the names of its source's manifest, with its own inodes in the place
+//! of those that its source has there.
+//!
+//! ```text
+//! source's manifest       source                          fork's manifest
+//! etc/passwd 30 at t1     30 at t1 is as it was           etc/passwd 71 at t5, as which it was made: untouched
+//! etc/hosts  31 at t1     31 at t3, now named etc/h       etc/hosts  72 at NEVER: touched, and compared with etc/hosts
+//! bin/true   32 at t1     removed                         bin/true   no inode (0) at NEVER
+//!                         33, new                         none
+//! ```
 
 mod codec;
 
@@ -40,14 +53,14 @@ pub(super) use codec::nanoseconds;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 use uuid::Uuid;
 
 use crate::backend::GroupId;
-use crate::backend::clone::Entry;
+use crate::backend::clone::{Cloned, Entry};
 use crate::{Context, Result};
 
 /// What is known of a tree without reading the names in it.
@@ -96,8 +109,20 @@ pub(super) struct Name {
     name: Box<[u8]>,
     inode: u64,
     /// ns since 1970.
-    pub(super) ctime: i64,
+    ctime: i64,
     pub(super) kind: FileType,
+}
+
+/// A change time that no inode has: of what was touched, or is gone.
+const NEVER: i64 = i64::MIN;
+/// The number of no inode.
+const GONE: u64 = 0;
+
+impl Name {
+    /// Whether the inode that had this name is what it was, if that is its change time now, in ns since 1970.
+    pub(super) fn is_untouched(&self, ctime: i64) -> bool {
+        self.ctime != NEVER && self.ctime == ctime
+    }
 }
 
 impl Head {
@@ -113,11 +138,47 @@ impl Head {
 impl Manifest {
     /// Write the manifest of a new tree, which has `head.entries` names. Not durable by itself.
     pub(super) fn write(path: &Path, head: &Head, entries: &[Entry]) -> Result<()> {
-        let (head, body) = (codec::head(head), codec::body(entries));
-        let call = || format!("write {}", path.display());
-        let mut file = File::create(path).context(call)?;
-        file.write_all(&head).context(call)?;
-        codec::compress(&body, &mut file).context(call)
+        write(path, head, &codec::body(entries))
+    }
+
+    /// Write this manifest. Not durable by itself.
+    pub(super) fn save(&self, path: &Path) -> Result<()> {
+        write(path, &self.head, &codec::body_of(&self.names, self.directories.len()))
+    }
+
+    /// Write the manifest at `from` to `to`, for a tree charged to `group`. Not durable by itself.
+    pub(super) fn copy(from: &Path, to: &Path, group: Option<GroupId>) -> Result<()> {
+        let mut source = open(from)?;
+        let head = Head { group, ..codec::read_head(&mut source).map_err(|fault| fault.at(from))? };
+        let call = || format!("copy {} to {}", from.display(), to.display());
+        let mut file = File::create(to).context(call)?;
+        file.write_all(&codec::head(&head)).context(call)?;
+        io::copy(&mut source, &mut file).map(drop).context(call)
+    }
+
+    /// The manifest of a fork of this manifest's tree; see the module's head. `head` is the fork's, but for the number of
+    /// names.
+    pub(super) fn forked(&self, head: Head, cloned: &Cloned) -> Self {
+        let origin =
+            |entry: &Entry| entry.origin.map(|origin| (origin.inode, (entry.inode, entry.ctime, origin.ctime)));
+        let became: HashMap<_, _> = cloned.entries.iter().filter_map(origin).collect();
+        let name = |then: &Name| {
+            let (inode, ctime) = match became.get(&then.inode) {
+                None => (GONE, NEVER),
+                Some((inode, ctime, seen)) if then.is_untouched(nanoseconds(*seen)) => (*inode, nanoseconds(*ctime)),
+                Some((inode, ..)) => (*inode, NEVER),
+            };
+            Name { directory: then.directory, name: then.name.clone(), inode, ctime, kind: then.kind }
+        };
+        Self::new(Head { entries: self.head.entries, ..head }, self.names.iter().map(name).collect())
+    }
+
+    fn new(head: Head, names: Vec<Name>) -> Self {
+        let directory = |(at, name): (usize, &Name)| (name.kind == FileType::Directory).then_some(Some(at));
+        let directories = std::iter::once(None).chain(names.iter().enumerate().filter_map(directory)).collect();
+        let there = names.iter().enumerate().filter(|(_, name)| name.inode != GONE);
+        let by_inode = there.map(|(at, name)| (name.inode, at)).collect();
+        Self { head, names, directories, by_inode }
     }
 
     /// Read the manifest at `path`.
@@ -131,13 +192,10 @@ impl Manifest {
     fn parse(mut file: impl BufRead) -> Result<Self, Fault> {
         let head = codec::read_head(&mut file)?;
         let names = codec::names(&codec::decompress(file)?, head.entries)?;
-        let directory = |(at, name): (usize, &Name)| (name.kind == FileType::Directory).then_some(Some(at));
-        let directories = std::iter::once(None).chain(names.iter().enumerate().filter_map(directory)).collect();
-        let by_inode = names.iter().enumerate().map(|(at, name)| (name.inode, at)).collect();
-        Ok(Self { head, names, directories, by_inode })
+        Ok(Self::new(head, names))
     }
 
-    /// What had this inode when the tree was made; any of its names, if it had several.
+    /// What has, or had, the inode of this number by what is written down; any of its names, if it had several.
     pub(super) fn find(&self, inode: u64) -> Option<&Name> {
         self.by_inode.get(&inode).map(|&at| &self.names[at])
     }
@@ -149,6 +207,13 @@ impl Manifest {
         names.reverse();
         names.join(&b'/')
     }
+}
+
+fn write(path: &Path, head: &Head, body: &[u8]) -> Result<()> {
+    let call = || format!("write {}", path.display());
+    let mut file = File::create(path).context(call)?;
+    file.write_all(&codec::head(head)).context(call)?;
+    codec::compress(body, &mut file).context(call)
 }
 
 fn open(path: &Path) -> Result<BufReader<File>> {

@@ -2,6 +2,7 @@ use std::fs;
 
 use super::*;
 use crate::Kind;
+use crate::backend::clone::{Counts, Origin};
 
 /// `etc/` with `passwd` and an empty directory, `bin/` with two names of one file, and a device.
 fn entries() -> Vec<Entry> {
@@ -13,6 +14,7 @@ fn entries() -> Vec<Entry> {
         kind,
         child,
         blocks: 0,
+        origin: None,
     };
     // As walkers list them: in no order, numbers left out.
     vec![
@@ -74,6 +76,79 @@ fn every_head_is_read_as_it_was_written() {
     let empty = Head { entries: 0, ..head() };
     let path = written(directory.path(), &empty, &[]);
     assert_eq!(Manifest::read(&path).expect("read").head, empty);
+}
+
+#[test]
+fn a_fork_is_told_by_what_its_source_is_told_by() {
+    let directory = tempfile::tempdir().expect("a scratch directory");
+    let source = Manifest::read(&written(directory.path(), &head(), &entries())).expect("read");
+    let made = |directory, name: &[u8], inode, kind, child, origin| Entry {
+        directory,
+        name: name.into(),
+        inode,
+        ctime: (1_800_000_000, 5),
+        kind,
+        child,
+        blocks: 0,
+        origin,
+    };
+    let as_it_was = |inode, directory| {
+        Some(Origin { inode, ctime: (1_700_000_000 + i64::from(directory), (inode % 100) as u32) })
+    };
+    let changed = |inode| Some(Origin { inode, ctime: (1_700_000_500, 0) });
+    // `bin` was renamed, a name of the file in it changed, `etc/passwd` is as it was elsewhere, `null` and `etc/empty` are
+    // gone, and something is new.
+    let cloned = Cloned {
+        counts: Counts::default(),
+        root: made(0, b"", 100, FileType::Directory, Some(0), as_it_was(2, 0)),
+        entries: vec![
+            made(0, b"sbin", 101, FileType::Directory, Some(1), changed(3)),
+            made(1, b"two", 102, FileType::RegularFile, None, changed(20)),
+            made(0, b"etc", 103, FileType::Directory, Some(2), as_it_was(4, 0)),
+            made(1, b"passwd", 104, FileType::RegularFile, None, as_it_was(30, 7)),
+            made(1, b"new", 105, FileType::RegularFile, None, changed(40)),
+            made(1, b"from elsewhere", 106, FileType::RegularFile, None, None),
+        ],
+    };
+    let path = directory.path().join("manifest.2");
+    let its = Head { group: Some(GroupId(9)), entries: 0, ..head() };
+    source.forked(its.clone(), &cloned).save(&path).expect("write");
+    let fork = Manifest::read(&path).expect("read");
+    assert_eq!(fork.head, Head { entries: head().entries, ..its });
+    let paths = |manifest: &Manifest| manifest.names.iter().map(|name| manifest.path(name)).collect::<Vec<_>>();
+    assert_eq!(paths(&fork), paths(&source), "the names are the base's");
+    let then = (1_800_000_000, 5);
+    let found = |inode| fork.find(inode).map(|name| (fork.path(name), name.is_untouched(nanoseconds(then))));
+    assert_eq!(found(101), Some((b"bin".to_vec(), false)));
+    assert!(found(102).is_some_and(|(path, untouched)| path.starts_with(b"bin/") && !untouched));
+    assert_eq!(found(103), Some((b"etc".to_vec(), true)));
+    assert_eq!(found(104), Some((b"etc/passwd".to_vec(), true)));
+    for inode in [0, 20, 30, 31, 40, 105, 106, u64::MAX] {
+        assert_eq!(found(inode), None, "{inode}");
+    }
+    // The same rule once more, for a fork of the fork that nothing has happened to.
+    let again = Cloned {
+        entries: vec![
+            made(0, b"etc", 203, FileType::Directory, Some(1), Some(Origin { inode: 103, ctime: then })),
+            made(0, b"sbin", 201, FileType::Directory, Some(2), Some(Origin { inode: 101, ctime: then })),
+        ],
+        ..cloned
+    };
+    let again = fork.forked(fork.head.clone(), &again);
+    let untouched = |inode| again.find(inode).map(|name| name.is_untouched(nanoseconds(then)));
+    assert_eq!((untouched(203), untouched(201), untouched(104)), (Some(true), Some(false), None));
+}
+
+#[test]
+fn a_copy_is_of_another_group() {
+    let directory = tempfile::tempdir().expect("a scratch directory");
+    let path = written(directory.path(), &head(), &entries());
+    let copy = directory.path().join("manifest.2");
+    for group in [None, Some(GroupId(3))] {
+        Manifest::copy(&path, &copy, group).expect("copy");
+        let (one, other) = (Manifest::read(&path).expect("read"), Manifest::read(&copy).expect("read"));
+        assert_eq!((other.head, other.names), (Head { group, ..one.head }, one.names));
+    }
 }
 
 /// Whatever happens to the file: it is found, or nothing has changed.

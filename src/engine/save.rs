@@ -1,0 +1,151 @@
+//! Saving images: each layer's tar from its recipe and its tree, bit for bit as it came.
+//!
+//! While a save runs it keeps collectors of layers away, as a load does: what it has found stays until it ends. It
+//! changes nothing in the store. The tar of each layer is digested while it is written, so that a tree that was changed
+//! behind our back is noticed before an archive is whole.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+use super::Engine;
+use super::image::{familiar, short};
+use crate::layer::recipe;
+use crate::oci::{DiffId, Digest, Digesting, ImageConfig, Layers, Output, Reference, Target, TargetImage};
+use crate::store::{self, Image, Lock, Record};
+use crate::{Context, Error, Kind, Result};
+
+/// Layers by what they are, each once.
+struct Trees<'e> {
+    engine: &'e Engine,
+    layers: BTreeMap<DiffId, Saved>,
+}
+
+/// Where a layer's tar is to come from.
+struct Saved {
+    recipe: PathBuf,
+    root: PathBuf,
+    /// Of its tar, in bytes.
+    size: u64,
+    /// An image that includes it, for messages.
+    image: String,
+}
+
+impl Engine {
+    /// Write images as others load them, each under the names that it was asked for by. One that was asked for by its ID
+    /// has none.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] for a layer without a recipe, [`Kind::Damaged`] for one that isn't what it was.
+    pub fn save(&self, names: &[String], target: &Target, output: Output<'_>) -> Result<()> {
+        let saved = || names.join(", ");
+        let kept = self.store.lock_loads(Lock::Shared)?;
+        let mut images: Vec<(String, TargetImage)> = Vec::new();
+        let mut trees = Trees { engine: self, layers: BTreeMap::new() };
+        for name in names {
+            let added = self.find_image(name).and_then(|image| {
+                let given = self.given_name(&image, name);
+                match images.iter_mut().find(|(id, _)| *id == image.id) {
+                    Some((_, known)) => known.names.extend(given.filter(|given| !known.names.contains(given))),
+                    None => {
+                        let config = self.add_layers(&image, &mut trees)?;
+                        let names = given.into_iter().collect();
+                        images.push((image.id, TargetImage { names, ..config }));
+                    }
+                }
+                Ok(())
+            });
+            added.context(|| format!("cannot save image {name}"))?;
+        }
+        let images: Vec<_> = images.into_iter().map(|(_, image)| image).collect();
+        let written = target.write(&images, &trees, output).context(|| format!("cannot save {}", saved()));
+        drop(kept);
+        written
+    }
+
+    /// The name that an image is to have where it goes.
+    fn given_name(&self, image: &Image, asked: &str) -> Option<Reference> {
+        let name = self.name_for(image, asked).parse::<Reference>().ok()?;
+        // What others call a name has a tag; a digest is that of a manifest which they make anew.
+        (name.tag().is_some() && name.digest().is_none()).then_some(name)
+    }
+
+    /// Find all layers of an image, and read its configuration.
+    fn add_layers(&self, image: &Image, trees: &mut Trees<'_>) -> Result<TargetImage> {
+        let config = self.image_config_bytes(&image.id)?;
+        let damaged = |why: String| {
+            Error::new(Kind::Damaged, why).with_hint("remove the image and load it again, to have it anew")
+        };
+        if Digest::of(&config).to_string() != image.id {
+            return Err(damaged("its configuration is not what it was".into()));
+        }
+        let diff_ids = ImageConfig::parse(&config)?.diff_ids;
+        let chain = self.all_layers()?.chain(image.top);
+        let found = chain.iter().filter_map(Record::layer).map(|layer| layer.diff_id.as_str());
+        if !found.eq(diff_ids.iter().map(ToString::to_string)) {
+            return Err(damaged("its layers are not those of its configuration".into()));
+        }
+        let shown = image.names.keys().next().map_or_else(|| short(&image.id).to_string(), |name| familiar(name));
+        for (record, diff_id) in chain.iter().zip(&diff_ids) {
+            if !trees.layers.contains_key(diff_id) {
+                let layer = self.layer_to_save(record, &shown).context(|| format!("layer {}", diff_id.0.short()))?;
+                trees.layers.insert(*diff_id, layer);
+            }
+        }
+        Ok(TargetImage { config, diff_ids, names: Vec::new() })
+    }
+
+    fn layer_to_save(&self, record: &Record, image: &str) -> Result<Saved> {
+        let recipe = store::recipe(&self.store.place(record.uuid));
+        let size = match recipe::plain_size(&recipe) {
+            Err(e) if e.kind() == Kind::NotFound => {
+                let why = "it was loaded by an older reflinkd, which kept no recipe of its tar";
+                return Err(Error::new(Kind::Unsupported, why).with_hint(format!(
+                    "remove all images with this layer (reflinkd rmi {image}) and load them again"
+                )));
+            }
+            size => size.map_err(|e| made_anew(e, image))?,
+        };
+        Ok(Saved { recipe, root: self.tree(record).root(), size, image: image.to_string() })
+    }
+}
+
+impl Trees<'_> {
+    fn saved(&self, layer: DiffId) -> Result<&Saved> {
+        self.layers.get(&layer).ok_or_else(|| Error::new(Kind::System, format!("layer {layer} was not looked for")))
+    }
+
+    fn restore(&self, layer: DiffId, saved: &Saved, out: &mut dyn Write) -> Result<()> {
+        let mut out = Digesting::new(out);
+        recipe::restore(&saved.recipe, &saved.root, &mut out, &|| self.engine.is_cancelled())?;
+        let digest = out.into_inner().1.finish();
+        if digest == layer.0 {
+            return Ok(());
+        }
+        let (why, tree) = ("its tree was changed after it was loaded", saved.root.display());
+        Err(Error::new(Kind::Damaged, format!("{why}: from {tree} comes a tar with the digest {digest}")))
+    }
+}
+
+impl Layers for Trees<'_> {
+    fn size(&self, layer: DiffId) -> Result<u64> {
+        self.saved(layer).map(|saved| saved.size)
+    }
+
+    fn write(&self, layer: DiffId, out: &mut dyn Write) -> Result<()> {
+        let saved = self.saved(layer)?;
+        self.restore(layer, saved, out)
+            .map_err(|e| made_anew(e, &saved.image))
+            .context(|| format!("layer {} of image {}", layer.0.short(), saved.image))
+    }
+}
+
+/// The way out where a layer is damaged.
+fn made_anew(error: Error, image: &str) -> Error {
+    match error.kind() {
+        Kind::Damaged => error.with_hint(format!(
+            "remove all images and containers that have this layer (reflinkd rmi {image}) and load them again"
+        )),
+        _ => error,
+    }
+}
