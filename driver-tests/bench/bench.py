@@ -10,12 +10,15 @@ Prints a table and writes DIR/results.json:
      "btrfs": {"rows": [{"row": "create", "unit": "ms", "limit": 3.2, "ours": 9.8, "peers": {"docker btrfs": 107.0},
                          "aim": "2.5 x the limit", "missed": false}],
                "failures": [{"who": "podman btrfs", "row": "load", "error": "..."}]},
-     "xfs": {"rows": [...], "failures": [...]}, "memory": {"rows": [...], "failures": [...]}}
+     "xfs": {"rows": [...], "failures": [...]}, "memory": {"rows": [...], "failures": [...]},
+     "changes": {"rows": [...], "failures": [...]},
+     "curve": {"btrfs": [{"files": 1000, "changes": 1, "ours_ms": 9.1, "walk_ms": 20.4}, ...], "xfs": [...]}}
 
 What fails is in `failures`, and its cell of the table says so. Without --binary only limits and
 peers are measured. REFLINKD-BENCH (reflinkd-bench.rs says what it prints) measures in the store
 that the rows of REFLINKD have filled. PARTs are `limits`, `ours` and the peers' programs; without
---only, all. --tables says which of the three tables. Status 1 if one of our own measurements failed; a missed aim is none.
+--only, all. --tables says which of the four tables. The curve of diff is
+drawn into the file of --curve, or DIR/diff-curve.svg. Status 1 if one of our own measurements failed; a missed aim is none.
 """
 
 import argparse
@@ -27,6 +30,8 @@ import signal
 import subprocess
 import sys
 
+import changes
+import curve
 import make_image
 import measure
 import memory
@@ -36,7 +41,7 @@ from measure import Failed, Ran, median, repeat, sync
 
 GIB = 1 << 30
 PARTS = ("limits", "ours", "docker", "podman", "containerd")
-TABLES = ("btrfs", "xfs", "memory")
+TABLES = ("btrfs", "xfs", "memory", "changes")
 ORDER = ("load", "load, peak memory", "clone of the tree, CPU", "clone of the tree", "create", "create, in process", "create, in turns with it", "rm", "rm, in process",
          "rm, this image", "rm, an empty image", "ps -s, one container", "ps -s, 1,000 containers",
          "ps -s, 1,000, in process", "1,000 creates, 32 threads", "1,000 creates, 32 processes",
@@ -114,9 +119,12 @@ class Ours:
 
     def without_spares(self, *arguments):
         """A command that neither uses clones made ahead nor has any made."""
+        return Ran(self.command_without_spares(*arguments))
+
+    def command_without_spares(self, *arguments):
         with open(self.config, "w", encoding="utf-8") as file:
             file.write("spares = 0\ntend = false\n")
-        return Ran([*self.client, "--config", self.config, *arguments])
+        return [*self.client, "--config", self.config, *arguments]
 
     def create(self, name):
         return Ran([*self.client, "create", "--image", "bench", name])
@@ -273,6 +281,7 @@ def options():
     parser.add_argument("--scale", type=float, default=1.0, help="size of the image")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of: {', '.join(PARTS)}")
     parser.add_argument("--tables", default=",".join(TABLES), help=f"some of: {', '.join(TABLES)}")
+    parser.add_argument("--curve", metavar="FILE", help="where the curve of diff is drawn")
     parser.add_argument("--no-quotas", action="store_true", help="leave simple quotas off")
     chosen = parser.parse_args()
     for option, known in (("only", PARTS), ("tables", TABLES)):
@@ -341,6 +350,37 @@ def memory_table(results, chosen, work):
     return ["overlay"]
 
 
+def changes_table(results, chosen, work):
+    """The rows of what goes by the changes, on both filesystems; the names of the columns beside ours, and the curve."""
+    files, count = max(100, int(changes.FILES * chosen.scale)), changes.CHANGED
+    tar = changes.archive(work, files)
+    names, points = [changes.WALK], {}
+    for kind in ("btrfs", "xfs"):
+        with measure.Filesystem(work, 64 * GIB, kind, simple_quotas=not chosen.no_quotas and kind == "btrfs") as filesystem:
+            say(f"{count} changes of {files:,} files, on {kind} ...")
+            rows = changes.Table(results, kind, filesystem.mount)
+            if chosen.binary and "ours" in chosen.only:
+                ours = Ours(chosen.binary, os.path.join(filesystem.mount, "ours"))
+                try:
+                    changes.ours(rows, ours, tar, files, count, chosen.rows)
+                    say(f"the curve of diff, on {kind} ...")
+                    points[kind] = changes.curve(ours, work, filesystem.mount, chosen.rows, chosen.scale)
+                except (Failed, OSError) as error:
+                    results.fail("ours", f"{kind}: the rest", error)
+                    say(f"reflinkd: changes on {kind} FAILED: {error}")
+            for peer in peers.changes_peers(kind, filesystem.mount):
+                if peer.program in chosen.only:
+                    say(f"{peer.name} ...")
+                    changes.peer(rows, peer, tar, files, count)
+                    names += [peer.name] if peer.name not in names else []
+    if points:
+        path = chosen.curve or os.path.join(work, "diff-curve.svg")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(curve.drawn({f"diff on {kind}": line for kind, line in points.items()}))
+        say(f"the curve of diff: {path}")
+    return names, points
+
+
 def main():
     chosen = options()
     # A signal ends the run through the context managers, which stop daemons and unmount.
@@ -350,13 +390,15 @@ def main():
     os.makedirs(work, exist_ok=True)
     image, summary = image_in(work, chosen.scale)
     machine = {"kernel": platform.release(), "cpus": os.cpu_count(), "load": os.getloadavg()[0]}
-    floor, done = {}, {}
+    floor, done, points = {}, {}, {}
     for table_name in chosen.tables:
         results = Results()
         if table_name == "btrfs":
             names, floor, machine["quotas"] = btrfs_table(results, chosen, work, image)
         elif table_name == "xfs":
             names = xfs_table(results, chosen, work, image)
+        elif table_name == "changes":
+            names, points = changes_table(results, chosen, work)
         else:
             names = memory_table(results, chosen, work)
         done[table_name] = (results, names)
@@ -365,7 +407,7 @@ def main():
     path = os.path.join(work, "results.json")
     with open(path, "w", encoding="utf-8") as file:
         tables = {name: {"rows": results.ordered(), "failures": results.failures} for name, (results, _) in done.items()}
-        json.dump({"machine": machine, "image": summary, "floor": floor, **tables}, file, indent=2)
+        json.dump({"machine": machine, "image": summary, "floor": floor, "curve": points, **tables}, file, indent=2)
     for name, (results, names) in done.items():
         print(f"\n{name}\n\n{table(results, names)}\n")
         for row in results.ordered():

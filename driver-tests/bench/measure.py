@@ -71,6 +71,23 @@ class Ran:
         return file.read().decode(errors="replace").strip()
 
 
+def traced(command, calls):
+    """How often COMMAND, and what it starts, makes any of CALLS, whether or not they succeed."""
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as log:
+        Ran(["strace", "-f", "-qq", "-e", "trace=" + ",".join(f"?{call}" for call in calls), "-o", log.name, *command])
+        return counted(log.read(), calls)
+
+
+def counted(log, calls):
+    """How many calls of these names are in LOG, written by strace. A call that another thread interrupts takes two lines:
+    it is counted by the first."""
+    def called(line):
+        _, _, call = line.partition(" ")
+        return call.strip().partition("(")[0]
+
+    return sum(called(line) in calls for line in log.splitlines())
+
+
 def repeat(once, most=20, seconds=30.0, least=3):
     """The results of ONCE(n), MOST times or until SECONDS are over, at LEAST so often."""
     results, end = [], time.monotonic() + seconds

@@ -74,7 +74,27 @@ class Peer:
             raise Failed(f"{command[0]} didn't start: {log.read()[-400:].strip()}")
 
 
-class Docker(Peer):
+class Editable:
+    """What Docker and podman have in common for the table `changes`."""
+
+    def import_root(self, tar, image):
+        return Ran([*self.client, "import", tar, f"{image}:latest"])
+
+    def create_of(self, image, name):
+        # It is never started: any command will do.
+        return Ran([*self.client, "create", "--network", "none", "--name", name, f"{image}:latest", "/none"])
+
+    def diff(self, name):
+        return Ran([*self.client, "diff", name])
+
+    def commit(self, name, image):
+        return Ran([*self.client, "commit", name, image])
+
+    def release(self, name):
+        """Give back what `root_of` needed."""
+
+
+class Docker(Editable, Peer):
     program = "docker"
 
     def start(self):
@@ -97,8 +117,15 @@ class Docker(Peer):
     def sizes(self, _name):
         return Ran([*self.client, "ps", "-as"])
 
+    def root_of(self, name):
+        """Where the btrfs driver has the container's tree, running or not."""
+        container = Ran([*self.client, "inspect", "-f", "{{.Id}}", name]).text
+        data = f"{self.directory}/data"
+        with open(f"{data}/image/{self.driver}/layerdb/mounts/{container}/mount-id", encoding="ascii") as file:
+            return f"{data}/{self.driver}/subvolumes/{file.read()}"
 
-class Podman(Peer):
+
+class Podman(Editable, Peer):
     program = "podman"
     archive = "oci.tar"
 
@@ -118,6 +145,12 @@ class Podman(Peer):
 
     def sizes(self, _name):
         return Ran([*self.client, "ps", "-as"])
+
+    def root_of(self, name):
+        return Ran([*self.client, "mount", name]).text
+
+    def release(self, name):
+        Ran([*self.client, "umount", "--force", name])
 
 
 class Containerd(Peer):
@@ -162,6 +195,12 @@ class Containerd(Peer):
 def xfs_peers(directory):
     """Where layers are directories: overlay, and podman's vfs, which clones each file of a layer."""
     return [Docker("overlay2", directory), Podman("overlay", directory), Podman("vfs", directory)]
+
+
+def changes_peers(kind, directory):
+    """Those whose containers' trees can be changed without running anything in them."""
+    btrfs = [Docker("btrfs", directory), Podman("btrfs", directory)] if kind == "btrfs" else []
+    return [*btrfs, Podman("overlay", directory)]
 
 
 def all_peers(directory):

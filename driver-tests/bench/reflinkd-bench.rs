@@ -9,7 +9,6 @@
 //! aim at. Raw and ours alternate, so that a busy machine slows down both; medians throughout. COUNT (300) is how many
 //! pairs are made. Removes what it makes, also when it fails.
 
-use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,7 +20,8 @@ use reflinkd::engine::container::CreateContainer;
 use reflinkd::engine::{Engine, Settings};
 use reflinkd::sys::btrfs::{BtrfsFd, Create, space, subvol};
 
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+mod rows;
+use rows::{Result, Row, median, timed};
 
 /// Containers of the rows that make many, and how many workers make them.
 const MANY: usize = 1000;
@@ -53,18 +53,6 @@ struct Bench {
     raw: PathBuf,
     any: BtrfsFd,
     source: BtrfsFd,
-}
-
-/// Milliseconds that `act` takes.
-fn timed<T>(act: impl FnOnce() -> Result<T>) -> Result<f64> {
-    let start = Instant::now();
-    act()?;
-    Ok(start.elapsed().as_secs_f64() * 1000.0)
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Do `act(0..count)` on [`WORKERS`] threads and say how long all of it took.
@@ -230,34 +218,5 @@ impl Bench {
         std::fs::remove_dir(&self.raw)?;
         space::sync(&self.any)?;
         Ok(())
-    }
-}
-
-/// A row of the table, and what we aim at.
-#[derive(serde::Serialize)]
-struct Row {
-    row: &'static str,
-    ours_ms: f64,
-    limit_ms: Option<f64>,
-    ratio: Option<f64>,
-    most_ms: Option<f64>,
-    most_ratio: Option<f64>,
-}
-
-impl Row {
-    fn new(row: &'static str, ours_ms: f64) -> Self {
-        Self { row, ours_ms, limit_ms: None, ratio: None, most_ms: None, most_ratio: None }
-    }
-
-    fn limit(self, ms: f64) -> Self {
-        Self { limit_ms: Some(ms), ratio: Some(self.ours_ms / ms), ..self }
-    }
-
-    fn most_ms(self, ms: f64) -> Self {
-        Self { most_ms: Some(ms), ..self }
-    }
-
-    fn most_ratio(self, ratio: f64) -> Self {
-        Self { most_ratio: Some(ratio), ..self }
     }
 }

@@ -3,7 +3,8 @@
 # Never part of a test: a shared machine's numbers are only good for ratios.
 #
 #   BENCH_ONLY      some of: limits ours docker podman containerd; without it all
-#   BENCH_TABLES    some of: btrfs xfs memory; without it all
+#   BENCH_TABLES    some of: btrfs xfs memory changes; without it all
+#   BENCH_CURVE     where the curve of diff is drawn, such as docs/diff-curve.svg; without it below target/
 #   BENCH_FLAGS     more flags for bench.py, such as: --scale 0.1
 
 . "$(dirname "$0")/../tools/lib.sh"
@@ -12,7 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 need_root "the benchmark" bench
 find_cargo
 need_compiler
-need_packages btrfs-progs xfsprogs python3 time
+need_packages btrfs-progs xfsprogs python3 strace time
 
 # The peers' own services stay off: the benchmark starts them itself, on its own data roots.
 # policy-rc.d keeps the install from starting them, disabling keeps the next boot from it.
@@ -51,7 +52,8 @@ cd "$top"
 step "Build the release binary"
 run "$cargo" build --release --locked --bins --examples
 give_back
-flags=(--work "$target/bench" --binary "$target/release/reflinkd" --rows "$target/release/examples/reflinkd-bench" --only "$only" --tables "${BENCH_TABLES:-btrfs xfs memory}")
+flags=(--work "$target/bench" --binary "$target/release/reflinkd" --rows "$target/release/examples/reflinkd-bench" --only "$only" --tables "${BENCH_TABLES:-btrfs xfs memory changes}")
+[ -z "${BENCH_CURVE:-}" ] || flags+=(--curve "$BENCH_CURVE")
 
 step "Measure"
 # shellcheck disable=SC2086 # flags are words
