@@ -7,6 +7,7 @@ use std::path::Path;
 use reflinkd::backend::btrfs::Btrfs;
 use reflinkd::backend::changes::{Changes, Comparison, FeedMethod, walk};
 use reflinkd::backend::memory::Memory;
+use reflinkd::backend::reflink::Reflink;
 use reflinkd::backend::{Access, Backend, GroupId, Tree};
 
 use crate::model::{Line, assert_same_lines, expected, lines};
@@ -26,6 +27,20 @@ impl Fixture {
     pub(crate) fn btrfs(quota: QuotaSetup) -> Self {
         let fs = LoopFs::btrfs(8 * GIB, quota);
         Self { backend: Box::new(Btrfs::open(fs.path(), PREFIX).expect("open btrfs")), next: Cell::new(1), fs }
+    }
+
+    /// Plain directories whose files share their blocks.
+    pub(crate) fn reflink(fs: LoopFs) -> Self {
+        Reflink::make(fs.path()).expect("make the trash");
+        Self { backend: Box::new(Reflink::open(fs.path(), PREFIX).expect("open reflink")), next: Cell::new(1), fs }
+    }
+
+    pub(crate) fn xfs() -> Self {
+        Self::reflink(LoopFs::xfs(8 * GIB))
+    }
+
+    pub(crate) fn reflink_on_btrfs() -> Self {
+        Self::reflink(LoopFs::btrfs(8 * GIB, QuotaSetup::None))
     }
 
     /// Plain directories.
@@ -61,6 +76,12 @@ impl Fixture {
         let container = self.tree();
         self.backend.clone_tree(layer, &container, Access::Writable, None).expect("clone");
         container
+    }
+
+    pub(crate) fn forked(&self, from: &Tree, access: Access) -> Tree {
+        let fork = self.tree();
+        self.backend.fork(from, &fork, access, None).expect("fork");
+        fork
     }
 
     /// What the backend says; it leaves nothing behind.

@@ -20,11 +20,16 @@ const MANIFEST: &str = "manifest.";
 /// `Damaged` if something else than a directory is there: it isn't ours, and stays untouched.
 pub(super) fn manifest_path(root: &Path) -> Result<Option<PathBuf>> {
     match fs::symlink_metadata(root) {
-        Ok(facts) if facts.is_dir() => Ok(Some(root.with_file_name(format!("{MANIFEST}{}", facts.ino())))),
+        Ok(facts) if facts.is_dir() => Ok(Some(manifest_of(root, facts.ino()))),
         Ok(_) => Err(Error::new(Kind::Damaged, format!("{} is not a directory", root.display()))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).context(|| format!("stat {}", root.display())),
     }
+}
+
+/// Where the manifest is of a tree whose path is `root`, and whose root directory has this inode.
+pub(super) fn manifest_of(root: &Path, inode: u64) -> PathBuf {
+    root.with_file_name(format!("{MANIFEST}{inode}"))
 }
 
 pub(super) fn head(tree: &Tree) -> Result<Head> {
