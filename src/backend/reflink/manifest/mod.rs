@@ -13,7 +13,7 @@
 //!         4  number of the format: 1
 //!         4  n, the bytes up to the checksum
 //!         n  16  identity of this tree, random
-//!             4  flags: 1 read-only, 2 there is a group, 4 there is a base, 8 the base was read-only
+//!             4  flags: 1 read-only, 2 there is a group, 4 there is a base, 8 the base was read-only, 16 a fork
 //!             4  group
 //!             8  names below
 //!             8  bytes that it took by itself when it was made: inodes and directories
@@ -71,8 +71,10 @@ pub(super) struct Head {
     pub(super) id: Uuid,
     pub(super) group: Option<GroupId>,
     pub(super) read_only: bool,
-    /// The tree it was cloned from.
+    /// The tree it is compared with: it was cloned from that, or is a fork of one that was.
     pub(super) base: Option<Base>,
+    /// Whether it may share what it has beyond its base with other trees of the same base.
+    pub(super) fork: bool,
     /// Names below the root.
     pub(super) entries: u64,
     /// Bytes that it took by itself: inodes and directories.
