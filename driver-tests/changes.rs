@@ -1,4 +1,4 @@
-//! Change feeds: what SEND says, what walking both trees says, and what two pictures of the trees say are the same, after
+//! Change feeds: what SEND says, what a manifest says, what walking both trees says, and what two pictures of the trees say are the same, after
 //! random edits and in fixed cases for each rule. Needs root, loop devices and Btrfs; fails without them.
 
 #[path = "changes/edits.rs"]
@@ -7,6 +7,8 @@ mod edits;
 mod fixture;
 #[path = "changes/kernel.rs"]
 mod kernel;
+#[path = "changes/manifest.rs"]
+mod manifest;
 #[path = "changes/model.rs"]
 mod model;
 #[path = "changes/packed.rs"]

@@ -2,9 +2,9 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use reflinkd::sys::btrfs::{BtrfsFd, Create, subvol};
@@ -105,6 +105,12 @@ pub(crate) struct Editor {
 impl Editor {
     pub(crate) fn new(root: &Path, seed: u64, edits: Edits) -> Self {
         Self { root: root.to_path_buf(), random: Random::new(seed), edits, log: Vec::new() }
+    }
+
+    /// What comes next is done to another tree.
+    pub(crate) fn goes_on(&mut self, root: &Path) {
+        self.root = root.to_path_buf();
+        self.log.push("a fork".to_string());
     }
 
     /// One edit. One that the filesystem refuses (a directory into itself, say) changes nothing.
@@ -302,7 +308,10 @@ fn make(path: &Path, random: &mut Random) -> io::Result<()> {
         }
         _ => {
             let length = random.below(9_000);
-            fs::write(path, random.bytes(length))
+            // A FIFO that has the name already must not be waited for.
+            let flags = libc::O_NONBLOCK;
+            let file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path);
+            file?.write_all(&random.bytes(length))
         }
     }
 }

@@ -29,10 +29,18 @@ impl Fixture {
         Self { backend: Box::new(Btrfs::open(fs.path(), PREFIX).expect("open btrfs")), next: Cell::new(1), fs }
     }
 
-    pub(crate) fn xfs() -> Self {
-        let fs = LoopFs::xfs(8 * GIB);
+    /// Plain directories whose files share their blocks.
+    pub(crate) fn reflink(fs: LoopFs) -> Self {
         Reflink::make(fs.path()).expect("make the trash");
-        Self { backend: Box::new(Reflink::open(fs.path(), PREFIX).expect("open xfs")), next: Cell::new(1), fs }
+        Self { backend: Box::new(Reflink::open(fs.path(), PREFIX).expect("open reflink")), next: Cell::new(1), fs }
+    }
+
+    pub(crate) fn xfs() -> Self {
+        Self::reflink(LoopFs::xfs(8 * GIB))
+    }
+
+    pub(crate) fn reflink_on_btrfs() -> Self {
+        Self::reflink(LoopFs::btrfs(8 * GIB, QuotaSetup::None))
     }
 
     /// Plain directories.
@@ -68,6 +76,12 @@ impl Fixture {
         let container = self.tree();
         self.backend.clone_tree(layer, &container, Access::Writable, None).expect("clone");
         container
+    }
+
+    pub(crate) fn forked(&self, from: &Tree, access: Access) -> Tree {
+        let fork = self.tree();
+        self.backend.fork(from, &fork, access, None).expect("fork");
+        fork
     }
 
     /// What the backend says; it leaves nothing behind.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use reflinkd::backend::Access;
 use reflinkd::backend::changes::FeedMethod;
 
 use crate::edits::{Editor, Edits};
@@ -21,9 +22,10 @@ pub(crate) fn seeds(most: u64) -> Range<u64> {
     text.split_once("..").map_or_else(one, |(from, to)| number(from)..number(to))
 }
 
-fn compare(fixture: &Fixture, seeds: Range<u64>, edits: Edits, method: FeedMethod) {
+/// Every other round the container goes on as a fork of what it was, where `forks`.
+fn compare(fixture: &Fixture, seeds: Range<u64>, edits: Edits, forks: bool, method: FeedMethod) {
     for seed in seeds {
-        let (layer, container) = fixture.pair(|root| {
+        let (layer, mut container) = fixture.pair(|root| {
             let mut editor = Editor::new(root, seed, Edits::Everywhere);
             (0..FILLING).for_each(|_| editor.step());
         });
@@ -43,6 +45,13 @@ fn compare(fixture: &Fixture, seeds: Range<u64>, edits: Edits, method: FeedMetho
                 }
                 std::panic::resume_unwind(panic);
             }
+            if forks && round % 2 == 0 {
+                let fork = fixture.forked(&container, Access::Writable);
+                fixture.backend.destroy(&container).expect("destroy");
+                fixture.agreed(&format!("seed {seed}, a fork after round {round}"), &layer, &fork);
+                editor.goes_on(&fork.root());
+                container = fork;
+            }
         }
         fixture.backend.destroy(&container).expect("destroy");
         fixture.backend.destroy(&layer).expect("destroy");
@@ -51,10 +60,20 @@ fn compare(fixture: &Fixture, seeds: Range<u64>, edits: Edits, method: FeedMetho
 
 #[test]
 fn send_finds_what_walking_finds() {
-    compare(&Fixture::btrfs(QuotaSetup::None), seeds(20), Edits::WithSubvolumes, FeedMethod::Send);
+    compare(&Fixture::btrfs(QuotaSetup::None), seeds(20), Edits::WithSubvolumes, false, FeedMethod::Send);
+}
+
+#[test]
+fn manifests_find_what_walking_finds_on_xfs() {
+    compare(&Fixture::xfs(), seeds(20), Edits::Everywhere, true, FeedMethod::Manifest);
+}
+
+#[test]
+fn manifests_find_what_walking_finds_on_btrfs() {
+    compare(&Fixture::reflink_on_btrfs(), seeds(10), Edits::WithSubvolumes, true, FeedMethod::Manifest);
 }
 
 #[test]
 fn walking_finds_what_the_pictures_show() {
-    compare(&Fixture::memory(), seeds(10), Edits::Everywhere, FeedMethod::Walk);
+    compare(&Fixture::memory(), seeds(10), Edits::Everywhere, true, FeedMethod::Walk);
 }

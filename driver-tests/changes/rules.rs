@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 
+use reflinkd::backend::Access;
 use reflinkd::backend::changes::EntryKind::{self, CharacterDevice, Directory, Fifo, Symlink};
 use reflinkd::backend::changes::What::{self, Added, Deleted, Linked, Modified, Replaced, Touched};
 use reflinkd::backend::changes::{EntryKind as Kind, FeedMethod};
@@ -518,6 +519,10 @@ fn run(fixture: &Fixture, method: FeedMethod) {
             expected.iter().map(|(path, what, kind)| ((*path).to_string(), *what, *kind)).collect();
         assert_same_lines(name, &found, &expected);
         assert_eq!(found_by, method, "{name}: how it was found");
+        let fork = fixture.forked(&container, Access::Writable);
+        let (of_fork, _) = fixture.agreed(name, &layer, &fork);
+        assert_same_lines(&format!("{name}, of a fork"), &of_fork, &expected);
+        fixture.backend.destroy(&fork).expect("destroy");
         fixture.backend.destroy(&container).expect("destroy");
     }
 }
@@ -525,6 +530,12 @@ fn run(fixture: &Fixture, method: FeedMethod) {
 #[test]
 fn each_rule_by_send() {
     run(&Fixture::btrfs(QuotaSetup::None), FeedMethod::Send);
+}
+
+#[test]
+fn each_rule_by_manifest() {
+    run(&Fixture::xfs(), FeedMethod::Manifest);
+    run(&Fixture::reflink_on_btrfs(), FeedMethod::Manifest);
 }
 
 #[test]

@@ -59,6 +59,8 @@ macro_rules! cases {
             forks::a_fork_differs_from_the_image_as_its_source_does
             forks::a_fork_needs_what_a_clone_needs
             forks::a_fork_has_its_own_limit
+            forks::own_is_told_of_any_ancestor
+            forks::groups_are_charged_for_what_their_forks_keep
             rollback::a_tree_is_rolled_back
             rollback::the_path_stays_while_rolling_back
             rollback::a_failed_roll_back_leaves_everything

@@ -232,3 +232,50 @@ pub(crate) fn a_fork_has_its_own_limit(f: &Fixture) {
     let room = 10 * MIB - inherited;
     assert!((room - 2 * MIB..=room).contains(&written), "of {room} bytes {written} could be written");
 }
+
+/// Of a tree that was made from another in several steps, and not by forks alone.
+pub(crate) fn own_is_told_of_any_ancestor(f: &Fixture) {
+    let image = f.image("image", fill);
+    let work = f.container(&image, "work");
+    write_random(&work.root().join("layer"), MB);
+    fs::rename(work.root().join("etc"), work.root().join("usr/etc")).expect("rename");
+    let layer = Tree::new(f.place("layer"), work.group());
+    f.backend.clone_tree(&work, &layer, Access::ReadOnly, None).expect("commit");
+    f.backend.destroy(&work).expect("destroy");
+    let web = f.container(&layer, "web");
+    write_random(&web.root().join("own"), 2 * MB);
+    let fork = forked(f, &web, "fork", Access::ReadOnly);
+    let assert_holds = |tree: &Tree, parent: &Tree, bytes: u64| {
+        let own = own(f, tree, parent);
+        let held = own.bytes();
+        assert!((bytes..bytes + 3 * 4096).contains(&held), "{tree:?} holds {held} beyond {parent:?}, not {bytes}");
+        assert_eq!(own.apparent, bytes);
+    };
+    assert_holds(&layer, &image, MB);
+    for tree in [&web, &fork] {
+        assert_holds(tree, &layer, 2 * MB);
+        assert_holds(tree, &image, 3 * MB);
+    }
+    let (of_layer, of_web) = (own(f, &layer, &image).blocks, own(f, &web, &image).blocks);
+    assert!(of_layer.iter().all(|range| of_web.gaps(range).next().is_none()), "what the layer has the clone has");
+}
+
+/// Where the filesystem counts by groups: each byte once, whoever has it, and as long as anybody has it.
+pub(crate) fn groups_are_charged_for_what_their_forks_keep(f: &Fixture) {
+    let (image, web) = written(f);
+    let groups = [web.group().expect("it has one")].into();
+    let charged = || f.backend.charged(&groups).expect("charged");
+    let before = charged();
+    assert_eq!(before.is_some(), f.setup == Setup::Simple);
+    let Some(before) = before else { return };
+    assert!((WRITTEN.start..WRITTEN.end + f.setup.overhead()).contains(&before), "{before}");
+    let kept = Tree::new(f.place("kept"), web.group());
+    f.backend.fork(&web, &kept, Access::ReadOnly, None).expect("fork");
+    let fork = forked(f, &web, "fork", Access::Writable);
+    f.backend.destroy(&web).expect("destroy");
+    f.reclaim(&[&image, &web, &fork]);
+    let after = charged().expect("as before");
+    assert!(after.abs_diff(before) <= f.setup.overhead(), "{before} before, {after} after");
+    let own = f.backend.charged(&[fork.group().expect("it has one")].into()).expect("charged").expect("as before");
+    assert!(own <= f.setup.overhead(), "{own}");
+}

@@ -174,3 +174,53 @@ fn what_a_layer_deletes_makes_it_no_smaller() {
     assert_eq!(method, SizeMethod::Extents);
     assert!((3 * MB..3 * MB + 64 * 1024).contains(&size), "{size}");
 }
+
+/// What is kept when a container is rolled back counts no more against it, and destroying that leaves the limit alone.
+#[test]
+fn what_is_kept_leaves_the_project() {
+    let fs = LoopFs::xfs_mounted(GIB, "prjquota");
+    let backend = backend(fs.path());
+    let (image, web, kept) = (place(fs.path(), "image", 1), place(fs.path(), "web", 2), place(fs.path(), "kept", 2));
+    backend.create(&image, None).expect("create");
+    fs::create_dir(image.root().join("dir")).expect("mkdir");
+    write_random(&image.root().join("dir/data"), 5 * MB);
+    std::os::unix::fs::symlink("dir/data", image.root().join("link")).expect("symlink");
+    backend.clone_tree(&image, &web, Access::Writable, Some(LIMIT)).expect("clone with a limit");
+    backend.fork(&web, &kept, Access::ReadOnly, None).expect("a snapshot");
+    write_random(&web.root().join("dir/own"), 3 * MB);
+    let number = project(open(&web.root())).expect("it has one").id;
+    let limit = || ProjectQuotas::open(open(fs.path())).expect("open the quotas").get(number).expect("get").limit;
+    let before = limit().expect("it has one");
+    let was = place(fs.path(), "was", 2);
+    backend.roll_back(&kept, &web, Some(LIMIT), &was).expect("roll back");
+    let of = |path: &Path| project(fs::File::open(path).expect("open")).expect("XFS has projects");
+    let outside = Project { id: 0, inherited: false };
+    for name in ["", "dir", "dir/own", "dir/data"] {
+        assert_eq!(of(&was.root().join(name)), outside, "{name}");
+        if name != "dir/own" {
+            assert_eq!(of(&web.root().join(name)).id, number, "{name}");
+        }
+    }
+    fs::rename(web.root().join("link"), web.root().join("dir/link")).expect("all of the new tree is of its project");
+    fs::rename(was.root().join("link"), was.root().join("dir/link")).expect("what is kept can be written to");
+    assert_eq!(limit(), Some(before), "it is of the same image");
+    assert!(measure(&backend, &web).1 < 64 * 1024, "{:?}", measure(&backend, &web));
+    let charged = measure(&backend, &was).1;
+    assert!((3 * MB..3 * MB + 64 * 1024).contains(&charged), "{charged}");
+    // As a crash leaves it before it was out of its project.
+    let inside = fs::File::open(was.root().join("dir")).expect("open");
+    set_project(&inside, number).and_then(|()| set_project(open(&was.root()), number)).expect("back into it");
+    backend.settle(was.place()).expect("settle");
+    assert_eq!((of(&was.root()), of(&was.root().join("dir"))), (outside, outside));
+    backend.destroy(&was).expect("destroy");
+    backend.destroy(&kept).expect("destroy");
+    backend.reclaim(&[GroupId(1), GroupId(2)].into(), std::time::Duration::from_secs(60)).expect("reclaim");
+    assert_eq!(limit(), Some(before), "the container's limit is its own still");
+    // No room for a second tree under the limit is no reason to refuse.
+    fill(&web.root().join("full"), GIB);
+    let full = place(fs.path(), "full", 2);
+    let snapshot = place(fs.path(), "snapshot", 2);
+    backend.fork(&web, &snapshot, Access::ReadOnly, None).expect("a snapshot");
+    backend.roll_back(&snapshot, &web, Some(LIMIT), &full).expect("roll back what is full");
+    backend.destroy(&full).expect("destroy");
+}

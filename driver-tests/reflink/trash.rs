@@ -7,11 +7,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use reflinkd::Kind;
-use reflinkd::backend::{Backend, Tree};
+use reflinkd::backend::{Access, Backend, Tree};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, mkdirat, openat};
 
 use crate::fixture::{PATIENCE, World, entries};
-use crate::support::{LoopFs, MB, MIB, QuotaSetup, arg, fill, random_bytes, run, write_random};
+use crate::support::{KIB, LoopFs, MB, MIB, QuotaSetup, arg, fill, random_bytes, run, write_random};
 
 fn small(root: &Path) {
     fs::create_dir(root.join("dir")).expect("mkdir");
@@ -122,9 +122,13 @@ fn a_mount_in_the_way_is_named_and_waited_for() {
     let (web, inside) = (world.container(&image, "web"), world.container(&image, "inside"));
     run("mount", &["-t", "tmpfs", "none", arg(&web.root())]);
     let error = world.backend.destroy(&web).expect_err("something is mounted on it");
+    // What is mounted there is no tree, and what tells of the one below is no stale manifest.
+    let settled = world.backend.settle(web.place()).expect_err("it isn't taken for a tree");
     run("umount", &[arg(&web.root())]);
     assert_eq!(error.kind(), Kind::InUse, "{error}");
     assert!(error.hint().is_some_and(|hint| hint.contains("umount")), "{error:?}");
+    assert_eq!(settled.kind(), Kind::InUse, "{settled}");
+    assert_eq!(world.size(&web).charged, 0, "its manifest is there");
     world.backend.destroy(&web).expect("destroy");
 
     run("mount", &["-t", "tmpfs", "none", arg(&inside.root().join("dir"))]);
@@ -202,4 +206,26 @@ fn reclaimed_space_is_there_at_once() {
     world.reclaim();
     let after = world.backend.space().expect("space").used;
     assert!(after < before + MB, "used {before} before, {after} after");
+}
+
+/// What comes back with a removed tree is what no relative of it has.
+#[test]
+fn what_a_fork_has_does_not_come_back_with_its_source() {
+    let world = World::xfs();
+    let image = world.image("image", |root| write_random(&root.join("data"), MIB));
+    world.reclaim();
+    let web = world.container(&image, "web");
+    write_random(&web.root().join("own"), 3 * MIB);
+    let kept = world.tree("kept");
+    world.backend.fork(&web, &kept, Access::ReadOnly, None).expect("fork");
+    write_random(&web.root().join("later"), 2 * MIB);
+    world.backend.sync().expect("sync");
+    world.backend.destroy(&web).expect("destroy");
+    let charged = || world.leftovers().iter().map(|left| left.charged).sum::<u64>();
+    assert!((2 * MIB..2 * MIB + 64 * KIB).contains(&charged()), "{}", charged());
+    let before = world.used();
+    world.reclaim();
+    assert!((before - world.used()).abs_diff(2 * MIB) < 64 * KIB);
+    world.backend.destroy(&kept).expect("destroy");
+    assert!((3 * MIB..3 * MIB + 64 * KIB).contains(&charged()), "nobody else has it any more: {}", charged());
 }

@@ -34,7 +34,7 @@
 //! # A tree that is written to
 //!
 //! A feed that takes a snapshot tells of one moment between its call and its return, and of all that was written before
-//! the call, in the page cache or not. One that walks ([`FeedMethod::Walk`] without a snapshot) tells of each entry as
+//! the call, in the page cache or not. One that walks ([`FeedMethod::Manifest`], [`FeedMethod::Walk`]) tells of each entry as
 //! it was when it came by; what vanishes meanwhile counts as gone.
 
 use std::fmt;
@@ -127,6 +127,8 @@ pub enum FeedMethod {
     Unchanged,
     /// The filesystem named what was touched: Btrfs's SEND.
     Send,
+    /// The tree was walked and held to what was written down of it when it was made.
+    Manifest,
     /// Both trees were walked.
     Walk,
 }
@@ -143,6 +145,7 @@ impl fmt::Display for FeedMethod {
         f.write_str(match self {
             Self::Unchanged => "unchanged",
             Self::Send => "send",
+            Self::Manifest => "manifest",
             Self::Walk => "walk",
         })
     }

@@ -44,6 +44,16 @@ pub(super) fn open_file(
     }
 }
 
+/// Open the regular file at `path` below a directory, likewise.
+pub(super) fn open_beneath(root: &OwnedFd, path: &[u8]) -> rustix::io::Result<Option<File>> {
+    let slash = path.iter().rposition(|&byte| byte == b'/');
+    let (directory, name) = slash.map_or((&b""[..], path), |at| (&path[..at], &path[at + 1..]));
+    match rooted::beneath(root, directory, OPEN_DIRECTORY) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        directory => open_file(&directory?, name),
+    }
+}
+
 /// A tree that others were cloned from, and that is still as it was then.
 #[derive(Debug)]
 pub(super) struct Base {
@@ -61,13 +71,7 @@ impl Base {
     /// The blocks of the file at `path` below its root; none if there is no such file.
     pub(super) fn file(&self, path: &[u8]) -> Result<Blocks> {
         let call = || format!("read /{} of {}", String::from_utf8_lossy(path), self.path.display());
-        let slash = path.iter().rposition(|&byte| byte == b'/');
-        let (directory, name) = slash.map_or((&b""[..], path), |at| (&path[..at], &path[at + 1..]));
-        let directory = match rooted::beneath(&self.root, directory, OPEN_DIRECTORY) {
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Blocks::new()),
-            directory => directory.context(call)?,
-        };
-        let Some(file) = open_file(&directory, name).context(call)? else { return Ok(Blocks::new()) };
+        let Some(file) = open_beneath(&self.root, path).context(call)? else { return Ok(Blocks::new()) };
         Ok(fiemap::extents(&file, false).context(call)?.iter().filter_map(span).collect())
     }
 

@@ -16,6 +16,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -163,6 +164,35 @@ fn touched(found: walk::Found<'_>, device: u64, manifest: Option<&Manifest>, syn
     Ok(Some(Touched { identity, length: facts.stx_size, extents }))
 }
 
+/// What files of a tree take on disk that its base doesn't, one after the other: what several share, the first has.
+#[derive(Debug)]
+pub(super) struct Sizes<'a> {
+    root: &'a OwnedFd,
+    manifest: &'a Manifest,
+    baseline: Baseline,
+    sum: Sum,
+}
+
+impl<'a> Sizes<'a> {
+    pub(super) fn new(backend: &Reflink, root: &'a OwnedFd, manifest: &'a Manifest, base: &Tree) -> Result<Self> {
+        let id = place::head(base)?.id;
+        let found = Meter::new(backend, true).base(id, base)?;
+        let baseline = found.map_or(Baseline::Unknown, Baseline::Base);
+        Ok(Self { root, manifest, baseline, sum: Sum::default() })
+    }
+
+    /// Of the file at `path`; 0 if it is gone.
+    pub(super) fn of(&mut self, path: &[u8]) -> Result<u64> {
+        let call = || format!("measure /{}", path.escape_ascii());
+        let Some(file) = blocks::open_beneath(self.root, path).context(call)? else { return Ok(0) };
+        let facts = fstat(&file).context(call)?;
+        let extents = fiemap::extents(&file, true).context(call)?;
+        let touched = Touched { identity: (facts.st_dev, facts.st_ino), length: 0, extents };
+        let path = || self.manifest.find(facts.st_ino).map(|name| self.manifest.path(name));
+        Ok(self.sum.add(&touched, &self.baseline, path)?.bytes)
+    }
+}
+
 /// Add up files; `path` tells where the base has, or had, the file with this identity. Unless `touched` are known to have
 /// been touched, they are those that have something of their own.
 fn sum(
@@ -171,15 +201,40 @@ fn sum(
     known: bool,
     path: impl Fn((u64, u64)) -> Option<Vec<u8>>,
 ) -> Result<Own> {
-    let mut own = Own::default();
-    let (mut encoded, mut seen) = (Blocks::new(), HashSet::new());
+    let (mut sum, mut apparent, mut seen) = (Sum::default(), 0, HashSet::new());
     for file in touched.iter().filter(|file| seen.insert(file.identity)) {
-        let mut changed = known || matches!(baseline, Baseline::Nothing);
+        let added = sum.add(file, baseline, || path(file.identity))?;
+        if known || added.any || matches!(baseline, Baseline::Nothing) {
+            apparent += file.length;
+        }
+    }
+    Ok(Own { blocks: sum.blocks, elsewhere: sum.elsewhere, apparent })
+}
+
+/// What several files have of their own, together.
+#[derive(Debug, Default)]
+struct Sum {
+    blocks: Blocks,
+    encoded: Blocks,
+    elsewhere: u64,
+}
+
+/// What one more file adds to that.
+#[derive(Debug, Clone, Copy)]
+struct Added {
+    bytes: u64,
+    /// Whether it has anything of its own, be it with others before it.
+    any: bool,
+}
+
+impl Sum {
+    fn add(&mut self, file: &Touched, baseline: &Baseline, path: impl Fn() -> Option<Vec<u8>>) -> Result<Added> {
+        let mut added = Added { bytes: 0, any: false };
         let mut same_file = None;
         for extent in &file.extents {
             let Some(span) = blocks::span(extent) else {
-                own.elsewhere += extent.length;
-                changed = true;
+                self.elsewhere += extent.length;
+                added = Added { bytes: added.bytes + extent.length, any: true };
                 continue;
             };
             let parts = match baseline {
@@ -189,8 +244,7 @@ fn sum(
                 Baseline::Base(base) => {
                     let same = match &mut same_file {
                         Some(same) => same,
-                        none => none
-                            .insert(path(file.identity).map_or_else(|| Ok(Blocks::new()), |path| base.file(&path))?),
+                        none => none.insert(path().map_or_else(|| Ok(Blocks::new()), |path| base.file(&path))?),
                     };
                     let mut others = Vec::new();
                     for part in same.gaps(&span) {
@@ -199,18 +253,17 @@ fn sum(
                     others
                 }
             };
-            changed |= !parts.is_empty();
+            added.any |= !parts.is_empty();
             for part in parts {
-                match extent.place {
-                    Place::EncodedAt(_) => {
-                        own.elsewhere += encoded.gaps(&part).count() as u64 * extent.length;
-                        encoded.insert(part);
-                    }
-                    Place::At(_) | Place::Nowhere => own.blocks.insert(part),
-                }
+                let encoded = matches!(extent.place, Place::EncodedAt(_));
+                let counted = if encoded { &mut self.encoded } else { &mut self.blocks };
+                let new: u64 =
+                    counted.gaps(&part).map(|gap| if encoded { extent.length } else { gap.end - gap.start }).sum();
+                counted.insert(part);
+                added.bytes += new;
+                self.elsewhere += if encoded { new } else { 0 };
             }
         }
-        own.apparent += if changed { file.length } else { 0 };
+        Ok(added)
     }
-    Ok(own)
 }

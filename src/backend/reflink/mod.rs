@@ -12,6 +12,7 @@
 //! | clone | every file by FICLONE ([`clone`](super::clone)): a few calls for each; durable by one syncfs before the rename that publishes it |
 //! | fork | a clone whose manifest speaks of what its source's speaks of ([`manifest`]) |
 //! | rolling back | a fork, and one exchange between two places ([`rollback`]) |
+//! | changes | one walk of the tree against its manifest ([`changes`]) |
 //! | size | the blocks of touched files that the base doesn't have ([`measure`]) |
 //! | overhead | inodes and directories, which clones don't share |
 //! | removal | a rename; taken apart by [`Backend::reclaim`] |
@@ -35,6 +36,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::changes::{Changes, Comparison};
 use super::{
     Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, Own, QuotaMode, Quotas, SizeMethod, Space, Tree,
     TreeSize, Want,
@@ -49,6 +51,7 @@ use quota::Projects;
 use tree::Kin;
 
 mod blocks;
+mod changes;
 mod instance;
 mod manifest;
 mod measure;
@@ -254,6 +257,10 @@ impl Backend for Reflink {
         let root = tree.root();
         let size = Meter::new(self, true).measure(&root, Some(&place::manifest(tree)?))?;
         Ok((SizeMethod::Extents, size.ok_or_else(|| place::missing(&root))?.charged))
+    }
+
+    fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
+        self.changes_of(wanted)
     }
 
     /// As of when each tree was made: inodes at the filesystem's size of one (an estimate on Btrfs), blocks of

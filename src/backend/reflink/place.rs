@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::IFlags;
+use rustix::fs::{AtFlags, CWD, FileType, IFlags, StatxAttributes, StatxFlags, statx};
+use rustix::io::Errno;
 
 use super::manifest::{Head, Manifest};
 use crate::backend::Tree;
@@ -17,14 +18,26 @@ const MANIFEST: &str = "manifest.";
 /// Where the manifest of the tree at `root` is, or would be; `None` if there is no tree.
 ///
 /// # Errors
-/// `Damaged` if something else than a directory is there: it isn't ours, and stays untouched.
+/// `Damaged` if something else than a directory is there: it isn't ours, and stays untouched. `InUse` if something is
+/// mounted there, which must not be taken for the tree.
 pub(super) fn manifest_path(root: &Path) -> Result<Option<PathBuf>> {
-    match fs::symlink_metadata(root) {
-        Ok(facts) if facts.is_dir() => Ok(Some(root.with_file_name(format!("{MANIFEST}{}", facts.ino())))),
-        Ok(_) => Err(Error::new(Kind::Damaged, format!("{} is not a directory", root.display()))),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).context(|| format!("stat {}", root.display())),
+    let facts = match statx(CWD, root, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE | StatxFlags::INO) {
+        Err(Errno::NOENT) => return Ok(None),
+        facts => facts.context(|| format!("stat {}", root.display()))?,
+    };
+    if facts.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Err(Error::new(Kind::InUse, format!("something is mounted on {}", root.display()))
+            .with_hint(format!("umount {}", root.display())));
     }
+    if !FileType::from_raw_mode(facts.stx_mode.into()).is_dir() {
+        return Err(Error::new(Kind::Damaged, format!("{} is not a directory", root.display())));
+    }
+    Ok(Some(manifest_of(root, facts.stx_ino)))
+}
+
+/// Where the manifest is of a tree whose path is `root`, and whose root directory has this inode.
+pub(super) fn manifest_of(root: &Path, inode: u64) -> PathBuf {
+    root.with_file_name(format!("{MANIFEST}{inode}"))
 }
 
 pub(super) fn head(tree: &Tree) -> Result<Head> {

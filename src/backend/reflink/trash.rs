@@ -123,7 +123,7 @@ impl Reflink {
         let mut meter = Meter::new(self, false);
         let mut leftovers = Vec::new();
         let trashed = self.trashed("fs")?;
-        let cloned = if trashed.is_empty() { HashSet::new() } else { self.cloned()? };
+        let (cloned, forked) = if trashed.is_empty() { Default::default() } else { self.relatives()? };
         for trashed in trashed {
             let path = manifest_of(&trashed);
             let manifest = match Manifest::read(&path) {
@@ -136,8 +136,11 @@ impl Reflink {
                 }
                 Err(e) => return Err(e),
             };
-            // What a clone has of it stays: the layer that was unpacked in it.
-            let alone = manifest.as_ref().filter(|manifest| !cloned.contains(&manifest.head.id));
+            // What a clone has of it stays: the layer that was unpacked in it, a snapshot of it.
+            let alone = manifest.as_ref().filter(|Manifest { head, .. }| {
+                let base = head.base.as_ref().map(|base| base.id);
+                !cloned.contains(&head.id) && !base.is_some_and(|base| forked.contains(&base))
+            });
             let Some(size) = meter.measure(&trashed, alone)? else { continue };
             let overhead = manifest.map_or(Ok(0), |manifest| place::overhead(&path, &manifest.head))?;
             let name = trashed.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -146,18 +149,21 @@ impl Reflink {
         Ok(leftovers)
     }
 
-    /// The trees that those which are not removed were cloned from, there or not.
-    fn cloned(&self) -> Result<HashSet<Uuid>> {
-        let mut cloned = HashSet::new();
+    /// The trees that those which are not removed were cloned from, there or not; and those that forks are compared with.
+    fn relatives(&self) -> Result<(HashSet<Uuid>, HashSet<Uuid>)> {
+        let (mut cloned, mut forked) = (HashSet::new(), HashSet::new());
         let trash = path(&self.root);
         for manifest in self.all_manifests()?.iter().filter(|manifest| !manifest.starts_with(&trash)) {
             match Head::read(manifest) {
-                Ok(head) => cloned.extend(head.base.map(|base| base.id)),
+                Ok(head) => {
+                    let known = if head.fork { &mut forked } else { &mut cloned };
+                    known.extend(head.base.map(|base| base.id));
+                }
                 Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Damaged) => {}
                 Err(e) => return Err(e),
             }
         }
-        Ok(cloned)
+        Ok((cloned, forked))
     }
 
     /// Take trees in the trash apart until it is empty or `patience` is over; how many. One process at a time: others wait

@@ -29,7 +29,7 @@ pub(super) struct Found<'a> {
     pub(super) name: &'a CStr,
     pub(super) kind: FileType,
     /// The directory's path below the root.
-    path: &'a [u8],
+    pub(super) path: &'a [u8],
 }
 
 impl Found<'_> {

@@ -27,6 +27,7 @@ const READ_ONLY: u32 = 1;
 const HAS_GROUP: u32 = 2;
 const HAS_BASE: u32 = 4;
 const BASE_READ_ONLY: u32 = 8;
+const FORK: u32 = 16;
 
 /// zstd's fastest but the negative ones.
 const LEVEL: i32 = 1;
@@ -69,7 +70,8 @@ pub(super) fn head(head: &Head) -> Vec<u8> {
     let flags = flag(head.read_only, READ_ONLY)
         | flag(head.group.is_some(), HAS_GROUP)
         | flag(base.is_some(), HAS_BASE)
-        | flag(base.is_some_and(|base| base.read_only), BASE_READ_ONLY);
+        | flag(base.is_some_and(|base| base.read_only), BASE_READ_ONLY)
+        | flag(head.fork, FORK);
     let place = base.map_or(&b""[..], |base| base.place.as_os_str().as_bytes());
     let length = (FIELDS + place.len()) as u32;
     let mut bytes = Vec::with_capacity(PREFIX + FIELDS + place.len() + 4);
@@ -121,7 +123,8 @@ pub(super) fn read_head(file: &mut impl Read) -> Result<Head, Fault> {
         read_only: flags & BASE_READ_ONLY != 0,
     });
     let group = (flags & HAS_GROUP != 0).then_some(GroupId(group));
-    Ok(Head { id, group, read_only: flags & READ_ONLY != 0, base, entries, metadata, blocks })
+    let fork = flags & FORK != 0;
+    Ok(Head { id, group, read_only: flags & READ_ONLY != 0, base, fork, entries, metadata, blocks })
 }
 
 /// The lists of all directories; those of a directory that isn't listed itself are left out.

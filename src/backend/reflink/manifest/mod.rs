@@ -13,7 +13,7 @@
 //!         4  number of the format: 1
 //!         4  n, the bytes up to the checksum
 //!         n  16  identity of this tree, random
-//!             4  flags: 1 read-only, 2 there is a group, 4 there is a base, 8 the base was read-only
+//!             4  flags: 1 read-only, 2 there is a group, 4 there is a base, 8 the base was read-only, 16 a fork
 //!             4  group
 //!             8  names below
 //!             8  bytes that it took by itself when it was made: inodes and directories
@@ -60,6 +60,7 @@ use rustix::fs::FileType;
 use uuid::Uuid;
 
 use crate::backend::GroupId;
+use crate::backend::changes::join;
 use crate::backend::clone::{Cloned, Entry};
 use crate::{Context, Result};
 
@@ -70,8 +71,10 @@ pub(super) struct Head {
     pub(super) id: Uuid,
     pub(super) group: Option<GroupId>,
     pub(super) read_only: bool,
-    /// The tree it was cloned from.
+    /// The tree it is compared with: it was cloned from that, or is a fork of one that was.
     pub(super) base: Option<Base>,
+    /// Whether it may share what it has beyond its base with other trees of the same base.
+    pub(super) fork: bool,
     /// Names below the root.
     pub(super) entries: u64,
     /// Bytes that it took by itself: inodes and directories.
@@ -94,7 +97,7 @@ pub(super) struct Base {
 #[derive(Debug)]
 pub(super) struct Manifest {
     pub(super) head: Head,
-    names: Vec<Name>,
+    pub(super) names: Vec<Name>,
     /// By directory, the root first: its own name, if it isn't the root.
     directories: Vec<Option<usize>>,
     /// One name of each inode.
@@ -105,9 +108,9 @@ pub(super) struct Manifest {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Name {
     /// The number of the directory it is in; the root is 0.
-    directory: usize,
-    name: Box<[u8]>,
-    inode: u64,
+    pub(super) directory: usize,
+    pub(super) name: Box<[u8]>,
+    pub(super) inode: u64,
     /// ns since 1970.
     ctime: i64,
     pub(super) kind: FileType,
@@ -198,6 +201,30 @@ impl Manifest {
     /// What has, or had, the inode of this number by what is written down; any of its names, if it had several.
     pub(super) fn find(&self, inode: u64) -> Option<&Name> {
         self.by_inode.get(&inode).map(|&at| &self.names[at])
+    }
+
+    /// The paths of all directories, with their numbers: the root's is empty and 0.
+    pub(super) fn directories(&self) -> HashMap<Vec<u8>, usize> {
+        let mut paths: Vec<Vec<u8>> = Vec::with_capacity(self.directories.len());
+        for at in &self.directories {
+            let path = at.map(|at| &self.names[at]).map(|name| join(&paths[name.directory], &name.name));
+            paths.push(path.unwrap_or_default());
+        }
+        paths.into_iter().zip(0..).collect()
+    }
+
+    /// The names that go with one inode, of each that has several.
+    pub(super) fn linked(&self) -> impl Iterator<Item = Vec<&Name>> {
+        let mut names: HashMap<u64, Vec<&Name>> = HashMap::new();
+        for name in self.names.iter().filter(|name| name.inode != GONE) {
+            names.entry(name.inode).or_default().push(name);
+        }
+        names.into_values().filter(|names| names.len() > 1)
+    }
+
+    /// The path of the directory that a name is in.
+    pub(super) fn directory(&self, name: &Name) -> Vec<u8> {
+        self.directories[name.directory].map(|at| self.path(&self.names[at])).unwrap_or_default()
     }
 
     /// The path of a name below the root: names with single slashes between them.

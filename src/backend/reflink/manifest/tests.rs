@@ -32,7 +32,7 @@ fn head() -> Head {
     let base = Base { place: "snapshots/x".into(), id: Uuid::from_u128(7), read_only: true };
     let group = Some(GroupId(42));
     let id = Uuid::from_u128(1 << 100);
-    Head { id, group, read_only: true, base: Some(base), entries: 7, metadata: 123_456, blocks: 1 << 40 }
+    Head { id, group, read_only: true, base: Some(base), fork: false, entries: 7, metadata: 123_456, blocks: 1 << 40 }
 }
 
 fn written(directory: &Path, head: &Head, entries: &[Entry]) -> PathBuf {
@@ -68,6 +68,7 @@ fn every_head_is_read_as_it_was_written() {
     for head in [
         Head { group: None, read_only: false, ..no_base.clone() },
         Head { base: Some(writable), read_only: false, ..head() },
+        Head { fork: true, ..head() },
         Head { group: Some(GroupId(0)), ..no_base },
     ] {
         let path = written(directory.path(), &head, &entries());
