@@ -25,6 +25,8 @@ mod generate;
 mod listing;
 #[path = "unpack/model.rs"]
 mod model;
+#[path = "unpack/packed.rs"]
+mod packed;
 #[path = "unpack/property.rs"]
 mod property;
 #[path = "unpack/random.rs"]

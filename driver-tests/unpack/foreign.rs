@@ -111,6 +111,11 @@ fn source(at: &Path, format: &Format) {
     }
 }
 
+/// A tree with everything that any format can say.
+pub(crate) fn everything(at: &Path) {
+    source(at, &format(&["tar"], [true; 4]));
+}
+
 /// The archive of a source, and the source's tree.
 fn written(format: &Format, dir: &Path) -> Tree {
     let from = dir.join("from");

@@ -18,8 +18,8 @@ use crate::backend::Access;
 use crate::backend::changes::Comparison;
 use crate::layer::pack;
 use crate::layer::recipe::RecipeWriter;
-use crate::layer::sink::Sink;
-use crate::oci::{Commit, DiffId, Digest, Hasher, ImageConfig, Reference, chain_ids};
+use crate::layer::sink::Plain;
+use crate::oci::{Commit, DiffId, Digest, Digesting, ImageConfig, Reference, chain_ids};
 use crate::store::{self, Content, Draft, Image, Layer, Lock, NewFork, Owner, Record, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
@@ -128,12 +128,13 @@ impl Engine {
         if items.is_empty() {
             return Ok(false);
         }
-        let mut sink = (Digesting(Hasher::default()), RecipeWriter::create(&store::recipe(draft.place()))?);
+        let digesting = Digesting::new(std::io::sink());
+        let mut sink = (Plain(digesting), RecipeWriter::create(&store::recipe(draft.place()))?);
         let limit = self.settings.layer_limits.max_bytes;
         let packed = pack::pack(&tree.root(), &items, limit, &mut sink, &|| self.is_cancelled())?;
-        let (Digesting(hasher), recipe) = sink;
+        let (Plain(digesting), recipe) = sink;
         recipe.finish()?;
-        let diff_id = DiffId(hasher.finish());
+        let diff_id = DiffId(digesting.into_inner().1.finish());
         if packed.left_out > 0 {
             let s = if packed.left_out == 1 { "" } else { "s" };
             warnings.push(format!("left out {} socket{s}, which an image can't hold", packed.left_out));
@@ -155,20 +156,5 @@ impl Engine {
         }));
         self.store.confirm(draft)?;
         Ok(true)
-    }
-}
-
-/// Takes the digest of a tar that goes by.
-#[derive(Debug)]
-struct Digesting(Hasher);
-
-impl Sink for Digesting {
-    fn literal(&mut self, bytes: &[u8]) -> Result<()> {
-        self.0.update(bytes);
-        Ok(())
-    }
-
-    fn content(&mut self, _: &[u8], _: u64, bytes: &[u8]) -> Result<()> {
-        self.literal(bytes)
     }
 }

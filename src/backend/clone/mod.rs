@@ -27,16 +27,12 @@ mod links;
 mod queue;
 mod worker;
 
-use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread::{self, ScopedJoinHandle};
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Statx, StatxFlags, Uid, fchmod, fchown, mkdirat, openat, statx,
-};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat};
 
 use crate::copy::attributes::disinherit;
 use crate::copy::facts::{device_of, facts};
@@ -111,23 +107,6 @@ pub struct Origin {
     /// When all had been taken from it that the clone has: if somebody changed it before that, even while it was read,
     /// it is later than it was before that change.
     pub ctime: Ctime,
-}
-
-impl Origin {
-    fn of(facts: &Statx) -> Self {
-        Self { inode: facts.stx_ino, ctime: (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec) }
-    }
-
-    /// What is known of an inode of the source by now, if that is still what `before` tells of.
-    fn now(at: impl AsFd, name: &CStr, flags: AtFlags, before: &Statx) -> rustix::io::Result<Option<Self>> {
-        match statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME) {
-            Ok(now) if (device_of(&now), now.stx_ino) == (device_of(before), before.stx_ino) => {
-                Ok(Some(Self::of(&now)))
-            }
-            Ok(_) | Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
 }
 
 /// One name in the clone.

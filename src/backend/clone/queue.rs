@@ -5,10 +5,11 @@ use std::ffi::CStr;
 use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-use rustix::fs::{AtFlags, StatxFlags, statx};
+use rustix::fs::{AtFlags, Statx, StatxFlags, statx};
+use rustix::io::Errno;
 
 use super::{Ctime, Origin};
-use crate::copy::facts::Key;
+use crate::copy::facts::{Key, device_of};
 
 /// More than two gain nothing: the filesystem's own locks are what is waited for.
 pub(super) const WORKERS: usize = 2;
@@ -41,6 +42,28 @@ impl Made {
         let facts = statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME | StatxFlags::BLOCKS)?;
         let ctime = (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec);
         Ok(Self { inode: facts.stx_ino, ctime, blocks: facts.stx_blocks, origin })
+    }
+}
+
+impl Origin {
+    pub(super) fn of(facts: &Statx) -> Self {
+        Self { inode: facts.stx_ino, ctime: (facts.stx_ctime.tv_sec, facts.stx_ctime.tv_nsec) }
+    }
+
+    /// What is known of an inode of the source by now, if that is still what `before` tells of.
+    pub(super) fn now(
+        at: impl AsFd,
+        name: &CStr,
+        flags: AtFlags,
+        before: &Statx,
+    ) -> rustix::io::Result<Option<Self>> {
+        match statx(at, name, flags, StatxFlags::INO | StatxFlags::CTIME) {
+            Ok(now) if (device_of(&now), now.stx_ino) == (device_of(before), before.stx_ino) => {
+                Ok(Some(Self::of(&now)))
+            }
+            Ok(_) | Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 }
 
