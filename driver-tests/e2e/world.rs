@@ -3,13 +3,9 @@
 // Each test binary that includes this uses another part of it.
 #![allow(dead_code)]
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 
 use serde_json::Value;
 
@@ -300,55 +296,4 @@ impl World {
         let error = self.fails(&["load", "-q", path.to_str().expect("UTF-8")]);
         assert!(error.contains(why), "{error}");
     }
-}
-
-/// A thread that appends numbered lines to a file until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Appender {
-    lines: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Appender {
-    pub(crate) fn start(path: &Path) -> Self {
-        let mut file = OpenOptions::new().append(true).create(true).open(path).expect("open");
-        let (lines, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (count, end) = (Arc::clone(&lines), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            while !end.load(Ordering::Relaxed) {
-                let n = count.load(Ordering::Relaxed);
-                file.write_all(format!("{n:08}\n").as_bytes()).expect("write");
-                count.store(n + 1, Ordering::Release);
-            }
-        });
-        Self { lines, stop, thread: Some(thread) }
-    }
-
-    /// Bytes that are written.
-    pub(crate) fn written(&self) -> u64 {
-        self.lines.load(Ordering::Acquire) * 9
-    }
-}
-
-impl Drop for Appender {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-            && !std::thread::panicking()
-        {
-            panic!("the writer failed");
-        }
-    }
-}
-
-/// What an [`Appender`] has written by some moment is in the file, at least `before` bytes of it; behind that there may be
-/// zeros, as Btrfs counts what is being written into the length before it is there.
-pub(crate) fn assert_begins_as_written(text: &[u8], before: u64, what: &str) {
-    let zeros = text.iter().rev().take_while(|byte| **byte == 0).count();
-    let written = &text[..text.len() - zeros];
-    let lines: String = (0..=written.len() / 9).map(|n| format!("{n:08}\n")).collect();
-    assert!(lines.as_bytes().starts_with(written), "{what}: a gap or a mix");
-    assert!(written.len() as u64 >= before, "{what}: {} of {before} bytes that were written before", written.len());
 }
