@@ -7,12 +7,16 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use reflinkd::sys::fiemap;
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat, utimensat};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::image::tar_of;
-use crate::support::{EntryFacts, MB, MIB, arg, random_bytes, reflinkd_command, run, tree_digest, write_random};
+use crate::support::{
+    EntryFacts, MB, MIB, Process, arg, random_bytes, reflinkd_command, run, tree_digest, write_random,
+};
 use crate::world::{Ground, World};
 
 on_btrfs_and_xfs! {
@@ -26,6 +30,7 @@ on_btrfs_and_xfs! {
     a_snapshot_is_only_copied_from
     a_tar_is_extracted_as_it_is
     a_tar_is_written_of_what_is_there
+    an_interrupted_copy_leaves_no_half_of_a_file
     a_full_disk_leaves_what_was_there
 }
 
@@ -495,6 +500,29 @@ fn a_tar_is_written_of_what_is_there(ground: Ground) {
     assert_eq!((status, error.as_str()), (Some(0), ""));
     same(&c.world.tree("web2").join("etc/bin"), &c.inside("bin"));
     c.refuses(&["web1:/nope", "-"], "no such file");
+}
+
+fn an_interrupted_copy_leaves_no_half_of_a_file(ground: Ground) {
+    let c = Copying::on(ground);
+    let tar = tar_of(&[("whole", b"whole"), ("half", &random_bytes(8 * MB))]);
+    let mut command = reflinkd_command(c.world.root(), &["cp", "-", "web1:/etc"]);
+    let mut copy = Process::spawn(command.stdin(Stdio::piped()).stderr(Stdio::null()));
+    let mut stdin = copy.child().stdin.take().expect("piped");
+    stdin.write_all(&tar[..tar.len() / 2]).expect("write");
+    // It waits for the rest, with half of the file beside its place.
+    let aside = || names(c.inside("etc")).into_iter().any(|name| name.starts_with(".reflinkd"));
+    let begun = Instant::now();
+    while !(aside() && c.inside("etc/whole").exists()) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing was written");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill_process(Pid::from_raw(copy.id().try_into().expect("pid")).expect("pid"), Signal::INT).expect("kill");
+    // It may have ended already.
+    let _ = stdin.write_all(&tar[tar.len() / 2..]);
+    drop(stdin);
+    assert_eq!(copy.child().wait().expect("wait").code(), Some(130));
+    assert!(!c.inside("etc/half").exists() && !aside());
+    assert_eq!(text(c.inside("etc/whole")), "whole", "what was done stays");
 }
 
 fn a_full_disk_leaves_what_was_there(ground: Ground) {

@@ -80,6 +80,8 @@ fn links_lead_nowhere_outside(ground: Ground) {
         p.world.fails(&["cp", arg(&p.host), &format!("evil:/{link}")]);
         assert!(!out.exists(), "{link}");
     }
+    let error = p.world.fails(&["cp", "evil:/circle1/x", arg(&out)]);
+    assert!(error.contains("lead in a circle") && error.contains("hint: "), "{error}");
     assert_eq!(tree_digest(&p.host), before);
     // With such directories in the container, that is where it goes, and comes from.
     let twin = p.tree.join(host.trim_start_matches('/'));

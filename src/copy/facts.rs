@@ -15,10 +15,6 @@ pub(crate) fn facts_of(fd: impl AsFd) -> rustix::io::Result<Statx> {
     facts(fd, c"", AtFlags::EMPTY_PATH)
 }
 
-pub(crate) fn device_of(facts: &Statx) -> (u32, u32) {
-    (facts.stx_dev_major, facts.stx_dev_minor)
-}
-
 pub(crate) fn kind_of(facts: &Statx) -> FileType {
     FileType::from_raw_mode(facts.stx_mode.into())
 }

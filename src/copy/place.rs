@@ -234,9 +234,12 @@ impl Side {
             if here == outer {
                 return Ok(true);
             }
+            if here == top {
+                return Ok(false);
+            }
             let above = openat(&at, c"..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
             let above = above.context(|| "open a directory's parent")?;
-            if here == top || key(&above)? == here {
+            if key(&above)? == here {
                 return Ok(false);
             }
             at = above;
@@ -272,6 +275,8 @@ fn no_directory(path: &[u8]) -> Error {
 fn unreachable(errno: Errno) -> Error {
     match errno {
         Errno::XDEV => mounted(),
+        Errno::LOOP => Error::new(Kind::Invalid, "the symlinks on the way lead in a circle")
+            .with_hint("name what they should lead to instead"),
         errno => Error::system("open", &errno.into()),
     }
 }
