@@ -88,6 +88,29 @@ fn overwrite(store: &Store, to: Uuid, record: &Record) {
 }
 
 #[test]
+fn a_layers_recipe_goes_with_its_place() {
+    let world = World::new();
+    let store = world.store();
+    let with_recipe = |chain_id: &str| {
+        let draft = store.begin(layer(chain_id, None)).expect("begin");
+        // As of one that dies while its paths are being corrected.
+        let recipe = recipe(draft.place());
+        fs::write(&recipe, "recipe").expect("write");
+        fs::write(recipe.with_extension("new"), "half").expect("write");
+        draft
+    };
+    store.abandon(with_recipe("one")).expect("abandon");
+    assert_eq!(world.places(), 0);
+    let draft = with_recipe("two");
+    fs::create_dir(draft.place().join("fs")).expect("a tree");
+    let record = store.publish(draft).expect("publish");
+    let held = store.begin_removal(record.uuid).expect("begin");
+    fs::remove_dir(held.place().join("fs")).expect("destroy");
+    store.finish_removal(held).expect("finish");
+    assert_eq!(world.places(), 0);
+}
+
+#[test]
 fn names_and_keys_are_unique_among_those_being_made_too() {
     let world = World::new();
     let (store, other) = (world.store(), world.store());
