@@ -282,14 +282,16 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// durable on return. The old tree, writable still and with all subvolumes made inside it, is `kept`'s then, an empty
     /// place before. All three are of one container: `tree` and `kept` have one group, which `limit` is on.
     ///
-    /// After a crash `tree` is there, old or new, and `kept` is nothing, a fork of `from`, or the old tree.
+    /// After a crash `tree` is there, old or new, and `kept` is nothing, a fork of `from`, or the old tree. Both places have to be
+    /// settled, and the limit set again: a backend that counts whole trees lifts it while there are two.
     ///
     /// # Errors
     /// As [`Backend::clone_tree`]; then `tree` is as it was, and nothing is left at `kept`.
     fn roll_back(&self, from: &Tree, tree: &Tree, limit: Option<u64>, kept: &Tree) -> Result<()>;
 
     /// Finish or undo what a crash left in `place`: drops a tree at [`Tree::spare`], and says which group the
-    /// tree at `fs` is charged to (`None` where charges are not by group, or there is no tree).
+    /// tree at `fs` is charged to (`None` where charges are not by group, there is no tree, or it is one that was kept when
+    /// another took its place, which may be charged to nobody).
     fn settle(&self, place: &Path) -> Result<Option<GroupId>>;
 
     /// Remove the tree with all subvolumes made inside it, and one that a crash left at [`Tree::spare`]. Succeeds if there
