@@ -285,6 +285,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// `ready` is called before the exchange, when `kept` is a whole fork of `from`: from then on somebody has to know of it, or
     /// who dies after the exchange loses the old tree. After a crash `tree` is there, old or new, and `kept` is nothing, a
     /// fork of `from`, or the old tree.
+    /// Both places have to be settled then, and the limit set again: a backend that counts whole trees lifts it while there are
+    /// two.
     ///
     /// # Errors
     /// As [`Backend::clone_tree`], and those of `ready`; then `tree` is as it was, and nothing is left at `kept`. If it can't be
@@ -299,7 +301,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     ) -> Result<()>;
 
     /// Finish or undo what a crash left in `place`: drops a tree at [`Tree::spare`], and says which group the
-    /// tree at `fs` is charged to (`None` where charges are not by group, or there is no tree).
+    /// tree at `fs` is charged to (`None` where charges are not by group, there is no tree, or it is one that was kept when
+    /// another took its place, which may be charged to nobody).
     fn settle(&self, place: &Path) -> Result<Option<GroupId>>;
 
     /// Remove the tree with all subvolumes made inside it, and one that a crash left at [`Tree::spare`]. Succeeds if there

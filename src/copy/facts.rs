@@ -19,6 +19,10 @@ pub(crate) fn kind_of(facts: &Statx) -> FileType {
     FileType::from_raw_mode(facts.stx_mode.into())
 }
 
+pub(crate) fn device_of(facts: &Statx) -> (u32, u32) {
+    (facts.stx_dev_major, facts.stx_dev_minor)
+}
+
 pub(crate) fn owner(facts: &Statx) -> (Uid, Gid) {
     (Uid::from_raw(facts.stx_uid), Gid::from_raw(facts.stx_gid))
 }

@@ -222,8 +222,13 @@ fn links_in(base: &OwnedFd, manifest: &Manifest) -> Result<HashMap<Identity, Nam
         let names: Names = together.into_iter().map(split).collect();
         let Some((directory, name)) = names.first() else { continue };
         let call = || format!("stat /{}", join(directory, name).escape_ascii());
-        let opened = rooted::beneath(base.as_fd(), directory, OPEN_DIRECTORY).context(call)?;
-        let facts = statx(&opened, &**name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO).context(call)?;
+        let facts = rooted::beneath(base.as_fd(), directory, OPEN_DIRECTORY)
+            .and_then(|opened| statx(&opened, &**name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO));
+        let facts = match facts {
+            // Somebody has meddled with the parent, and what he removed is compared as such.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+            facts => facts.context(call)?,
+        };
         links.insert((makedev(facts.stx_dev_major, facts.stx_dev_minor), facts.stx_ino), names);
     }
     Ok(links)
