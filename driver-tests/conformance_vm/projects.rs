@@ -192,7 +192,7 @@ fn what_is_kept_leaves_the_project() {
     let limit = || ProjectQuotas::open(open(fs.path())).expect("open the quotas").get(number).expect("get").limit;
     let before = limit().expect("it has one");
     let was = place(fs.path(), "was", 2);
-    backend.roll_back(&kept, &web, Some(LIMIT), &was).expect("roll back");
+    backend.roll_back(&kept, &web, Some(LIMIT), &was, &mut || Ok(())).expect("roll back");
     let of = |path: &Path| project(fs::File::open(path).expect("open")).expect("XFS has projects");
     let outside = Project { id: 0, inherited: false };
     for name in ["", "dir", "dir/own", "dir/data"] {
