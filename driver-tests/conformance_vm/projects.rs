@@ -221,6 +221,6 @@ fn what_is_kept_leaves_the_project() {
     let full = place(fs.path(), "full", 2);
     let snapshot = place(fs.path(), "snapshot", 2);
     backend.fork(&web, &snapshot, Access::ReadOnly, None).expect("a snapshot");
-    backend.roll_back(&snapshot, &web, Some(LIMIT), &full).expect("roll back what is full");
+    backend.roll_back(&snapshot, &web, Some(LIMIT), &full, &mut || Ok(())).expect("roll back what is full");
     backend.destroy(&full).expect("destroy");
 }
