@@ -85,6 +85,12 @@ fn sizes_stay_true_through_snapshots_rollbacks_and_clones(ground: Ground) {
     fs::remove_file(tree.join("ten")).expect("unlink");
     near(size(&world, "a"), 5, "a after it deleted what the snapshot has");
     near(snapshot_sizes(&world, "a@first").1, 10, "what the snapshot alone has now");
+    let inspected: serde_json::Value = serde_json::from_str(&world.ok(&["inspect", "a"])).expect("JSON");
+    assert_eq!(inspected[0]["snapshots"], serde_json::json!(["first"]));
+    match inspected[0]["charged"].as_u64() {
+        Some(charged) => near(charged, 15, "what counts against a's limit"),
+        None => assert_ne!(ground, Ground::SIMPLE, "simple quotas tell"),
+    }
     agrees("after deleting");
 
     assert_eq!(world.ok(&["rollback", "a", "first"]), "a@replaced-1");

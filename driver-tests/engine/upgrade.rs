@@ -193,6 +193,29 @@ fn a_store_of_schema_2_is_taken_over_as_it_is() {
 }
 
 #[test]
+fn a_store_of_schema_3_is_taken_over_as_it_is() {
+    let world = schema_1();
+    let engine = world.engine();
+    engine.tend().expect("tend");
+    engine.create_container(CreateContainer { read_only: true, ..wanted("view") }).expect("create");
+    drop(engine);
+    set_schema(&world, 3);
+    let before = records(&world);
+    assert!(before.values().any(|record| record["content"] == "spare"), "what schema 3 brought is in use");
+    let engine = world.engine();
+    assert_eq!((&identity(&world)["schema"], &records(&world)), (&SCHEMA.into(), &before));
+    assert!(world.root().join("backup-schema-3/records.json").exists());
+    // And what schema 4 brought works in it, with containers that were made before.
+    assert_eq!(engine.snapshot("plain", Some("s")).expect("snapshot"), "plain@s");
+    engine.clone_container("plain@s", Some("twin")).expect("clone");
+    let related: Vec<_> = records(&world).into_values().filter(|record| record["related"] == true).collect();
+    assert_eq!(related.len(), 3, "the container, its snapshot and the clone of that");
+    engine.roll_back("plain", "s", false, true).expect("rollback");
+    engine.remove_container("plain", false).expect("rm");
+    engine.remove_container("view", false).expect("rm");
+}
+
+#[test]
 fn nobody_works_in_a_store_that_is_being_upgraded() {
     let world = World::with_base();
     let working = world.engine();

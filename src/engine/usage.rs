@@ -150,6 +150,15 @@ impl Engine {
         records.into_iter().map(measure_one).collect()
     }
 
+    /// Bytes that a container's group is charged: what counts against its limit, of what its snapshots and commits keep, too.
+    /// `None` where the filesystem doesn't keep that.
+    pub fn charged(&self, container: &Record) -> Result<Option<u64>> {
+        match container.group {
+            Some(group) => self.backend.charged(&BTreeSet::from([GroupId(group)])),
+            None => Ok(None),
+        }
+    }
+
     /// Where a tree's own data lies.
     pub(super) fn own_of(&self, record: &Record) -> Result<Own> {
         self.backend.own(&self.tree(record), self.parent_tree(record)?.as_ref())

@@ -58,6 +58,9 @@ fn container(engine: &Engine, record: &Record) -> Result<Value> {
     let Some((container, (_, sizes))) = record.container().zip(sized.first()) else {
         return Err(Error::new(Kind::NotFound, format!("container {} was removed", record.uuid)));
     };
+    let snapshots = engine.snapshots(Some(&container.id))?;
+    let snapshots: Vec<_> =
+        snapshots.iter().filter_map(|info| info.record.snapshot()).map(|s| s.label.clone()).collect();
     let nested: Vec<_> = engine.nested(record)?.into_iter().map(|nested| nested.path).collect();
     Ok(json!({
         "type": "container",
@@ -75,6 +78,8 @@ fn container(engine: &Engine, record: &Record) -> Result<Value> {
         "virtual_size": sizes.virtual_size,
         "size_method": sizes.method,
         "group": record.group,
+        "charged": engine.charged(record)?,
+        "snapshots": snapshots,
         "subvolumes": nested,
     }))
 }
