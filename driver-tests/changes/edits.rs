@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -302,7 +302,10 @@ fn make(path: &Path, random: &mut Random) -> io::Result<()> {
         }
         _ => {
             let length = random.below(9_000);
-            fs::write(path, random.bytes(length))
+            // Of what is there, a FIFO would wait for a reader.
+            let mut file =
+                OpenOptions::new().create(true).truncate(true).write(true).custom_flags_nofollow().open(path)?;
+            file.write_all(&random.bytes(length))
         }
     }
 }
