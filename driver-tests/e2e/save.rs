@@ -20,6 +20,7 @@ on_btrfs_and_xfs! {
     what_cannot_be_written_leaves_nothing
     an_interrupted_save_ends
     recipes_are_metadata
+    a_recipe_that_finds_no_room_leaves_nothing
 }
 
 const FORMS: [(&str, &str); 7] = [
@@ -327,4 +328,24 @@ fn recipes_are_metadata(ground: Ground) {
     assert!(metadata() >= size, "{} < {size}", metadata());
     world.ok(&["rmi", "names"]);
     assert_eq!((world.places(), metadata()), (0, 0));
+}
+
+fn a_recipe_that_finds_no_room_leaves_nothing(ground: Ground) {
+    let world = World::of_size(512 * MIB, ground).with_room_for_metadata().with_base();
+    let places = world.places();
+    // Of what AUFS kept for itself the tree gets nothing, so all of it is the recipe's.
+    let noise = random_bytes(64 * MIB);
+    let image = TestImage::new("noise").files(Packing::Plain, &[("file", b"x"), (".wh..wh.plnk/noise", &noise)]);
+    let available = bytes(&world.row(&["df"], "filesystem"), "available");
+    let ballast = world.fs.path().join("ballast");
+    run("fallocate", &["-l", &(available - 24 * MIB).to_string(), arg(&ballast)]);
+    world.fails_loading(&image, "recipe: No space left on device");
+    assert_eq!(world.places(), places);
+    fs::remove_file(&ballast).expect("remove");
+    world.load(&image);
+    let out = world.files.path().join("out.tar");
+    world.ok(&["save", "noise", "-o", text(&out)]);
+    world.ok(&["rmi", "noise"]);
+    world.ok(&["load", "-q", text(&out)]);
+    assert!(diff_ids(&world).contains(&image.diff_ids()[0]));
 }
