@@ -1,5 +1,6 @@
 //! What the feed of trees with a manifest relies on, and what it does where that ends.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
@@ -11,7 +12,7 @@ use reflinkd::Kind;
 use reflinkd::backend::changes::What::{Added, Modified};
 use reflinkd::backend::changes::{Comparison, EntryKind, FeedMethod, walk};
 use reflinkd::backend::{Access, Tree, Want};
-use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
+use rustix::fs::{CWD, FileType, Mode, RenameFlags, XattrFlags, lgetxattr, lsetxattr, mknodat, renameat_with};
 
 use crate::fixture::Fixture;
 use crate::model::lines;
@@ -252,6 +253,50 @@ fn a_fork_of_a_live_tree_takes_nothing_changed_for_untouched() {
             fixture.backend.replace(&layer, &fresh, None).expect("start again");
         }
         assert!(changed_late, "the writer was never in the middle of it");
+    }
+}
+
+/// What is taken from a file after its blocks are shared, which takes long where they are many, may be newer than what was
+/// known of it before.
+#[test]
+fn an_attribute_that_comes_while_blocks_are_shared_is_no_secret() {
+    const FILES: usize = 30;
+    let fixture = Fixture::xfs();
+    let name = |number: usize| format!("file-{number}");
+    let set = |path: &Path, name: &str| lsetxattr(path, name, b"x", XattrFlags::empty()).expect("set an xattr");
+    let (layer, mut container) = fixture.pair(|root| {
+        for number in 0..FILES {
+            let file = File::create(root.join(name(number))).expect("create");
+            (0..600).for_each(|block| file.write_all_at(&[7; 4096], block * 8192).expect("write"));
+            set(&root.join(name(number)), "user.before");
+        }
+    });
+    for turn in 0..4 {
+        let stop = AtomicBool::new(false);
+        let fork = thread::scope(|scope| {
+            let _stopped = SetOnDrop(&stop);
+            scope.spawn(|| {
+                // Each once, in an order of its own.
+                for number in (0..FILES).map(|number| (number * 29 + turn) % FILES) {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    set(&container.root().join(name(number)), "user.while");
+                    thread::sleep(Duration::from_micros(500));
+                }
+            });
+            fixture.forked(&container, Access::Writable)
+        });
+        let changes = fixture.feed(Some(&layer), &fork, false);
+        assert_eq!(changes.method, FeedMethod::Manifest);
+        let found: HashSet<_> = changes.list.into_iter().map(|change| change.path).collect();
+        for number in 0..FILES {
+            let has = lgetxattr(fork.root().join(name(number)), "user.while", &mut [0; 9]).is_ok();
+            assert_eq!(has, found.contains(Path::new(&name(number))), "turn {turn}, file {number}");
+        }
+        fixture.backend.destroy(&fork).expect("destroy");
+        fixture.backend.destroy(&container).expect("destroy");
+        container = fixture.container(&layer);
     }
 }
 
