@@ -156,10 +156,16 @@ fn twenty_thousand_files_and_a_thousand_directories() {
         assert_eq!(fs::read(root.join("199/19999")).expect("read"), b"19999");
         let mut at = fs::File::open(root).expect("open");
         for _ in 0..1000 {
-            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+            // Not for what other tests start meanwhile: it would use the tree.
+            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
             at = rustix::fs::openat(&at, "deep", flags, rustix::fs::Mode::empty()).expect("one deeper").into();
         }
-        let file = rustix::fs::openat(&at, "file", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+        let file = rustix::fs::openat(
+            &at,
+            "file",
+            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        );
         assert_eq!(
             std::io::read_to_string(fs::File::from(file.expect("the bottom"))).expect("read"),
             "at the bottom"

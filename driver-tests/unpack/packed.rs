@@ -67,6 +67,8 @@ fn others_read_what_is_packed() {
     fs::create_dir(&from).expect("mkdir");
     super::foreign::everything(&from);
     fs::write(from.join("far"), "x").expect("write");
+    // In a PAX record, which POSIX wants to be UTF-8.
+    fs::write(from.join(OsStr::from_bytes(&[0xfe; 120])), "x").expect("write");
     chown(from.join("far"), Some(3_000_000_000), Some(2_097_152)).expect("chown");
     for (name, tv_sec) in [("far", 1 << 33), ("", 1_600_000_000)] {
         let time = Timespec { tv_sec, tv_nsec: 5 };

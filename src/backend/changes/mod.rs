@@ -34,8 +34,9 @@
 //! # A tree that is written to
 //!
 //! A feed that takes a snapshot tells of one moment between its call and its return, and of all that was written before
-//! the call, in the page cache or not. One that walks ([`FeedMethod::Manifest`], and [`FeedMethod::Walk`] without a
-//! snapshot) tells of each entry as it was when it came by; what vanishes meanwhile counts as gone.
+//! the call, in the page cache or not, but for files that are being overwritten at that moment (docs/kernel.md): these may be
+//! older. One that walks ([`FeedMethod::Manifest`], and [`FeedMethod::Walk`] without a snapshot) tells of each entry as it
+//! was when it came by; what vanishes meanwhile counts as gone.
 
 use std::fmt;
 use std::path::PathBuf;

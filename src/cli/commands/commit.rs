@@ -6,9 +6,9 @@ use crate::engine::commit::CommitContainer;
 
 /// Make an image of a container as it is now, running or not; prints its ID
 ///
-/// The image is that of the container with a further layer, which shares all its blocks with the container. All that was
-/// written before is in it. What is written meanwhile may be, as after a power cut: on Btrfs as of one moment, on XFS each
-/// file as of the moment that it was cloned at. Without changes no layer is made.
+/// The image is that of the container with a further layer, which shares all its blocks with the container. What
+/// was written before is in it; of a file that is being written to, what a power cut would leave: on Btrfs names are of one
+/// moment, on XFS each file is as of the moment that it was cloned at. Without changes no layer is made.
 #[derive(clap::Args, Debug)]
 pub struct Commit {
     /// Said in the image's history

@@ -1,7 +1,7 @@
 //! An entry as POSIX's pax has it: a ustar block, before it PAX records for what that can't hold.
 //!
 //! Fields that a record stands for are as Go's `archive/tar` and Python's `tarfile` write them: names cut off, numbers 0.
-//! Names are bytes, in records too: POSIX wants UTF-8 there, but all readers take what they get.
+//! Names are bytes, in records too. POSIX wants UTF-8 there; of others libarchive wants to be told.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -77,7 +77,7 @@ impl<'a> Header<'a> {
             Some(length) => {
                 records.set(b"GNU.sparse.major", b"1");
                 records.set(b"GNU.sparse.minor", b"0");
-                records.set(b"GNU.sparse.name", self.path);
+                records.set_name(b"GNU.sparse.name", self.path);
                 records.set(b"GNU.sparse.realsize", length.to_string().as_bytes());
                 name(&mut block, &aside(b"GNUSparseFile.0", self.path), records);
             }
@@ -85,7 +85,7 @@ impl<'a> Header<'a> {
         let target = &self.link[..self.link.len().min(LINK.len())];
         block[LINK][..target.len()].copy_from_slice(target);
         if target.len() < self.link.len() {
-            records.set(b"linkpath", self.link);
+            records.set_name(b"linkpath", self.link);
         }
         let mut number = |field: Range<usize>, value: u64, key: &[u8]| {
             if !octal(&mut block[field], value) {
@@ -132,7 +132,7 @@ fn name(block: &mut [u8; BLOCK], path: &[u8], records: &mut Records) {
         block[NAME][..rest.len()].copy_from_slice(rest);
     } else {
         block[NAME].copy_from_slice(&path[..NAME.len()]);
-        records.set(b"path", path);
+        records.set_name(b"path", path);
     }
 }
 
@@ -169,6 +169,13 @@ struct Records(BTreeMap<Vec<u8>, Vec<u8>>);
 impl Records {
     fn set(&mut self, key: &[u8], value: &[u8]) {
         self.0.insert(key.to_vec(), value.to_vec());
+    }
+
+    fn set_name(&mut self, key: &[u8], name: &[u8]) {
+        if str::from_utf8(name).is_err() {
+            self.set(b"hdrcharset", b"BINARY");
+        }
+        self.set(key, name);
     }
 
     /// As star writes it, which everybody reads; a name with the sign that ends a key as libarchive does.
