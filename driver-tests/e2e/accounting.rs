@@ -20,12 +20,6 @@ on_every_btrfs! {
     subvolumes_made_inside_are_counted_shown_and_removed
 }
 
-fn used(world: &World) -> u64 {
-    run("sync", &["-f", world.fs.path().to_str().expect("UTF-8")]);
-    let stat = rustix::fs::statvfs(world.fs.path()).expect("statvfs");
-    (stat.f_blocks - stat.f_bfree) * stat.f_frsize
-}
-
 /// An image of some size, so that 2 % of it is more than a few blocks of metadata.
 fn sizable(name: &str, megabytes: u64) -> TestImage {
     let big = crate::support::random_bytes(megabytes * MB);
@@ -68,7 +62,7 @@ fn create_from_spare(world: &World, image: &str, name: &str) {
 fn five_containers(world: &World, create: &dyn Fn(&World, &str, &str)) {
     let method = world.ground.size_method();
     world.ok(&["images"]);
-    let before = used(world);
+    let before = world.used();
     world.load(&sizable("nginx", 60));
     let image = bytes(&world.rows(&["images"])[0], "size");
     for n in 1..=5 {
@@ -91,7 +85,7 @@ fn five_containers(world: &World, create: &dyn Fn(&World, &str, &str)) {
         assert_eq!(row["stale"], false);
     }
     let total = bytes(&world.row(&["df"], "total"), "size");
-    let grown = used(world) - before;
+    let grown = world.used() - before;
     let expected = image + 150 * MB;
     assert!(total.abs_diff(grown) * 50 <= grown, "{method}: df says {total}, the filesystem grew by {grown}");
     assert!(total.abs_diff(expected) * 50 <= expected, "{method}: df says {total}, by hand it is {expected}");
@@ -99,7 +93,7 @@ fn five_containers(world: &World, create: &dyn Fn(&World, &str, &str)) {
     world.ok(&["gc"]);
     let left = bytes(&world.row(&["df"], "total"), "size");
     assert!(left.abs_diff(image) * 50 <= image, "{method}: after rm df says {left}, the image is {image}");
-    let grown = used(world) - before;
+    let grown = world.used() - before;
     assert!(grown.abs_diff(image) * 50 <= image + 10 * MIB, "{method}: after rm {grown} of {image} are used");
 }
 

@@ -48,12 +48,6 @@ fn snapshot_sizes(world: &World, name: &str) -> (u64, u64) {
     (bytes(&row, "size"), bytes(&row, "unique"))
 }
 
-fn used(world: &World) -> u64 {
-    run("sync", &["-f", world.fs.path().to_str().expect("UTF-8")]);
-    let stat = rustix::fs::statvfs(world.fs.path()).expect("statvfs");
-    (stat.f_blocks - stat.f_bfree) * stat.f_frsize
-}
-
 fn near(found: u64, megabytes: u64, what: &str) {
     let expected = megabytes * MB;
     assert!(found.abs_diff(expected) <= SLACK, "{what}: {found} instead of {expected}");
@@ -64,10 +58,10 @@ fn sizes_stay_true_through_snapshots_rollbacks_and_clones(ground: Ground) {
     let empty = World::on(ground);
     empty.ok(&["images"]);
     let world = world(ground);
-    let before = used(&empty);
+    let before = empty.used();
     let agrees = |when: &str| {
         world.ok(&["gc"]);
-        let (total, grown) = (bytes(&world.row(&["df"], "total"), "size"), used(&world) - before);
+        let (total, grown) = (bytes(&world.row(&["df"], "total"), "size"), world.used() - before);
         // 1 MB: what the store itself takes besides trees.
         let slack = grown / 50 + MB;
         assert!(total.abs_diff(grown) <= slack, "{method}, {when}: df says {total}, the filesystem grew by {grown}");
@@ -129,7 +123,7 @@ fn sizes_stay_true_through_snapshots_rollbacks_and_clones(ground: Ground) {
     world.ok(&["gc"]);
     assert!(world.remains().is_empty(), "{:?}", world.remains());
     assert_eq!(world.places(), 0);
-    let left = used(&world).saturating_sub(before);
+    let left = world.used().saturating_sub(before);
     assert!(left <= 2 * MB, "{method}: {left} bytes are left of nothing");
 }
 

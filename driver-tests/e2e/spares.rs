@@ -289,18 +289,11 @@ fn a_pool_is_taken_down_while_somebody_tends_it() {
     assert!(!root.exists());
 }
 
-/// What the filesystem has in use, by its own account.
-fn used(world: &World) -> u64 {
-    run("sync", &["-f", arg(world.fs.path())]);
-    let stat = rustix::fs::statvfs(world.fs.path()).expect("statvfs");
-    (stat.f_blocks - stat.f_bfree) * stat.f_frsize
-}
-
 #[test]
 fn df_says_what_spares_and_inodes_take_to_within_two_percent() {
     let world = World::xfs();
     world.ok(&["images"]);
-    let before = used(&world);
+    let before = world.used();
     world.load(&many_files(20_000));
     for name in ["a", "b", "c"] {
         world.ok(&["create", "--image", "many", name]);
@@ -310,7 +303,7 @@ fn df_says_what_spares_and_inodes_take_to_within_two_percent() {
         let rows = world.rows(&["df"]);
         let size = |kind: &str| bytes(rows.iter().find(|row| row["type"] == kind).expect(kind), "size");
         let parts = ["images", "containers", "spares", "metadata", "pending"].map(size);
-        let (total, grown) = (size("total"), used(&world) - before);
+        let (total, grown) = (size("total"), world.used() - before);
         assert_eq!(parts.iter().sum::<u64>(), total, "{what}");
         assert!(total.abs_diff(grown) * 50 <= grown, "{what}: df says {parts:?}, the filesystem grew by {grown}");
         parts

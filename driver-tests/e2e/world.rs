@@ -293,6 +293,13 @@ impl World {
         row.unwrap_or_else(|| panic!("no {field} {value} in {rows:#?}")).clone()
     }
 
+    /// Bytes that the filesystem uses, by its own account.
+    pub(crate) fn used(&self) -> u64 {
+        run("sync", &["-f", arg(self.fs.path())]);
+        let stat = rustix::fs::statvfs(self.fs.path()).expect("statvfs");
+        (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+    }
+
     /// An image that must not be loaded, with this in the error.
     pub(crate) fn fails_loading(&self, image: &TestImage, why: &str) {
         let path = self.files.path().join("bad.tar");
