@@ -220,6 +220,12 @@ fn what_cannot_be_is_refused_and_leaves_nothing(ground: Ground) {
     refused(&["clone", "view", "twin"], "it is read-only");
     refused(&["rm", "a@other"], "cannot remove snapshot a@other: container a has no snapshot other");
     refused(&["diff", "a@other"], "container a has no snapshot other");
+    for verb in ["rm", "clone", "mount", "diff", "commit"] {
+        refused(&[verb, "a@"], "\"a@\" names no snapshot");
+        refused(&[verb, "@s"], "\"@s\" names no snapshot");
+        refused(&[verb, "a@s@s"], "container a has no snapshot s@s");
+        refused(&[verb, "b@s"], "there is no container b");
+    }
     refused(&["snapshots", "nobody"], "there is no container nobody");
 
     // What is in use isn't exchanged or removed.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use reflinkd::backend::changes::{Changes, Comparison};
 use reflinkd::backend::memory::Memory;
 use reflinkd::backend::{
     Access, Backend, CloneCost, GroupId, Guarantee, Inherited, Leftover, Measured, Nested, Own, QuotaMode, Quotas,
@@ -25,15 +26,36 @@ pub(crate) struct Controls {
     /// The limit last set on the tree in each place.
     pub(crate) limits: Mutex<BTreeMap<PathBuf, Option<u64>>>,
     pub(crate) refuses_limits: AtomicBool,
+    /// What a clone has from its origin is charged there.
+    pub(crate) charges_origin: AtomicBool,
     /// There is room for this many places, and no clone into another one.
     pub(crate) room: Mutex<Option<usize>>,
-    /// Clones wait while this is set.
+    /// Clones, and rollbacks before their exchange, wait while this is set.
     pub(crate) paused: AtomicBool,
-    /// Clones that wait.
+    /// Those that wait.
     pub(crate) waiting: AtomicUsize,
+    /// The step at which the process dies, by a panic.
+    pub(crate) dies_at: Mutex<Option<Step>>,
     /// Reclaims that had something to do.
     pub(crate) reclaimed: AtomicUsize,
     removed: AtomicUsize,
+}
+
+/// Between which of a verb's steps a process may die.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Everything is reserved, and there is no tree yet.
+    Fork,
+    Forked,
+    /// A rollback has its fork, and nobody knows of it.
+    Announce,
+    Exchange,
+    Exchanged,
+    /// A commit has its work tree.
+    Changes,
+    /// It has the layer's recipe, too.
+    Own,
+    Destroy,
 }
 
 #[derive(Debug)]
@@ -51,6 +73,20 @@ impl Double {
     fn places(&self) -> usize {
         std::fs::read_dir(self.root.join("snapshots")).expect("read").count()
     }
+
+    fn pause(&self) {
+        let controls = &self.controls;
+        controls.waiting.fetch_add(1, Ordering::SeqCst);
+        while controls.paused.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        controls.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn reached(&self, step: Step) {
+        let dies = self.controls.dies_at.lock().expect("lock").take_if(|dies| *dies == step);
+        assert!(dies.is_none(), "dies at {step:?}, as the test says");
+    }
 }
 
 impl Backend for Double {
@@ -60,11 +96,7 @@ impl Backend for Double {
 
     fn clone_tree(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
         let controls = &self.controls;
-        controls.waiting.fetch_add(1, Ordering::SeqCst);
-        while controls.paused.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        controls.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.pause();
         if controls.room.lock().expect("lock").is_some_and(|room| self.places() > room) {
             return Err(Error::new(Kind::NoSpace, "no room for another tree"));
         }
@@ -74,11 +106,14 @@ impl Backend for Double {
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
-        self.inner.replace(from, fresh, limit)
+        self.inner.replace(from, fresh, None)?;
+        if limit.is_some() { self.set_limit(fresh, limit) } else { Ok(()) }
     }
 
     fn fork(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
+        self.reached(Step::Fork);
         self.inner.fork(from, to, access, None)?;
+        self.reached(Step::Forked);
         if limit.is_some() { self.set_limit(to, limit) } else { Ok(()) }
     }
 
@@ -90,10 +125,25 @@ impl Backend for Double {
         kept: &Tree,
         ready: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        self.inner.roll_back(from, tree, limit.and(None), kept, ready)
+        self.reached(Step::Fork);
+        self.inner.roll_back(from, tree, None, kept, &mut || {
+            self.reached(Step::Announce);
+            ready()?;
+            self.pause();
+            self.reached(Step::Exchange);
+            Ok(())
+        })?;
+        self.reached(Step::Exchanged);
+        if limit.is_some() { self.set_limit(tree, limit) } else { Ok(()) }
+    }
+
+    fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
+        self.reached(Step::Changes);
+        self.inner.changes(wanted)
     }
 
     fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {
+        self.reached(Step::Own);
         self.inner.own(tree, parent)
     }
 
@@ -102,6 +152,7 @@ impl Backend for Double {
     }
 
     fn destroy(&self, tree: &Tree) -> Result<()> {
+        self.reached(Step::Destroy);
         self.controls.removed.fetch_add(1, Ordering::SeqCst);
         self.inner.destroy(tree)
     }
@@ -196,6 +247,6 @@ impl Quotas for Double {
     }
 
     fn inherited(&self) -> Inherited {
-        Inherited::Both
+        if self.controls.charges_origin.load(Ordering::SeqCst) { Inherited::Origin } else { Inherited::Both }
     }
 }

@@ -20,8 +20,8 @@ use crate::layer::pack;
 use crate::layer::recipe::RecipeWriter;
 use crate::layer::sink::Plain;
 use crate::oci::{Commit, DiffId, Digest, Digesting, ImageConfig, Reference, chain_ids};
-use crate::store::{self, Content, Draft, Image, Layer, Lock, NewFork, Owner, Record, TreeKind};
-use crate::{Context, Error, Kind, Result};
+use crate::store::{self, Content, Draft, Image, Layer, Lock, NewFork, Owner, Record};
+use crate::{Context, Result};
 
 /// What is to be made of a container.
 #[derive(Debug, Clone)]
@@ -104,13 +104,7 @@ impl Engine {
         match self.store.publish_or_yield(draft)? {
             Ok(record) => Ok(Some(record)),
             // The same layer is here already: ours is not needed.
-            Err(draft) => {
-                let key = draft.record().key().unwrap_or_default().into_owned();
-                self.discard(draft);
-                let there = self.store.by_key(&Owner::cli(), TreeKind::Layer, &key)?;
-                let (record, _) = there.ok_or_else(|| Error::new(Kind::InUse, "the same layer is being removed"))?;
-                Ok(Some(record))
-            }
+            Err(draft) => self.same_layer(draft).map(Some),
         }
     }
 

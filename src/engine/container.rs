@@ -239,13 +239,10 @@ impl Engine {
             }
             let warnings = self.check_limit(limit)?;
             self.store.update(record.uuid, |record| {
-                // What it has from the container that it is a clone of is charged there, but its own all the same.
-                let inherited = record.container().map_or(0, |c| c.inherited);
-                self.set_limit(&self.tree(record), limit.map(|limit| limit.saturating_sub(inherited).max(1)))?;
                 if let Content::Container(container) = &mut record.content {
                     container.size_limit = limit;
                 }
-                Ok(())
+                self.set_limit(&self.tree(record), record.container().and_then(Container::own_limit))
             })?;
             Ok(warnings)
         })()
@@ -286,13 +283,14 @@ impl Engine {
             };
             self.removed.store(true, Ordering::Relaxed);
             // Whatever happened, the tree that is there now counts, with the group it is charged to.
-            let settled = self.settle(held);
+            let settled = self.settle(held, replaced.is_ok());
             replaced.and(settled)
         })()
         .context(|| format!("cannot reset container {name}"))
     }
 
-    /// Remove a container with all it wrote, and with its snapshots; or one of these (`NAME@LABEL`). Returns at once; the space comes back when the filesystem has cleaned up.
+    /// Remove a container with all it wrote, and with its snapshots; or one of these (`NAME@LABEL`). Returns at once; the
+    /// space comes back when the filesystem has cleaned up.
     ///
     /// # Errors
     /// `InUse` naming a process that uses it, unless `force`.
@@ -303,10 +301,12 @@ impl Engine {
             if !force {
                 self.check_unused(&record)?;
             }
+            // Held first, so that nobody adds a snapshot to those that are found.
+            let held = self.store.hold(record.uuid)?;
             for snapshot in self.store.snapshots_of(&Owner::cli(), record.uuid)? {
-                self.remove_tree(&snapshot)?;
+                self.remove_if_there(&snapshot)?;
             }
-            self.remove_tree(&record)?;
+            self.remove_held(self.store.begin_removal_of(held)?)?;
             Ok(record)
         })()
         .context(|| format!("cannot remove {} {name}", if name.contains('@') { "snapshot" } else { "container" }))
@@ -315,6 +315,15 @@ impl Engine {
     /// Remove the tree of a record, and the record. If the tree can't be removed it stays as it was.
     pub(super) fn remove_tree(&self, record: &Record) -> Result<()> {
         self.remove_held(self.store.begin_removal(record.uuid)?)
+    }
+
+    /// [`Engine::remove_tree`], and whether it was us: another process may be sooner, or be at it.
+    pub(super) fn remove_if_there(&self, record: &Record) -> Result<bool> {
+        match self.remove_tree(record) {
+            Ok(()) => Ok(true),
+            Err(_) if self.store.get(record.uuid)?.is_none() => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     pub(super) fn remove_held(&self, held: Held) -> Result<()> {

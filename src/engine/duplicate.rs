@@ -58,8 +58,9 @@ impl Engine {
         // What it has from the other is charged there, but it is its own all the same.
         self.backend.fork(&self.tree(from), &tree, Access::Writable, Some(limit))?;
         let inherited = self.own_of(draft.record())?.bytes();
-        draft.set_content(Content::Container(Container { inherited, ..container }));
-        self.set_limit(&tree, Some(limit.saturating_sub(inherited).max(1)))?;
+        let container = Container { inherited, ..container };
+        self.set_limit(&tree, container.own_limit())?;
+        draft.set_content(Content::Container(container));
         self.store.confirm(draft)
     }
 

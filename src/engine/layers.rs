@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::Engine;
-use crate::store::{Lock, Record, TreeKind};
-use crate::{Kind, Result};
+use crate::store::{Draft, Lock, Owner, Record, State, TreeKind};
+use crate::{Error, Kind, Result};
 
 /// A layer, and who holds it.
 #[derive(Debug, Clone)]
@@ -70,6 +70,22 @@ impl Engine {
         if let Err(e) = self.collect_layers() {
             tracing::warn!("cannot remove layers that nothing is based on: {e}");
         }
+    }
+
+    /// The layer that has the key of a draft, which is not needed then. Another process may be making it still.
+    pub(super) fn same_layer(&self, draft: Draft) -> Result<Record> {
+        let key = draft.record().key().unwrap_or_default().into_owned();
+        self.discard(draft);
+        let find = || self.store.by_key(&Owner::cli(), TreeKind::Layer, &key);
+        let there = match find()? {
+            Some((record, State::Making)) => {
+                self.store.wait_for(record.uuid)?;
+                find()?
+            }
+            there => there,
+        };
+        let whole = there.filter(|(_, state)| state.is_live()).map(|(record, _)| record);
+        whole.ok_or_else(|| Error::new(Kind::InUse, "the same layer is being removed").with_hint("try again"))
     }
 
     /// Remove them, unless somebody is loading: a load counts on the layers it has found, and collects when it is done.

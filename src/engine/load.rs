@@ -339,13 +339,7 @@ impl Engine {
         match self.store.publish_or_yield(draft)? {
             Ok(record) => Ok((record, diff_id)),
             // The same tar is here already: ours is not needed.
-            Err(draft) => {
-                self.discard(draft);
-                let key = diff_id.to_string();
-                let there = self.store.by_key(&Owner::cli(), TreeKind::Layer, &key)?;
-                let (record, _) = there.ok_or_else(|| Error::new(Kind::InUse, "the same layer is being removed"))?;
-                Ok((record, diff_id))
-            }
+            Err(draft) => self.same_layer(draft).map(|record| (record, diff_id)),
         }
     }
 }

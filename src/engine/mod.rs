@@ -103,7 +103,7 @@ impl Engine {
 
     fn tidy_one(&self, held: Held) -> Result<()> {
         if held.state() == State::Replacing {
-            return self.settle(held);
+            return self.settle(held, false);
         }
         self.destroy_tree(held.record())?;
         self.store.finish_removal(held)
@@ -120,10 +120,12 @@ impl Engine {
         self.backend.destroy(&tree)
     }
 
-    /// Whichever tree stayed when one was replaced: write down which group it is charged to.
-    fn settle(&self, held: Held) -> Result<()> {
-        let group = self.backend.settle(held.place())?;
-        self.store.settle(held, group.map(|g| g.0)).map(|_| ())
+    /// Whichever tree stayed when one was replaced: write down which group it is charged to. It is the fresh one if that is
+    /// known, or the group is another one than before.
+    fn settle(&self, held: Held, fresh: bool) -> Result<()> {
+        let group = self.backend.settle(held.place())?.map(|group| group.0);
+        let fresh = fresh || group.is_some() && group != held.record().group;
+        self.store.settle(held, group, fresh).map(|_| ())
     }
 
     /// Undo a draft whose tree is not to be. What can't be undone now is debris and left to [`Engine::tidy`]: the user

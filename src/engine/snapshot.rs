@@ -22,6 +22,8 @@
 
 use std::path::PathBuf;
 
+use uuid::Uuid;
+
 use super::keep::Keep;
 use super::{Engine, names, tree_at};
 use crate::backend::{Access, Inherited};
@@ -69,10 +71,14 @@ impl Engine {
             snapshots.retain(|record| record.snapshot().is_some_and(|s| s.origin == SnapshotOrigin::Automatic));
             let times: Vec<_> = snapshots.iter().map(|record| record.created).collect();
             let mut removed = Vec::new();
-            for (record, kept) in snapshots.iter().zip(keep.choose(&times)) {
-                if !kept {
-                    self.remove_tree(record)?;
-                    removed.push(full_name(&container, record));
+            for (record, _) in snapshots.iter().zip(keep.choose(&times)).filter(|(_, kept)| !kept) {
+                let name = full_name(&container, record);
+                match self.remove_if_there(record) {
+                    Ok(true) => removed.push(name),
+                    Ok(false) => {}
+                    // A clone is made of it, say. The new one is taken, and the rule removes this one the next time.
+                    Err(e) if e.kind() == Kind::InUse => tracing::warn!("{name} stays for now: {e}"),
+                    Err(e) => return Err(e),
                 }
             }
             Ok(Kept { taken, removed })
@@ -87,16 +93,14 @@ impl Engine {
         self.guard_host()?;
         let container = self.find_container(name)?;
         refuse_view(&container)?;
-        let label = match label {
-            Some(label) => label.to_string(),
-            None => self.label_of_now(&container)?,
-        };
-        self.with_room(|| self.fork_snapshot(&container, &label, origin)).map(|record| full_name(&container, &record))
+        self.with_room(|| self.fork_snapshot(&container, label, origin)).map(|record| full_name(&container, &record))
     }
 
-    fn fork_snapshot(&self, container: &Record, label: &str, origin: SnapshotOrigin) -> Result<Record> {
+    fn fork_snapshot(&self, container: &Record, label: Option<&str>, origin: SnapshotOrigin) -> Result<Record> {
         let mut held = self.store.hold(container.uuid)?;
-        let draft = self.begin_snapshot(&mut held, container, label, origin)?;
+        // While nobody else can take one.
+        let label = label.map_or_else(|| self.label_of_now(container), |label| Ok(label.to_string()))?;
+        let draft = self.begin_snapshot(&mut held, container, &label, origin)?;
         let tree = tree_at(draft.place().to_path_buf(), draft.record());
         match self.backend.fork(&self.tree(held.record()), &tree, Access::ReadOnly, None) {
             Ok(()) => self.store.publish(draft),
@@ -138,41 +142,38 @@ impl Engine {
             if !force {
                 self.check_unused(&container)?;
             }
-            let limit = container.container().and_then(|c| c.size_limit);
-            let warnings = self.check_limit(limit)?;
+            let mut warnings = self.check_limit(container.container().and_then(|c| c.size_limit))?;
+            let limit = container.container().and_then(Container::own_limit);
             let limit = limit.map(|limit| self.allowance(limit, &from)).transpose()?;
-            let label = self.next_label(&container, "replaced-")?;
-            let kept = self.with_room(|| self.exchange_with_fork(&container, &from, &label, limit))?;
-            let kept_name = full_name(&container, &kept);
-            if discard {
-                self.remove_tree(&kept)?;
+            let kept = self.with_room(|| self.exchange_with_fork(&container, &from, limit))?;
+            let name = full_name(&container, &kept);
+            if !discard {
+                return Ok(RolledBack { kept: Some(name), warnings });
             }
-            Ok(RolledBack { kept: (!discard).then_some(kept_name), warnings })
+            // It is rolled back, whatever becomes of the other.
+            let left = self.remove_if_there(&kept).err();
+            warnings.extend(left.as_ref().map(|e| format!("what was replaced is kept as {name}: {e}")));
+            Ok(RolledBack { kept: left.map(|_| name), warnings })
         })()
         .context(|| format!("cannot roll back container {name} to {label}"))
     }
 
-    /// Roll back, and keep what was replaced as the snapshot `label`.
-    fn exchange_with_fork(
-        &self,
-        container: &Record,
-        from: &Record,
-        label: &str,
-        limit: Option<u64>,
-    ) -> Result<Record> {
+    /// Roll back, and keep what was replaced as another snapshot.
+    fn exchange_with_fork(&self, container: &Record, from: &Record, limit: Option<u64>) -> Result<Record> {
         let mut held = self.store.hold(container.uuid)?;
         let _source = self.store.hold(from.uuid)?;
-        let draft = self.begin_snapshot(&mut held, container, label, SnapshotOrigin::Replaced)?;
+        let label = self.next_label(container, "replaced-")?;
+        let draft = self.begin_snapshot(&mut held, container, &label, SnapshotOrigin::Replaced)?;
         let aside = tree_at(draft.place().to_path_buf(), draft.record());
         let (mut draft, mut kept) = (Some(draft), None);
         let tree = self.tree(held.record());
         let done = self.backend.roll_back(&self.tree(from), &tree, limit, &aside, &mut || {
-            // Known to everyone before it has what must not get lost.
-            kept = draft.take().map(|draft| self.store.publish(draft)).transpose()?;
+            // Known to everyone before it has what must not get lost, and ours until it has it.
+            kept = draft.take().map(|draft| self.store.publish_held(draft)).transpose()?;
             Ok(())
         });
         match (done, draft, kept) {
-            (Ok(()), _, Some(kept)) => Ok(kept),
+            (Ok(()), _, Some(kept)) => Ok(kept.record().clone()),
             (Ok(()), ..) => Err(Error::new(Kind::System, "the exchange was not announced")),
             (Err(e), Some(draft), _) => {
                 self.discard(draft);
@@ -180,12 +181,14 @@ impl Engine {
             }
             (Err(e), None, Some(kept)) if self.backend.exists(&aside).unwrap_or(true) => {
                 // Either of the two may be the one or the other: nothing is removed.
-                let name = full_name(container, &kept);
+                let name = full_name(container, kept.record());
                 Err(e.with_hint(format!("what was to be replaced, or what was to replace it, is kept as {name}")))
             }
             (Err(e), None, Some(kept)) => {
-                if let Err(left) = self.remove_tree(&kept) {
-                    tracing::warn!("cannot forget {}: {left}", full_name(container, &kept));
+                let name = full_name(container, kept.record());
+                let forgotten = self.store.begin_removal_of(kept).and_then(|kept| self.remove_held(kept));
+                if let Err(left) = forgotten {
+                    tracing::warn!("cannot forget {name}: {left}");
                 }
                 Err(e)
             }
@@ -226,11 +229,20 @@ impl Engine {
             .collect())
     }
 
-    /// A container by its name or ID, or one of its snapshots as `NAME@LABEL`.
+    /// A container by its name or ID, or one of its snapshots as `NAME@LABEL`. A snapshot without a container is found by
+    /// the UUID that it is listed with.
     pub fn find_tree(&self, name: &str) -> Result<Record> {
-        match name.split_once('@') {
-            Some((container, label)) => self.find_snapshot(&self.find_container(container)?, label),
-            None => self.find_container(name),
+        let Some((container, label)) = name.split_once('@') else { return self.find_container(name) };
+        if container.is_empty() || label.is_empty() {
+            return Err(Error::new(Kind::Invalid, format!("{name:?} names no snapshot"))
+                .with_hint("snapshots are named NAME@LABEL; reflinkd snapshots lists them"));
+        }
+        match self.find_container(container) {
+            Ok(container) => self.find_snapshot(&container, label),
+            Err(e) => {
+                let left = Uuid::try_parse(container).ok().map(|uuid| self.snapshot_of(uuid, label));
+                left.transpose()?.flatten().ok_or(e)
+            }
         }
     }
 
@@ -245,31 +257,41 @@ impl Engine {
     }
 
     fn find_snapshot(&self, container: &Record, label: &str) -> Result<Record> {
-        let key = Snapshot::key(container.uuid, label);
-        let found = self.store.by_key(&Owner::cli(), TreeKind::Snapshot, &key)?;
-        found.filter(|(_, state)| state.is_live()).map(|(record, _)| record).ok_or_else(|| {
+        self.snapshot_of(container.uuid, label)?.ok_or_else(|| {
             let name = container.name().unwrap_or_default();
             Error::new(Kind::NotFound, format!("container {name} has no snapshot {label}"))
                 .with_hint(format!("reflinkd snapshots {name} lists them"))
         })
     }
 
+    fn snapshot_of(&self, container: Uuid, label: &str) -> Result<Option<Record>> {
+        let found = self.store.by_key(&Owner::cli(), TreeKind::Snapshot, &Snapshot::key(container, label))?;
+        Ok(found.filter(|(_, state)| state.is_live()).map(|(record, _)| record))
+    }
+
+    /// Whether anything has this label, be it what a dead process left.
+    fn is_taken(&self, container: &Record, label: &str) -> Result<bool> {
+        let key = Snapshot::key(container.uuid, label);
+        Ok(self.store.by_key(&Owner::cli(), TreeKind::Snapshot, &key)?.is_some())
+    }
+
     /// The time as a label, with a number if it is taken.
     fn label_of_now(&self, container: &Record) -> Result<String> {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
-        let key = Snapshot::key(container.uuid, &now);
-        match self.store.by_key(&Owner::cli(), TreeKind::Snapshot, &key)? {
-            None => Ok(now),
-            Some(_) => self.next_label(container, &format!("{now}-")),
-        }
+        if self.is_taken(container, &now)? { self.next_label(container, &format!("{now}-")) } else { Ok(now) }
     }
 
     /// `prefix` with a number that is higher than all there are, and at least 1.
     fn next_label(&self, container: &Record, prefix: &str) -> Result<String> {
         let snapshots = self.store.snapshots_of(&Owner::cli(), container.uuid)?;
         let number = |record: &Record| record.snapshot()?.label.strip_prefix(prefix)?.parse::<u64>().ok();
-        let last = snapshots.iter().filter_map(number).max().unwrap_or(0);
-        Ok(format!("{prefix}{}", last.saturating_add(1)))
+        let mut next = snapshots.iter().filter_map(number).max().unwrap_or(0).saturating_add(1);
+        while self.is_taken(container, &format!("{prefix}{next}"))? {
+            next = next
+                .checked_add(1)
+                .ok_or_else(|| Error::new(Kind::Exists, format!("all labels {prefix}N are taken")))?;
+        }
+        Ok(format!("{prefix}{next}"))
     }
 }
 

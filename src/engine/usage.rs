@@ -134,8 +134,11 @@ impl Engine {
         let mut alone = measured.sizes.into_iter();
         // A read-only container has nothing of its own.
         let nothing = TreeSize { charged: 0, apparent: want.apparent.then_some(0) };
-        let measure_one = |record: Record| -> Result<Measured> {
-            let own = if record.related { Some(self.own_of(&record)?) } else { None };
+        let mut measure_one = |record: Record| -> Result<Option<Measured>> {
+            let own = if record.related { self.own_if_there(&record)? } else { None };
+            if record.related && own.is_none() {
+                return Ok(None);
+            }
             let (TreeSize { charged, apparent }, method) = match &own {
                 Some(own) => {
                     let apparent = want.apparent.then_some(own.apparent);
@@ -145,9 +148,21 @@ impl Engine {
                 None => (alone.next().unwrap_or(nothing), measured.method),
             };
             let virtual_size = layers.size(record.parent) + charged;
-            Ok((record, Sizes { size: charged, apparent_size: apparent, virtual_size, method }, own))
+            Ok(Some((record, Sizes { size: charged, apparent_size: apparent, virtual_size, method }, own)))
         };
-        records.into_iter().map(measure_one).collect()
+        records.into_iter().filter_map(|record| measure_one(record).transpose()).collect()
+    }
+
+    /// [`Engine::own_of`] a tree that may be exchanged or removed while it is read: `None` if it is gone.
+    fn own_if_there(&self, record: &Record) -> Result<Option<Own>> {
+        for _ in 1..ATTEMPTS {
+            match self.own_of(record) {
+                Err(_) if self.store.get(record.uuid)?.is_none() => return Ok(None),
+                Err(e) if e.kind() == Kind::NotFound => {}
+                own => return own.map(Some),
+            }
+        }
+        self.own_of(record).map(Some)
     }
 
     /// Bytes that a container's group is charged: what counts against its limit, of what its snapshots and commits keep, too.
@@ -185,7 +200,8 @@ impl Engine {
 
     /// Where the own data of the layers lies that were committed of containers.
     fn related_layers(&self, layers: &[Record]) -> Result<Vec<Own>> {
-        layers.iter().filter(|layer| layer.related).map(|layer| self.own_of(layer)).collect()
+        let related = layers.iter().filter(|layer| layer.related);
+        related.filter_map(|layer| self.own_if_there(layer).transpose()).collect()
     }
 
     /// The trees of records, without those that have none.
@@ -267,10 +283,8 @@ impl Engine {
         let records = records.chain(layers.iter().filter(|layer| layer.related));
         let groups: BTreeSet<GroupId> = records.flat_map(Record::groups).map(GroupId).collect();
         let each: u64 = family.iter().map(|own| own.bytes()).sum();
-        let together = match self.backend.charged(&groups)? {
-            Some(charged) => charged,
-            None => union(&family),
-        };
+        let together = union(&family);
+        let charged = self.backend.charged(&groups)?;
         let mut unique = unique(&family).into_iter();
         let relatives = |measured: Vec<Measured>, unique: &mut dyn Iterator<Item = u64>| -> Vec<Relative> {
             let relative = |(record, sizes, own): Measured| {
@@ -290,7 +304,7 @@ impl Engine {
             + self.overhead(TreeKind::Container)?.1
             + self.overhead(TreeKind::Snapshot)?.1
             + recipes
-            + together.saturating_sub(each);
+            + charged.map_or(0, |charged| charged.saturating_sub(together));
         let pending: u64 =
             self.backend.leftovers(&self.live_groups()?)?.iter().map(|leftover| leftover.charged).sum();
         let summed: u64 = layers_size + containers_size + snapshots_size + spares_size + metadata + pending;

@@ -317,6 +317,12 @@ impl Store {
         Ok(draft.record)
     }
 
+    /// [`Store::publish`] a draft that only we may touch still.
+    pub fn publish_held(&self, draft: Draft) -> Result<Held> {
+        self.show(&draft)?;
+        Ok(Held { record: draft.record, state: State::Ready, place: draft.place, _lock: draft._lock })
+    }
+
     /// [`Store::publish`] a draft whose names may have become another's meanwhile; gives it back if they have.
     pub fn publish_or_yield(&self, draft: Draft) -> Result<Result<Record, Draft>> {
         match self.show(&draft) {
@@ -351,7 +357,12 @@ impl Store {
     /// # Errors
     /// `NotFound` if it is gone; `InUse` if another tree was cloned from it.
     pub fn begin_removal(&self, uuid: Uuid) -> Result<Held> {
-        let held = self.hold(uuid)?;
+        self.begin_removal_of(self.hold(uuid)?)
+    }
+
+    /// [`Store::begin_removal`] of a tree that only we may touch already.
+    pub fn begin_removal_of(&self, held: Held) -> Result<Held> {
+        let uuid = held.record.uuid;
         let begun = self.removing(|change| {
             if change.has_children(uuid)? {
                 return Err(Error::new(Kind::InUse, "other trees are based on it"));
@@ -387,11 +398,18 @@ impl Store {
         Ok(held)
     }
 
-    /// The tree at the place is settled and charged to `group`: write that down and show it to everyone.
-    pub fn settle(&self, held: Held, group: Option<u32>) -> Result<Record> {
+    /// The tree at the place is settled and charged to `group`: write that down and show it to everyone. A fresh one has
+    /// nothing from the container that the other was a clone of.
+    pub fn settle(&self, held: Held, group: Option<u32>, fresh: bool) -> Result<Record> {
         let mut record = held.record.clone();
         record.group = group;
         record.replacing = false;
+        if fresh {
+            record.inherits.clear();
+            if let Content::Container(container) = &mut record.content {
+                container.inherited = 0;
+            }
+        }
         self.write(&held, record)
     }
 

@@ -120,6 +120,14 @@ pub struct Container {
     pub inherited: u64,
 }
 
+impl Container {
+    /// What of its limit is left for what its own group is charged for.
+    #[must_use]
+    pub fn own_limit(&self) -> Option<u64> {
+        self.size_limit.map(|limit| limit.saturating_sub(self.inherited).max(1))
+    }
+}
+
 fn is_zero(bytes: &u64) -> bool {
     *bytes == 0
 }

@@ -162,7 +162,8 @@ fn details(usage: &Usage) -> (Vec<Row>, Vec<Row>) {
         usage.containers.iter().map(|relative| (relative.record.uuid, relative.record.name())).collect();
     let snapshots = usage.snapshots.iter().filter_map(|relative| {
         let snapshot = relative.record.snapshot()?;
-        let container = names.get(&snapshot.container).copied().flatten().unwrap_or_default();
+        let container = names.get(&snapshot.container).copied().flatten();
+        let container = container.map_or_else(|| snapshot.container.to_string(), str::to_string);
         Some(Row { kind: "snapshot", name: Some(format!("{container}@{}", snapshot.label)), ..own(relative) })
     });
     (images.collect(), containers.chain(snapshots).collect())

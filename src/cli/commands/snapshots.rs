@@ -56,6 +56,10 @@ impl Snapshots {
             .filter_map(|info| {
                 let snapshot = info.record.snapshot()?;
                 let sized = sizes.iter().find(|sized| sized.record.uuid == info.record.uuid);
+                if self.size && sized.is_none() {
+                    // Removed while it was measured.
+                    return None;
+                }
                 Some(Row {
                     name: info.name.clone(),
                     label: snapshot.label.clone(),
