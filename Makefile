@@ -8,16 +8,19 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz vmtest vm-lock lint bench build install uninstall clean
+.PHONY: help demo test test-clients fuzz vmtest vm-lock lint bench build install uninstall clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Build all of it and run five containers of a real nginx image (needs root)
 	@driver-tests/demo/run.sh
 
 test: ## Run every test suite on real loop devices (needs root)
 	@driver-tests/tools/test.sh
+
+test-clients: ## Have real podman and Docker load, run and save again what `save` wrote (needs root)
+	@driver-tests/clients/save.sh
 
 fuzz: ## Fuzz layers, archives and manifests: MINUTES=20, TARGETS="tar unpack" (needs root and cargo-fuzz)
 	@driver-tests/fuzz/run.sh
