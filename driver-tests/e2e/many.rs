@@ -1,5 +1,6 @@
 //! Many processes at once.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use crate::support::image::{Packing, TestImage};
@@ -11,6 +12,7 @@ on_btrfs_and_xfs! {
     one_name_is_given_once
     an_image_loaded_by_eight_at_once_is_unpacked_once
     creating_and_removing_an_image_race_without_harm
+    relatives_come_and_go_under_everyones_eyes
 }
 
 fn eight_processes_lose_and_leak_nothing(ground: Ground) {
@@ -111,4 +113,92 @@ fn creating_and_removing_an_image_race_without_harm(ground: Ground) {
         world.ok(&["gc"]);
         assert_eq!(world.places(), 0, "round {round}");
     }
+}
+
+/// Containers, their snapshots, clones and commits are made and removed by some, while others ask what there is. Those who
+/// change something may find that another was sooner; those who ask are answered.
+fn relatives_come_and_go_under_everyones_eyes(ground: Ground) {
+    const SOONER: [&str; 8] = [
+        "is taken",
+        "already",
+        "another reflinkd is working on it",
+        "it is gone",
+        "there is no container",
+        "there is no image",
+        "has no snapshot",
+        // Another reflinkd, which is measuring it, say.
+        "has a file open there",
+    ];
+    // Names that no ID begins with.
+    const CHANGES: [&[&str]; 16] = [
+        &["create", "--image", "base", "x"],
+        &["snapshot", "x", "s"],
+        &["clone", "x", "y"],
+        &["snapshot", "y"],
+        &["rollback", "x", "s"],
+        &["commit", "y", "img"],
+        &["clone", "x@s", "z"],
+        &["snapshot", "--keep", "last=1", "y"],
+        &["rm", "x@s"],
+        &["commit", "z", "img"],
+        &["rollback", "--discard", "x", "replaced-1"],
+        &["rename", "z", "y"],
+        &["rm", "y"],
+        &["rmi", "img"],
+        &["rm", "z"],
+        &["rm", "x"],
+    ];
+    const ASKS: [&[&str]; 4] = [&["ps", "-s"], &["df", "-v"], &["snapshots", "-s"], &["gc", "-n"]];
+    let world = World::on(ground).with_base();
+    let root = world.root();
+    let answer = |args: &[&str]| {
+        let output = reflinkd_command(root, args).stdin(Stdio::null()).output().expect("run");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    std::thread::scope(|scope| {
+        for worker in 0..6 {
+            scope.spawn(move || {
+                for n in 0..32 {
+                    // Each in an order of its own: the steps are coprime to the number of verbs.
+                    let (done, error) = answer(CHANGES[(worker + n * (2 * worker + 1)) % CHANGES.len()]);
+                    assert!(done || SOONER.iter().any(|sooner| error.contains(sooner)), "{error}");
+                    if let Some(tree) = reflinkd_tree(root, "x") {
+                        // It may be removed at any moment.
+                        let _ = std::fs::write(tree.join(format!("file{n}")), random_bytes(20_000));
+                    }
+                }
+            });
+        }
+        for asker in 0..2 {
+            scope.spawn(move || {
+                for n in 0..32 {
+                    let asked = ASKS[(asker + n) % ASKS.len()];
+                    let (done, error) = answer(asked);
+                    assert!(done, "{asked:?}: {error}");
+                }
+            });
+        }
+    });
+    let containers: Vec<_> = world.rows(&["ps"]).iter().map(|row| row["name"].to_string().replace('"', "")).collect();
+    for row in world.rows(&["snapshots"]) {
+        let name = row["name"].as_str().expect("text");
+        assert!(containers.iter().any(|container| name.starts_with(&format!("{container}@"))), "{name}: whose?");
+    }
+    for name in &containers {
+        world.ok(&["rm", name]);
+    }
+    for image in world.rows(&["images"]) {
+        world.ok(&["rmi", "-f", image["id"].as_str().expect("text")]);
+    }
+    world.ok(&["gc"]);
+    assert_eq!((world.places(), world.all_trees().len()), (0, 0));
+    assert_eq!(world.ok(&["gc", "-n"]), "nothing to remove");
+    assert_eq!(world.remains(), [""; 0]);
+}
+
+/// Where a container is, if there is one.
+fn reflinkd_tree(root: &Path, name: &str) -> Option<PathBuf> {
+    let output = reflinkd_command(root, &["mount", name]).stdin(Stdio::null()).output().expect("run");
+    let path = String::from_utf8(output.stdout).expect("UTF-8");
+    output.status.success().then(|| PathBuf::from(path.trim_end()))
 }

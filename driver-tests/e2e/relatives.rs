@@ -224,8 +224,12 @@ fn what_cannot_be_is_refused_and_leaves_nothing(ground: Ground) {
         refused(&[verb, "a@"], "\"a@\" names no snapshot");
         refused(&[verb, "@s"], "\"@s\" names no snapshot");
         refused(&[verb, "a@s@s"], "container a has no snapshot s@s");
-        refused(&[verb, "b@s"], "there is no container b");
+        refused(&[verb, "nobody@s"], "there is no container nobody");
     }
+    for verb in [&["rename", "a@s", "b"][..], &["reset", "a@s"], &["snapshot", "a@s"], &["rollback", "a@s", "s"]] {
+        refused(verb, "hint: a@s would be a snapshot");
+    }
+    refused(&["rollback", "a", ""], "invalid label");
     refused(&["snapshots", "nobody"], "there is no container nobody");
 
     // What is in use isn't exchanged or removed.

@@ -189,7 +189,11 @@ impl Engine {
                 return Ok(record);
             }
         }
-        Err(Error::new(Kind::NotFound, format!("there is no container {name}")).with_hint("reflinkd ps lists them"))
+        let hint = match name.split_once('@') {
+            Some(_) => format!("{name} would be a snapshot; a container can be made of one: reflinkd clone {name}"),
+            None => "reflinkd ps lists them".into(),
+        };
+        Err(Error::new(Kind::NotFound, format!("there is no container {name}")).with_hint(hint))
     }
 
     /// The root directory of a container. Nothing is mounted, as the tree is there all the time; only of a read-only one

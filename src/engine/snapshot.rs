@@ -133,6 +133,7 @@ impl Engine {
     /// `InUse` naming a process that uses the container, unless `force`: such a process goes on in what was replaced.
     pub fn roll_back(&self, name: &str, label: &str, force: bool, discard: bool) -> Result<RolledBack> {
         (|| -> Result<_> {
+            names::check_label(label)?;
             self.tidy()?;
             self.make_room(None)?;
             self.guard_host()?;
