@@ -151,6 +151,11 @@ fn a_container_is_as_its_snapshot_again_and_what_it_was_is_kept(ground: Ground) 
     assert_eq!(tree_digest(&tree), then);
     assert_eq!(world.ok(&["diff", "a"]), diff, "compared with its image as before");
     assert_eq!(world.ok(&["diff", "a@before"]), diff);
+    let tar = world.files.path().join("a.tar");
+    world.ok(&["export", "a@before", "-o", tar.to_str().expect("UTF-8")]);
+    let exported = fs::read(&tar).expect("read");
+    world.ok(&["export", "a", "-o", tar.to_str().expect("UTF-8")]);
+    assert!(fs::read(&tar).expect("read") == exported, "the same tree is the same tar");
     assert_eq!(tree_digest(&world.tree("a@replaced-1")), later);
     world.ok(&["rollback", "a", "replaced-1"]);
     assert_eq!(tree_digest(&tree), later, "there and back");

@@ -12,14 +12,14 @@ use crate::store::Record;
 use crate::{Context, Error, Kind, Result};
 
 impl Engine {
-    /// Write everything in a container as a tar. As of one moment where a snapshot costs nothing; elsewhere, and where
+    /// Write everything in a container, or a snapshot of one (`NAME@LABEL`), as a tar. As of one moment where a snapshot costs nothing; elsewhere, and where
     /// there is no room for one, each file as it is when it comes by.
     ///
     /// # Errors
     /// Also if the container is removed or reset meanwhile, or has subvolumes inside that a snapshot wouldn't have.
     pub fn export(&self, name: &str, sink: &mut dyn Sink) -> Result<Packed> {
         (|| {
-            let record = self.find_container(name)?;
+            let record = self.find_tree(name)?;
             if record.is_view() {
                 let layer = self.parent_tree(&record)?;
                 let layer = layer.ok_or_else(|| Error::new(Kind::Damaged, "its record names no layer"))?;

@@ -322,7 +322,7 @@ impl Change<'_> {
                 statement.execute(params![
                     record.uuid.to_string(),
                     record.owner.as_str(),
-                    kind_of(record),
+                    record.content.kind().as_str(),
                     key,
                     name,
                     record.parent.map(|p| p.to_string()),
@@ -417,16 +417,6 @@ fn from_row(row: &Row<'_>) -> Result<(Record, State)> {
         _ => State::Making,
     };
     Ok((record, state))
-}
-
-pub(super) fn kind_of(record: &Record) -> &'static str {
-    match record.content {
-        Content::Layer(_) => "layer",
-        Content::Work => "work",
-        Content::Spare => "spare",
-        Content::Container(_) => "container",
-        Content::Snapshot(_) => "snapshot",
-    }
 }
 
 fn is_unwritable(code: ErrorCode) -> bool {

@@ -79,7 +79,7 @@ pub use files::Lock;
 pub use identity::{Identity, SCHEMA};
 pub use images::{Image, ImagesGuard};
 pub use index::State;
-pub use record::{Container, Content, Layer, Owner, Record, Snapshot, SnapshotOrigin};
+pub use record::{Container, Content, Layer, Owner, Record, Snapshot, SnapshotOrigin, TreeKind};
 pub use relatives::NewFork;
 pub use tending::{Tending, ask_to_stop, is_asked_to_stop};
 pub use upgrade::upgrade;
@@ -533,28 +533,6 @@ impl Store {
                 }
                 changed
             }
-        }
-    }
-}
-
-/// The kinds of [`Content`], to ask by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TreeKind {
-    Layer,
-    Work,
-    Spare,
-    Container,
-    Snapshot,
-}
-
-impl TreeKind {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Layer => "layer",
-            Self::Work => "work",
-            Self::Spare => "spare",
-            Self::Container => "container",
-            Self::Snapshot => "snapshot",
         }
     }
 }

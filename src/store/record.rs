@@ -82,6 +82,41 @@ pub enum Content {
     Snapshot(Snapshot),
 }
 
+/// The kinds of [`Content`], to ask by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TreeKind {
+    Layer,
+    Work,
+    Spare,
+    Container,
+    Snapshot,
+}
+
+impl TreeKind {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Layer => "layer",
+            Self::Work => "work",
+            Self::Spare => "spare",
+            Self::Container => "container",
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
+impl Content {
+    #[must_use]
+    pub fn kind(&self) -> TreeKind {
+        match self {
+            Self::Layer(_) => TreeKind::Layer,
+            Self::Work => TreeKind::Work,
+            Self::Spare => TreeKind::Spare,
+            Self::Container(_) => TreeKind::Container,
+            Self::Snapshot(_) => TreeKind::Snapshot,
+        }
+    }
+}
+
 /// A committed layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {

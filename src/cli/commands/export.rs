@@ -15,7 +15,7 @@ use crate::{Context, Error, Kind, Result};
 /// while others may write to them. Sockets are left out. What has been written to FILE appears there when it is whole.
 #[derive(clap::Args, Debug)]
 pub struct Export {
-    /// Container: name, or ID prefix
+    /// Container: name, or ID prefix; NAME@LABEL for a snapshot
     name: String,
     /// Write to this file, not to standard output
     #[arg(short, long, value_name = "FILE")]
