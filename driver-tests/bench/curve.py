@@ -74,7 +74,7 @@ def drawn(panels):
     everything = [point for points in panels.values() for point in points]
     xs = decades([point["files"] for point in everything])
     ys = decades([point[field] for point in everything for field in ("ours_ms", "walk_ms") if point[field]])
-    width = LEFT + len(panels) * (PANEL + GAP) - GAP + 20
+    width = LEFT + len(panels) * (PANEL + GAP) - GAP + 36
     height = TOP + HEIGHT + BOTTOM + LEGEND
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
              "<title>Time of diff by files and changes</title>",
@@ -86,7 +86,7 @@ def drawn(panels):
     for colour, count in zip(COLOURS, sorted({point["changes"] for point in everything})):
         parts.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 22}" y2="{y - 4}" stroke="{colour}" stroke-width="1.6"/>')
         parts.append(text(x + 27, y, f"{count:,} changed", "start"))
-        x += 125
+        x += 140
     parts.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 22}" y2="{y - 4}" stroke="#555" stroke-dasharray="5 4"/>')
     parts.append(text(x + 27, y, "the walk of both trees", "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
