@@ -7,8 +7,9 @@
 //! snapshot web1 --keep daily=7    a snapshot named by the time, of which the newest of each of seven days stay
 //! ```
 //!
-//! A snapshot is charged where its container is, and counts against its limit for as long as it is there: so no rollback
-//! hands out more room. It goes with its container.
+//! A snapshot is charged where its container is. With simple quotas it counts against the limit for as long as it is there;
+//! where it doesn't, the limit counts what a rollback brings back ([`Inherited`]). So no rollback hands out more room. It
+//! goes with its container.
 //!
 //! # A rollback, cut short
 //!

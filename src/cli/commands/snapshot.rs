@@ -6,9 +6,9 @@ use crate::{Kind, Result};
 
 /// Keep a container as it is now, running or not; prints NAME@LABEL
 ///
-/// On Btrfs in one step, whatever is in it; on XFS file by file. Snapshots count against the container's size limit as long as
-/// they are there, and go with it. With --keep the snapshot is named by the time, and those that an earlier --keep has made
-/// and this one doesn't keep are removed; without a NAME that is done for each container.
+/// On Btrfs in one step, whatever is in it; on XFS file by file. A snapshot goes with its container, and with simple quotas it
+/// counts against that one's size limit as long as it is there. With --keep the snapshot is named by the time, and those that
+/// an earlier --keep has made and this one doesn't keep are removed; without a NAME that is done for each container.
 #[derive(clap::Args, Debug)]
 pub struct Snapshot {
     /// Name or ID of the container
