@@ -82,7 +82,8 @@ def userns_ids(lane):
         expect(found[path][2:4], ids, f"ids of {path} in the tar of export")
     lane.docker("commit", "work", "mapped:1")
     found = top_layer(lane, "mapped:1")
-    expect({path: entry[2:4] for path, entry in found.items() if path != "srv"},
+    # 26.1 commits /etc/hosts and the like here, with any driver, after a cp into the container.
+    expect({path: entry[2:4] for path, entry in found.items() if path.startswith("srv/")},
            {path: wanted[path] for path in ("srv/root", "srv/user", "srv/copied")}, "ids in the committed layer")
     expect(found["srv"][2:4], (0, 0), "ids of the changed directory in the committed layer")
     removed(lane, "work")

@@ -51,30 +51,38 @@ class Lane:
         return found
 
 
-def steps_of(driver, fs, quick):
+def steps_of(driver, fs, peer, options, mapped):
     """The steps of a lane in their order: (name, function)."""
+    first = [("info", basics.info), ("import", basics.import_), ("load", basics.load)]
+    if mapped:
+        steps, exporting = MAPPED_STEPS, [("export", basics.export), ("ids", daemons.userns_ids)]
+    else:
+        steps, exporting = plain_steps(driver, fs, options.quick), [("export", basics.export)]
+    last = [("nothing is left", daemons.nothing_left)]
+    if peer.keeps_exported:
+        return [*first, *steps, *last, *first, *exporting]
+    return [*first, *exporting, *steps, *last]
+
+
+def plain_steps(driver, fs, quick):
     names = [
-        ("info", basics.info), ("import", basics.import_), ("load", basics.load), ("run", basics.run),
-        ("exec", basics.exec_), ("cp", basics.cp), ("diff", basics.diff), ("ps -s", basics.ps),
-        ("inspect", basics.inspect), ("export", basics.export), ("restart, rm", basics.restart),
-        ("commit", builds.commit), ("build, history", builds.build), ("save, rmi, load", builds.save), ("rmi", builds.rmi),
-        ("system df", builds.df), ("system prune", builds.prune), ("five containers", sizes.table),
+        ("run", basics.run), ("exec", basics.exec_), ("cp", basics.cp), ("diff", basics.diff), ("ps -s", basics.ps),
+        ("inspect", basics.inspect), ("restart, rm", basics.restart), ("commit", builds.commit),
+        ("build, history", builds.build), ("save, rmi, load", builds.save), ("rmi", builds.rmi), ("system df", builds.df),
+        ("system prune", builds.prune), ("five containers", sizes.table),
     ]
-    if driver.limits.get(fs):
+    if driver.limits.get(fs.kind):
         names.append(("--storage-opt size", sizes.limit))
-    if driver.limits.get(fs) == "own" and not quick:
+    if driver.limits.get(fs.kind) == "own" and not quick:
         names.append(("dockerd --storage-opt", sizes.default_limit))
     names.append(("restart of dockerd", daemons.restart_dockerd))
     if driver.name == "reflinkd":
         names += [("unknown --storage-opt", sizes.unknown_option), ("kill -9 of the plugin", daemons.kill_plugin)]
-    return [*names, ("nothing is left", daemons.nothing_left)]
+    return names
 
 
-MAPPED_STEPS = [
-    ("info", basics.info), ("import", basics.import_), ("load", basics.load), ("cp", basics.cp), ("diff", basics.diff),
-    ("ids", daemons.userns_ids), ("export", basics.export), ("commit", builds.commit), ("build, history", builds.build),
-    ("save, rmi, load", builds.save), ("nothing is left", daemons.nothing_left),
-]
+MAPPED_STEPS = [("cp", basics.cp), ("diff", basics.diff), ("commit", builds.commit), ("build, history", builds.build),
+                ("save, rmi, load", builds.save)]
 
 
 def play(lane, steps):
@@ -88,7 +96,7 @@ def play(lane, steps):
 
 
 def run_lane(options, peer, driver, fs, mapped):
-    steps = MAPPED_STEPS if mapped else steps_of(driver, fs.kind, options.quick)
+    steps = steps_of(driver, fs, peer, options, mapped)
     words = ", ids mapped" if mapped else ""
     print(f"\n== dockerd {peer.version}, {driver.name} on {fs.kind}{words}", flush=True)
     # Sockets have short paths.

@@ -16,6 +16,8 @@ class Peer:
 
     def __init__(self, version, root, client):
         self.version, self.root, self.client = version, root, client
+        # It never gives the layer of a container back that it exported, with any driver: rm leaves it.
+        self.keeps_exported = version == "26.1"
 
 
 def peer(version, cache):
