@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients fuzz vmtest vm-lock lint bench build install uninstall clean
+.PHONY: help demo test test-clients test-docker fuzz vmtest vm-lock lint bench build install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: ## Run every test suite on real loop devices (needs root)
 
 test-clients: ## Have real podman and Docker load, run and save again what `save` wrote (needs root)
 	@driver-tests/clients/save.sh
+
+test-docker: ## Hold Docker 20.10 and 26.1 to their own behaviour on the storage driver of `serve` (needs root)
+	@driver-tests/docker/run.sh
 
 fuzz: ## Fuzz layers, archives and manifests: MINUTES=20, TARGETS="tar unpack" (needs root and cargo-fuzz)
 	@driver-tests/fuzz/run.sh
