@@ -123,22 +123,21 @@ func testApplyTruncatedLeavesNothing(t *testing.T) {
 	}
 }
 
-// Fails once, after so many bytes, and then goes on as if nothing had been: the proxy sends the rest of it as a request of its
-// own. As the cut is between two members, that rest is a whole tar.
+// Fails once, after so many bytes, and then goes on as if nothing had been: the proxy sends the rest in a request of its own, as
+// it does after a restart of the plugin.
 type interrupted struct {
 	rest  []byte
 	until int
 }
 
 func (r *interrupted) Read(to []byte) (int, error) {
-	if len(r.rest) == 0 {
-		return 0, io.EOF
-	}
-	if r.until == 0 {
+	switch {
+	case r.until == 0:
 		r.until = -1
 		return 0, errors.New("the connection broke off")
-	}
-	if r.until > 0 && len(to) > r.until {
+	case len(r.rest) == 0:
+		return 0, io.EOF
+	case r.until > 0 && len(to) > r.until:
 		to = to[:r.until]
 	}
 	n := copy(to, r.rest)
@@ -149,21 +148,24 @@ func (r *interrupted) Read(to []byte) (int, error) {
 	return n, nil
 }
 
+// Each rest is a whole tar by itself: the second of two files, none, and not even that.
 func testApplyBrokenOff(t *testing.T) {
 	d := driver(t)
 	first, second := file("first", strings.Repeat("1", 64<<10)), file("second", strings.Repeat("2", 64<<10))
 	whole := tarOf(t, first, second)
-	id := stringid.GenerateRandomID()
-	ok(t, d.Create(id, "", nil))
-	size, err := d.ApplyDiff(id, "", &interrupted{whole, 512 + 64<<10})
-	if err == nil {
-		t.Errorf("half of a tar gives a layer of %d bytes: %v", size, tree(t, get(t, d, id)))
+	for rest, until := range map[string]int{"a file": 512 + 64<<10, "the end": len(whole) - 1024, "nothing": len(whole)} {
+		id := stringid.GenerateRandomID()
+		ok(t, d.Create(id, "", nil))
+		size, err := d.ApplyDiff(id, "", &interrupted{whole, until})
+		if err == nil {
+			t.Errorf("with %s for a rest, it gives a layer of %d bytes: %v", rest, size, tree(t, get(t, d, id)))
+		}
+		t.Log(err)
+		// What dockerd does then.
+		remove(t, d, id)
+		id = layer(t, d, "", first, second)
+		same(t, "files after a new start", len(tree(t, get(t, d, id))), 2)
 	}
-	t.Log(err)
-	// What dockerd does then.
-	remove(t, d, id)
-	id = layer(t, d, "", first, second)
-	same(t, "files after a new start", len(tree(t, get(t, d, id))), 2)
 }
 
 func testDiffExact(t *testing.T) {

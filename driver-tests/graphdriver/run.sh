@@ -101,7 +101,7 @@ ground() {
     truncate -s 4G "$work/disk"
     case $1 in
         xfs | overlay2 | vfs) mkfs.xfs -q -m reflink=1 "$work/disk" ;;
-        *) mkfs.btrfs -q -m single "$work/disk" ;;
+        *) mkfs.btrfs -q -m single "$work/disk" >/dev/null ;;
     esac
     mount -o loop "$work/disk" "$mnt"
     mkdir "$mnt/tmp"
@@ -109,7 +109,7 @@ ground() {
         overlay2 | vfs) return ;;
         simple | full)
             reflinkd init >/dev/null
-            reflinkd quota enable "--$1" --yes >/dev/null
+            reflinkd quota enable "--$1" --yes >/dev/null 2>&1
             ;;
         none | xfs) reflinkd init >/dev/null ;;
         *) die "there is no GROUND=$1" "simple, full, none, xfs; overlay2 and vfs are Docker's own drivers" ;;
@@ -117,7 +117,8 @@ ground() {
 }
 
 serve() {
-    reflinkd serve --docker "$short/reflinkd.sock" >"$work/serve.log" 2>&1 &
+    # Not by the function: a shell of its own would be what is stopped.
+    "$target/debug/reflinkd" --root "$mnt/store" --no-tend serve --docker "$short/reflinkd.sock" >"$work/serve.log" 2>&1 &
     serve_pid=$!
     for _ in $(seq 150); do
         [ ! -S "$short/reflinkd.sock" ] || return 0
