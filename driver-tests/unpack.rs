@@ -21,6 +21,8 @@ mod fixture;
 mod foreign;
 #[path = "unpack/generate.rs"]
 mod generate;
+#[path = "unpack/ids.rs"]
+mod ids;
 #[path = "unpack/listing.rs"]
 mod listing;
 #[path = "unpack/model.rs"]

@@ -8,7 +8,7 @@ use reflinkd::backend::{Access, Tree};
 use reflinkd::engine::delta;
 use reflinkd::layer::pack::{self, Packed, pack_tree};
 use reflinkd::layer::sink::{Plain, Sink};
-use reflinkd::layer::{Limits, unpack};
+use reflinkd::layer::{IdMaps, Limits, unpack};
 
 use crate::edits::{Editor, Edits};
 use crate::fixture::Fixture;
@@ -33,7 +33,8 @@ fn carried(root: &Path) -> BTreeMap<Vec<u8>, EntryFacts> {
 
 fn layer_of(root: &Path, changes: &Changes) -> (Vec<u8>, Packed) {
     let mut tar = Plain(Vec::new());
-    let packed = pack::pack(root, &delta::items(changes), u64::MAX, &mut tar, &|| false).expect("pack");
+    let packed =
+        pack::pack(root, &delta::items(changes), &IdMaps::default(), u64::MAX, &mut tar, &|| false).expect("pack");
     assert_eq!(packed.bytes, tar.0.len() as u64);
     (tar.0, packed)
 }
@@ -69,7 +70,10 @@ fn check(fixture: &Fixture, layer: &Tree, container: &Tree, empty: &Tree) {
     let expected = carried(&root);
     let (tar, packed) = layer_of(&root, &changes);
     assert!(layer_of(&root, &changes) == (tar.clone(), packed), "packing twice gives the same");
-    pack::pack(&root, &delta::items(&changes), u64::MAX, &mut Checked(&root), &|| false).expect("pack");
+    let counted = pack::file_bytes(&root, &delta::items(&changes), &|| false).expect("count");
+    assert_eq!(counted, packed.file_bytes, "counting them is reading them");
+    pack::pack(&root, &delta::items(&changes), &IdMaps::default(), u64::MAX, &mut Checked(&root), &|| false)
+        .expect("pack");
     let copy = fixture.container(layer);
     let summary = unpack(&mut &tar[..], &copy.root(), &Limits::default(), &|| false).expect("unpack");
     assert_eq!(summary.entries, packed.entries, "no parent is missing, and nothing else is made");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use reflinkd::Kind;
-use reflinkd::layer::{Limits, Summary, record, unpack};
+use reflinkd::layer::{IdMaps, Limits, Summary, record, unpack};
 
 use super::fixture::{Tmpfs, scratch};
 use super::writer::{Raw, Style, Tar};
@@ -22,7 +22,8 @@ fn soon(what: &str, root: &Path, tar: &[u8]) -> Summary {
         asked.get().is_multiple_of(100) && processor_time() - begun > SOON
     };
     let place = scratch();
-    let summary = record(&mut &*tar, root, &place.path().join("recipe"), &Limits::default(), &too_long);
+    let summary =
+        record(&mut &*tar, root, &place.path().join("recipe"), &Limits::default(), &IdMaps::default(), &too_long);
     let took = processor_time() - begun;
     summary.unwrap_or_else(|e| panic!("{what}, after {took:?}: {e}"))
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use reflinkd::layer::pack::{Item, Packed, pack, pack_tree};
 use reflinkd::layer::sink::{Plain, Sink};
-use reflinkd::layer::{Limits, unpack};
+use reflinkd::layer::{IdMaps, Limits, unpack};
 use reflinkd::{Kind, Result};
 use rustix::fs::{AtFlags, CWD, FileType, Timespec, Timestamps};
 
@@ -29,7 +29,7 @@ fn packed(root: &Path, items: &[&str]) -> Result<(Vec<u8>, Packed)> {
         })
         .collect();
     let mut tar = Plain(Vec::new());
-    let packed = pack(root, &items, u64::MAX, &mut tar, &|| false)?;
+    let packed = pack(root, &items, &IdMaps::default(), u64::MAX, &mut tar, &|| false)?;
     Ok((tar.0, packed))
 }
 
@@ -323,6 +323,7 @@ fn depth_costs_no_descriptors() {
     assert!(most.get() < before + 200, "{before} {}", most.get());
     let deepest = vec![OsStr::new("deep").as_bytes(); depth as usize].join(&b'/');
     let items = [Item::Make([&deepest[..deepest.len() - 4], b"side"].concat())];
-    let packed = pack(dir.path(), &items, u64::MAX, &mut Plain(Vec::new()), &count).expect("pack");
+    let packed =
+        pack(dir.path(), &items, &IdMaps::default(), u64::MAX, &mut Plain(Vec::new()), &count).expect("pack");
     assert_eq!(packed.entries, depth);
 }

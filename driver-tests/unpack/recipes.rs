@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use reflinkd::layer::recipe::restore;
-use reflinkd::layer::{Limits, record};
+use reflinkd::layer::{IdMaps, Limits, record};
 
 use super::fixture::{Tmpfs, scratch};
 use super::restored::unpack;
@@ -180,7 +180,7 @@ fn a_recipe_is_small() {
     let tar = tar.end();
     let (root, place) = (Tmpfs::new(), scratch());
     let recipe = place.path().join("recipe");
-    record(&mut &tar[..], root.path(), &recipe, &Limits::default(), &|| false).expect("unpack");
+    record(&mut &tar[..], root.path(), &recipe, &Limits::default(), &IdMaps::default(), &|| false).expect("unpack");
     let mut out = Vec::new();
     restore(&recipe, root.path(), &mut out, &|| false).expect("restore");
     assert!(out == tar);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use reflinkd::Result;
 use reflinkd::layer::recipe::{plain_size, restore};
-use reflinkd::layer::{Limits, Summary, record};
+use reflinkd::layer::{IdMaps, Limits, Summary, record};
 use reflinkd::oci::Hasher;
 
 /// Digests what is read of a stream.
@@ -40,10 +40,21 @@ pub(crate) fn unpack(
     limits: &Limits,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Summary> {
+    unpack_mapped(tar, root, limits, &IdMaps::default(), cancelled)
+}
+
+/// The same with the host's ids for those of the tar.
+pub(crate) fn unpack_mapped(
+    tar: &mut dyn Read,
+    root: &Path,
+    limits: &Limits,
+    ids: &IdMaps,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Summary> {
     let place = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
     let recipe = place.path().join("recipe");
     let mut tar = Tee(tar, Hasher::new());
-    let unpacked = record(&mut tar, root, &recipe, limits, cancelled);
+    let unpacked = record(&mut tar, root, &recipe, limits, ids, cancelled);
     let left = std::fs::read_dir(place.path()).expect("list").count();
     assert_eq!(left, usize::from(unpacked.is_ok()), "{unpacked:?}");
     if unpacked.is_ok() {

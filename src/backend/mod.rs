@@ -429,7 +429,7 @@ impl fmt::Display for QuotaMode {
             Self::None => "none",
             Self::Simple => "simple",
             Self::Full => "full",
-            Self::Inconsistent => "inconsistent",
+            Self::Inconsistent => "full, inconsistent",
             Self::Project => "project",
         })
     }

@@ -16,6 +16,7 @@ use super::snapshot::refuse_view;
 use super::{Engine, delta, tree_at};
 use crate::backend::Access;
 use crate::backend::changes::Comparison;
+use crate::layer::IdMaps;
 use crate::layer::pack;
 use crate::layer::recipe::RecipeWriter;
 use crate::layer::sink::Plain;
@@ -125,7 +126,7 @@ impl Engine {
         let digesting = Digesting::new(std::io::sink());
         let mut sink = (Plain(digesting), RecipeWriter::create(&store::recipe(draft.place()))?);
         let limit = self.settings.layer_limits.max_bytes;
-        let packed = pack::pack(&tree.root(), &items, limit, &mut sink, &|| self.is_cancelled())?;
+        let packed = pack::pack(&tree.root(), &items, &IdMaps::default(), limit, &mut sink, &|| self.is_cancelled())?;
         let (Plain(digesting), recipe) = sink;
         recipe.finish()?;
         let diff_id = DiffId(digesting.into_inner().1.finish());

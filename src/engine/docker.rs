@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Engine;
 use super::keyed::Keyspace;
+use crate::layer::IdMaps;
 use crate::store::Owner;
 use crate::{Error, Kind, Result};
 
@@ -20,6 +21,9 @@ pub struct Client {
     /// Most bytes that a container may add for which nothing else is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_limit: Option<u64>,
+    /// Whose ids are on disk (`--userns-remap`).
+    #[serde(default)]
+    pub ids: IdMaps,
 }
 
 impl Engine {
@@ -40,6 +44,6 @@ impl Engine {
     /// The trees of a dockerd.
     #[must_use]
     pub fn docker_trees(&self, client: &Client) -> Keyspace<'_> {
-        self.keyspace(Owner::docker(), client.session)
+        self.keyspace(Owner::docker(), client.session, client.ids.clone())
     }
 }

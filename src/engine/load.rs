@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::image::NewImage;
 use super::{Engine, tree_at};
 use crate::backend::Access;
-use crate::layer;
+use crate::layer::{self, IdMaps};
 use crate::oci::{
     ChainId, DiffId, Expected, LayerStream, Reference, Source, SourceImage, SourceLimits, Verified, chain_ids,
 };
@@ -248,7 +248,8 @@ impl Engine {
         let read = Arc::new(AtomicU64::new(0));
         incoming.progress.started(&incoming.label, incoming.total, &read);
         let mut stream = LayerStream::start(incoming.raw, incoming.expected, Arc::clone(&read))?;
-        let unpacked = layer::record(&mut stream, root, recipe, &self.settings.layer_limits, &|| self.is_cancelled());
+        let (limits, ids) = (&self.settings.layer_limits, IdMaps::default());
+        let unpacked = layer::record(&mut stream, root, recipe, limits, &ids, &|| self.is_cancelled());
         match unpacked {
             Ok(summary) => {
                 let verified = stream.finish()?;

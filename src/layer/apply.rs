@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FileType, Stat, fstat, linkat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::dirs::{self, Dir, Dirs, Id, Place};
+use super::ids::IdMaps;
 use super::made::Made;
 use super::name::{Meaning, Name, quoted};
 use super::reader::{Archive, Attributes, Entry, What};
@@ -24,22 +25,33 @@ pub(crate) struct Unpacker<'a> {
     dirs: Dirs,
     made: Made,
     limits: Limits,
+    ids: &'a IdMaps,
+    /// The host's ids of the container's root.
+    owner: (u32, u32),
     summary: Summary,
     /// If a recipe is written.
     trace: Option<Trace>,
 }
 
 impl<'a> Unpacker<'a> {
-    pub(crate) fn new(archive: Archive<'a>, root: &Path, limits: &Limits, trace: Option<Trace>) -> Result<Self> {
+    pub(crate) fn new(
+        archive: Archive<'a>,
+        root: &Path,
+        limits: &Limits,
+        ids: &'a IdMaps,
+        trace: Option<Trace>,
+    ) -> Result<Self> {
+        let owner = ids.root()?;
         let dirs = Dirs::new(root)?;
         dirs::check_kernel(dirs.root())?;
-        Ok(Self { archive, dirs, made: Made::default(), limits: *limits, summary: Summary::default(), trace })
+        let (made, summary) = (Made::default(), Summary::default());
+        Ok(Self { archive, dirs, made, limits: *limits, ids, owner, summary, trace })
     }
 
     /// Make all that the archive says. With a trace, the stream is read to its end.
     pub(crate) fn run(mut self) -> Result<Unpacked> {
-        while let Some(entry) = self.archive.next_entry()? {
-            self.entry(&entry).context(|| format!("entry {}", quoted(&entry.name)))?;
+        while let Some(mut entry) = self.archive.next_entry()? {
+            self.entry(&mut entry).context(|| format!("entry {}", quoted(&entry.name)))?;
         }
         if self.trace.is_some() {
             self.archive.drain()?;
@@ -47,7 +59,7 @@ impl<'a> Unpacker<'a> {
         Ok(Unpacked { dirs: self.dirs, summary: self.summary, trace: self.trace })
     }
 
-    fn entry(&mut self, entry: &Entry) -> Result<()> {
+    fn entry(&mut self, entry: &mut Entry) -> Result<()> {
         self.count()?;
         self.summary.foreign_attributes += entry.foreign_attributes;
         if let What::File { size, .. } = entry.what {
@@ -58,6 +70,10 @@ impl<'a> Unpacker<'a> {
             Meaning::Nothing => return Ok(()),
             Meaning::Whiteout(_) | Meaning::Opaque => return self.marker(&name),
             Meaning::Content => {}
+        }
+        // Of a hard link only the names count.
+        if !matches!(entry.what, What::HardLink(_)) {
+            self.ids.map_in(&mut entry.attributes)?;
         }
         if name.is_root() {
             let What::Directory = entry.what else {
@@ -113,8 +129,10 @@ impl<'a> Unpacker<'a> {
         };
         let check = || self.archive.check_cancelled();
         match name.meaning()? {
-            Meaning::Whiteout(hidden) => whiteout::hide(&dir, hidden, &mut self.dirs, &mut self.made, &check),
-            _ => whiteout::hide_children(&dir, &mut self.dirs, &mut self.made, &check),
+            Meaning::Whiteout(hidden) => {
+                whiteout::hide(&dir, hidden, &mut self.dirs, &mut self.made, self.owner, &check)
+            }
+            _ => whiteout::hide_children(&dir, &mut self.dirs, &mut self.made, self.owner, &check),
         }
     }
 
@@ -130,7 +148,7 @@ impl<'a> Unpacker<'a> {
             let start = if at == 0 { 0 } else { at + 1 };
             let length = path[start..].iter().position(|&b| b == b'/').unwrap_or(path.len() - start);
             at = start + length;
-            dir = self.new_directory(&dir, &path[start..at], &path[..at], &implied())?;
+            dir = self.new_directory(&dir, &path[start..at], &path[..at], &implied(self.owner))?;
         }
         Ok(dir)
     }

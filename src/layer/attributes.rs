@@ -25,8 +25,9 @@ const SET_ID: u32 = 0o6000;
 const XATTR_LIST_MAX: usize = 65536;
 /// Values up to this fit into an attribute on every filesystem.
 const SHORT_VALUE: usize = 3800;
-const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
-const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+pub(crate) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+pub(crate) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 /// Set all but the times of an open file or directory. `stale`: it may have attributes of its own, from an
 /// entry before or inherited, that are to go.

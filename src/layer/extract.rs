@@ -130,7 +130,7 @@ impl Extractor<'_> {
             let start = if at == 0 { 0 } else { at + 1 };
             let length = path[start..].iter().position(|&b| b == b'/').unwrap_or(path.len() - start);
             at = start + length;
-            match create::directory(&dir, &path[start..at], implied().mode) {
+            match create::directory(&dir, &path[start..at], implied((0, 0)).mode) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(refused("create the directory it is in", errno)),
             }

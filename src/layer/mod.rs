@@ -17,6 +17,7 @@
 //! create       new inodes in a directory
 //! holes        file content, blocks of zeros left out
 //! attributes   owner, mode, extended attributes, times
+//! ids          whose ids a tar has, and whose a tree
 //! remove       subtrees, with a bounded number of descriptors
 //! pack/        trees into layers: the way back
 //! made         which names this layer made, in eight bytes each
@@ -64,6 +65,7 @@ mod create;
 mod dirs;
 mod extract;
 mod holes;
+mod ids;
 mod made;
 mod name;
 pub mod pack;
@@ -82,6 +84,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Kind, Result};
 pub use extract::extract;
+pub use ids::{IdMaps, IdRange};
 
 /// What a layer may cost at most. A layer past a limit is refused with [`Kind::BadInput`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,24 +140,27 @@ pub struct Summary {
 /// `tar` that wraps a [`crate::Error`] comes out as that error.
 pub fn unpack(tar: &mut dyn Read, root: &Path, limits: &Limits, cancelled: &dyn Fn() -> bool) -> Result<Summary> {
     let archive = reader::Archive::new(tar, limits.max_bytes, cancelled);
-    apply::Unpacker::new(archive, root, limits, None)?.run()?.settle()
+    apply::Unpacker::new(archive, root, limits, &IdMaps::default(), None)?.run()?.settle()
 }
 
 /// [`unpack`] a layer's tar, and write its [`recipe`] to a new file outside of the tree. Reads the stream to its end, as
-/// that is part of the diff ID. If it fails there is no recipe.
+/// that is part of the diff ID. If it fails there is no recipe. The tree gets the host's ids for those of the tar, which
+/// are the container's; the recipe has the tar as it is.
 ///
 /// # Errors
-/// Those of [`unpack`], and of writing the recipe.
+/// Those of [`unpack`], and of writing the recipe; [`Kind::BadInput`] for an id that the maps don't have,
+/// [`Kind::Invalid`] for maps without the container's root.
 pub fn record(
     tar: &mut dyn Read,
     root: &Path,
     recipe: &Path,
     limits: &Limits,
+    ids: &IdMaps,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Summary> {
     let mut writer = recipe::RecipeWriter::create(recipe)?;
     let archive = reader::Archive::tapped(tar, limits.max_bytes, cancelled, &mut writer);
-    let mut unpacked = apply::Unpacker::new(archive, root, limits, Some(trace::Trace::default()))?.run()?;
+    let mut unpacked = apply::Unpacker::new(archive, root, limits, ids, Some(trace::Trace::default()))?.run()?;
     writer.finish()?;
     let check = || match cancelled() {
         true => Err(Error::new(Kind::Interrupted, "interrupted")),
@@ -192,7 +198,7 @@ fn refused(call: impl Display, errno: Errno) -> Error {
     }
 }
 
-/// What a directory has that no entry describes.
-fn implied() -> reader::Attributes {
-    reader::Attributes { mode: 0o755, ..Default::default() }
+/// What a directory has that no entry describes, being root's.
+fn implied((uid, gid): (u32, u32)) -> reader::Attributes {
+    reader::Attributes { mode: 0o755, uid, gid, ..Default::default() }
 }

@@ -14,7 +14,7 @@ use super::attributes;
 use super::dirs::{Dir, Dirs, Id, mtime_of, open_child, timespec};
 use super::made::Made;
 use super::name::quoted;
-use super::reader::{Attributes, Time};
+use super::reader::Time;
 use super::trace::Trace;
 use super::{bad, implied, refused};
 use crate::error::{Context, Result};
@@ -28,6 +28,8 @@ const LISTING: usize = 32 << 10;
 pub(crate) struct Keep<'a> {
     pub(crate) made: &'a mut Made,
     pub(crate) dirs: &'a Dirs,
+    /// Whose directories are that no entry describes.
+    pub(crate) owner: (u32, u32),
 }
 
 /// What becomes of what is met.
@@ -200,14 +202,14 @@ fn stay(keep: &mut Keep<'_>, parent: Id, done: &Frame, made: bool) -> Result<()>
     let fd = open(done);
     let mut mtime = done.mtime;
     if !made {
-        let Attributes { mtime: none, .. } = implied();
+        let implied = implied(keep.owner);
         let now = fstat(fd).context(|| "stat a directory")?;
-        attributes::set(fd, &now, &implied(), true)?;
+        attributes::set(fd, &now, &implied, true)?;
         if let Some(dir) = keep.dirs.get(done.id) {
-            dir.describe(none, false);
+            dir.describe(implied.mtime, false);
         }
         keep.made.insert(parent, &done.name);
-        mtime = none;
+        mtime = implied.mtime;
     }
     let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
     futimens(fd, &Timestamps { last_access: omit, last_modification: timespec(mtime) })

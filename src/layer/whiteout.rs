@@ -10,12 +10,13 @@ use super::refused;
 use super::remove::{self, Fate, Keep};
 use crate::error::{Context, Result};
 
-/// Hide `name` in `dir`. What isn't there needs no hiding.
+/// Hide `name` in `dir`; a directory that stays becomes `owner`'s, root's. What isn't there needs no hiding.
 pub(crate) fn hide(
     dir: &Dir,
     name: &[u8],
     dirs: &mut Dirs,
     made: &mut Made,
+    owner: (u32, u32),
     check: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
     let stat = match statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -27,7 +28,7 @@ pub(crate) fn hide(
         FileType::Directory if made.contains(dir.id, name) && made.is_cleared(Id::of(&stat)) => {}
         FileType::Directory => {
             dir.touch();
-            remove::subtree(dir, name, Fate::Keep(Keep { made, dirs }), check)?;
+            remove::subtree(dir, name, Fate::Keep(Keep { made, dirs, owner }), check)?;
             dirs.forget_paths();
         }
         _ if made.contains(dir.id, name) => {}
@@ -47,13 +48,14 @@ pub(crate) fn hide_children(
     dir: &Dir,
     dirs: &mut Dirs,
     made: &mut Made,
+    owner: (u32, u32),
     check: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
     if made.is_cleared(dir.id) {
         return Ok(());
     }
     dir.touch();
-    remove::children(dir, Keep { made, dirs }, check)?;
+    remove::children(dir, Keep { made, dirs, owner }, check)?;
     dirs.forget_paths();
     Ok(())
 }

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::{Output, format};
 use crate::Result;
-use crate::backend::{Guarantee, QuotaMode};
+use crate::backend::Guarantee;
 use crate::cli::output::Format;
 use crate::engine::Engine;
 
@@ -49,7 +49,7 @@ impl Info {
         )?;
         line("Images", format!("{} ({} layers)", info.images, info.layers))?;
         line("Containers", info.containers.to_string())?;
-        line("Quotas", format!("{} ({})", mode(info.quota.mode), limits(info.quota.guarantee)))?;
+        line("Quotas", format!("{} ({})", info.quota.mode, limits(info.quota.guarantee)))?;
         let space = info.space;
         let (used, total) = (format::size(space.used), format::size(space.total));
         line("Filesystem", format!("{}, {used} used of {total}", info.filesystem))?;
@@ -65,16 +65,6 @@ impl Info {
             ));
         }
         Ok(())
-    }
-}
-
-pub(super) fn mode(mode: QuotaMode) -> &'static str {
-    match mode {
-        QuotaMode::None => "none",
-        QuotaMode::Simple => "simple",
-        QuotaMode::Full => "full",
-        QuotaMode::Inconsistent => "full, inconsistent",
-        QuotaMode::Project => "project",
     }
 }
 

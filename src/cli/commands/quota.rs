@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::Output;
-use super::info::{limits, mode};
+use super::info::limits;
 use crate::backend::QuotaMode;
 use crate::cli::output::Format;
 use crate::engine::Engine;
@@ -58,7 +58,7 @@ fn status(engine: &Engine, out: &mut Output, format: Format) -> Result<()> {
         let row = json!({ "mode": status.mode, "limits": limits(status.guarantee), "owned": status.owned });
         return out.json(&[row]);
     }
-    out.line(format_args!("mode: {}", mode(status.mode)))?;
+    out.line(format_args!("mode: {}", status.mode))?;
     out.line(limits(status.guarantee))?;
     if status.mode == QuotaMode::Inconsistent {
         out.warn("the kernel calls these numbers wrong; they are not used. `btrfs quota rescan` mends them");
@@ -69,14 +69,14 @@ fn status(engine: &Engine, out: &mut Output, format: Format) -> Result<()> {
 fn switch(engine: &Engine, out: &mut Output, to: QuotaMode, yes: bool) -> Result<()> {
     let now = engine.quota_status()?;
     if now.mode == to {
-        return out.line(format_args!("unchanged: {}", mode(to)));
+        return out.line(format_args!("unchanged: {to}"));
     }
     // Where there is nothing to switch, the refusal is all that there is to say.
     if now.switchable {
         announce(engine, out, to, now.owned, yes)?;
     }
     engine.set_quota_mode(to)?;
-    out.line(format_args!("mode: {}", mode(to)))
+    out.line(format_args!("mode: {to}"))
 }
 
 /// Say what follows, and ask where it concerns others than the store.

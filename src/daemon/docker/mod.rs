@@ -25,6 +25,7 @@ use crate::engine::Engine;
 use crate::engine::diff::DiffChange;
 use crate::engine::docker::Client;
 use crate::engine::keyed::{Keyspace, NewKeyed};
+use crate::layer::IdMaps;
 use crate::{Error, Kind, Result};
 use stream::Incoming;
 
@@ -85,7 +86,7 @@ impl Docker {
     fn call(&self, call: &str, body: &[u8]) -> Result<Option<wire::Response>> {
         let nothing = wire::Response::default();
         if call == "Init" {
-            return self.init(&parsed(body)?).map(|()| Some(nothing));
+            return self.init(parsed(body)?).map(|()| Some(nothing));
         }
         let request: wire::Request = parsed(body)?;
         let (client, key) = (self.client(), request.id.as_str());
@@ -131,10 +132,11 @@ impl Docker {
     }
 
     /// dockerd begins.
-    fn init(&self, init: &wire::Init) -> Result<()> {
+    fn init(&self, init: wire::Init) -> Result<()> {
         let size_limit = options::of_daemon(init.opts.as_deref().unwrap_or_default())?;
+        let ids = IdMaps::new(init.uid_maps.unwrap_or_default(), init.gid_maps.unwrap_or_default())?;
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
-        let new = Client { session: client.session + 1, home: init.home.clone().into(), size_limit };
+        let new = Client { session: client.session + 1, home: init.home.into(), size_limit, ids };
         self.engine.set_docker_client(&new)?;
         *client = new;
         Ok(())

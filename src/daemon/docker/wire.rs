@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::layer::IdRange;
+
 /// Any request but Init.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -26,6 +28,10 @@ pub(super) struct Init {
     pub(super) home: String,
     #[serde(rename = "Opts")]
     pub(super) opts: Option<Vec<String>>,
+    #[serde(rename = "UIDMaps")]
+    pub(super) uid_maps: Option<Vec<IdRange>>,
+    #[serde(rename = "GIDMaps")]
+    pub(super) gid_maps: Option<Vec<IdRange>>,
 }
 
 /// Any response; what isn't an answer to the request is left out.

@@ -67,11 +67,11 @@ impl Keyspace<'_> {
         if begun {
             engine.backend.fork(&engine.tree(held.record()), &tree, Access::Writable, keyed.size_limit)?;
         } else {
-            engine.make_tree_for(work.record(), &tree, keyed.size_limit)?;
+            self.make_tree_for(work.record(), &tree, keyed.size_limit)?;
         }
         let recipe = store::recipe(work.place());
         let limits = &engine.settings.layer_limits;
-        let summary = layer::record(tar, &tree.root(), &recipe, limits, &|| engine.is_cancelled())?;
+        let summary = layer::record(tar, &tree.root(), &recipe, limits, &self.ids, &|| engine.is_cancelled())?;
         if begun {
             // The tar needn't be all that it has beyond its parent.
             std::fs::remove_file(&recipe).context(|| format!("unlink {}", recipe.display()))?;
@@ -90,17 +90,18 @@ impl Keyspace<'_> {
     }
 }
 
-impl crate::engine::Engine {
-    /// A writable tree for a record: a clone of its parent's, or an empty one.
+impl Keyspace<'_> {
+    /// A writable tree for a record: a clone of its parent's, or an empty one. Durable on return.
     pub(super) fn make_tree_for(&self, record: &Record, tree: &Tree, limit: Option<u64>) -> Result<()> {
-        match self.parent_tree(record)? {
-            Some(parent) => self.backend.clone_tree(&parent, tree, Access::Writable, limit),
-            None => {
-                self.backend.create(tree, limit)?;
-                // A tar without an entry for its root would leave the time of now there: no two layers alike.
-                crate::engine::load::set_epoch(&tree.root())?;
-                self.backend.sync()
-            }
+        let engine = self.engine;
+        if let Some(parent) = engine.parent_tree(record)? {
+            return engine.backend.clone_tree(&parent, tree, Access::Writable, limit);
         }
+        engine.backend.create(tree, limit)?;
+        let (root, (uid, gid)) = (tree.root(), self.ids.root()?);
+        std::os::unix::fs::lchown(&root, Some(uid), Some(gid)).context(|| format!("chown {}", root.display()))?;
+        // A tar without an entry for its root would leave the time of now there: no two layers alike.
+        crate::engine::load::set_epoch(&root)?;
+        engine.backend.sync()
     }
 }

@@ -22,7 +22,7 @@ enum Against {
     /// What it was when it became this key's.
     Init(Init),
     /// Some other tree.
-    Tree(Record),
+    Tree(Box<Record>),
     Nothing,
 }
 
@@ -101,7 +101,7 @@ impl Keyspace<'_> {
         let limit = self.engine.settings.layer_limits.max_bytes;
         let mut sink = Plain(out);
         let items = delta::items(&changes);
-        let packed = pack::pack(&tree.root(), &items, limit, &mut sink, &|| self.engine.is_cancelled())?;
+        let packed = pack::pack(&tree.root(), &items, &self.ids, limit, &mut sink, &|| self.engine.is_cancelled())?;
         if packed.left_out > 0 {
             tracing::warn!("left out {} sockets, which a layer can't hold", packed.left_out);
         }
@@ -157,7 +157,7 @@ impl Keyspace<'_> {
             }
             Some(parent) => match self.tree_of(parent)? {
                 other if record.parent == Some(other.uuid) => Against::Parent,
-                other => Against::Tree(other),
+                other => Against::Tree(Box::new(other)),
             },
         };
         Ok((record, against))

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use super::{Found, Keyspace, NewKeyed};
 use crate::backend::changes::{Change, Changes, EntryKind, What};
 use crate::engine::{delta, tree_at};
-use crate::layer;
 use crate::layer::pack;
 use crate::layer::sink::Plain;
+use crate::layer::{self, IdMaps};
 use crate::store::{Content, Init, InitChange, InitEntry, Keyed, New, NewGroup, Record, Stage};
 use crate::sys::rooted;
 use crate::{Context, Error, Kind, Result};
@@ -85,7 +85,9 @@ impl Keyspace<'_> {
         }
         let mut tar = Plain(Vec::new());
         let items = delta::items(&changes);
-        let packed = pack::pack(&tree.root(), &items, MOST_TAR_BYTES, &mut tar, &|| self.engine.is_cancelled());
+        let packed = pack::pack(&tree.root(), &items, &IdMaps::default(), MOST_TAR_BYTES, &mut tar, &|| {
+            self.engine.is_cancelled()
+        });
         match packed {
             Err(e) if e.kind() == Kind::Invalid => return Ok(None),
             packed => packed?,
@@ -115,7 +117,7 @@ impl Keyspace<'_> {
         })?;
         let tree = tree_at(draft.place().to_path_buf(), draft.record());
         let made = (|| {
-            engine.make_tree_for(draft.record(), &tree, None)?;
+            self.make_tree_for(draft.record(), &tree, None)?;
             let tar = unpacked_layer(&init)?;
             let limits = &engine.settings.layer_limits;
             let summary = layer::unpack(&mut tar.as_slice(), &tree.root(), limits, &|| engine.is_cancelled())?;

@@ -31,6 +31,7 @@
 use std::path::PathBuf;
 
 use super::{Engine, tree_at};
+use crate::layer::IdMaps;
 use crate::store::{Content, Keyed, New, NewGroup, Owner, Record, Stage, State, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
@@ -54,6 +55,8 @@ pub struct Keyspace<'e> {
     owner: Owner,
     /// Which run of its client asks.
     session: u32,
+    /// Ids in its layers' tars, and on disk.
+    ids: IdMaps,
 }
 
 /// What a new tree is to be.
@@ -76,10 +79,10 @@ enum Found {
 }
 
 impl Engine {
-    /// The trees of an owner, for the `session`th run of its client.
+    /// The trees of an owner, for the `session`th run of its client, which has these ids.
     #[must_use]
-    pub fn keyspace(&self, owner: Owner, session: u32) -> Keyspace<'_> {
-        Keyspace { engine: self, owner, session }
+    pub fn keyspace(&self, owner: Owner, session: u32, ids: IdMaps) -> Keyspace<'_> {
+        Keyspace { engine: self, owner, session, ids }
     }
 }
 
@@ -157,7 +160,14 @@ impl Keyspace<'_> {
                 content: content.clone(),
             })?,
         };
-        let made = if reserved { Ok(()) } else { engine.make_container(&draft, new.size_limit) };
+        let made = match reserved {
+            true => Ok(()),
+            false if uuid.is_none() => {
+                let tree = tree_at(draft.place().to_path_buf(), draft.record());
+                self.make_tree_for(draft.record(), &tree, new.size_limit)
+            }
+            false => engine.make_container(&draft, new.size_limit),
+        };
         match made {
             Ok(()) => engine.store.publish(draft).map(drop),
             Err(e) => {
@@ -239,7 +249,7 @@ impl Keyspace<'_> {
         let tree = tree_at(held.place().to_path_buf(), held.record());
         // What a process left that died before the record said so.
         self.engine.backend.destroy(&tree)?;
-        self.engine.make_tree_for(held.record(), &tree, keyed.size_limit)?;
+        self.make_tree_for(held.record(), &tree, keyed.size_limit)?;
         let amended =
             Record { content: Content::Keyed(Keyed { stage: Stage::Active, ..keyed }), ..held.record().clone() };
         if let Err(e) = self.engine.store.amend(&mut held, amended) {

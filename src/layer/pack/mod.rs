@@ -47,13 +47,14 @@ mod header;
 mod tests;
 mod tree;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::FileType;
 
 use super::dirs::{Id, shared};
+use super::ids::IdMaps;
 use super::name::{WHITEOUT, quoted};
 use super::reader::Attributes;
 use super::reader::source::BLOCK;
@@ -85,22 +86,24 @@ pub struct Packed {
     pub left_out: u64,
 }
 
-/// Write the layer that `items` are, sorted by path, component by component. At most `max_bytes` are written.
-/// `cancelled` is asked at every entry and every block of data.
+/// Write the layer that `items` are, sorted by path, component by component, with the container's ids for those of the
+/// tree, which are the host's. At most `max_bytes` are written. `cancelled` is asked at every entry and every block of data.
 ///
 /// # Errors
 /// Messages name the entry. [`Kind::NotFound`] for an item that isn't there; [`Kind::Unsupported`] for what a layer can't
-/// hold; [`Kind::Invalid`] past `max_bytes`; [`Kind::InUse`] if something is mounted on a directory;
+/// hold, and for an id that the maps don't have; [`Kind::Invalid`] past `max_bytes`; [`Kind::InUse`] if something is mounted on a directory;
 /// [`Kind::Interrupted`] when `cancelled` says so; the sink's own.
 pub fn pack(
     root: &Path,
     items: &[Item],
+    ids: &IdMaps,
     max_bytes: u64,
     sink: &mut dyn Sink,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Packed> {
     let mut packer = Packer::new(Source::open(root)?, b"", max_bytes, sink, cancelled);
     packer.layer = true;
+    packer.ids = ids.clone();
     for path in items.iter().filter_map(|item| if let Item::Hide(path) = item { Some(path) } else { None }) {
         let (parent, name) = split(path);
         packer.hidden.entry(parent.to_vec()).or_default().push(name.to_vec());
@@ -118,10 +121,22 @@ pub fn pack(
     packer.end()
 }
 
-/// What [`Packed::file_bytes`] would be.
+/// What [`Packed::file_bytes`] of the layer that `items` are would be: no file is opened, and what is gone counts as
+/// nothing.
+///
+/// # Errors
+/// Those of [`pack`] that come from the tree.
 pub fn file_bytes(root: &Path, items: &[Item], cancelled: &dyn Fn() -> bool) -> Result<u64> {
-    let mut sink = super::sink::Plain(std::io::sink());
-    Ok(pack(root, items, u64::MAX, &mut sink, cancelled)?.file_bytes)
+    let mut source = Source::open(root)?;
+    let (mut counted, mut bytes) = (HashSet::new(), 0_u64);
+    for path in items.iter().filter_map(|item| if let Item::Make(path) = item { Some(path) } else { None }) {
+        check(cancelled)?;
+        let Some(node) = source.node(path).map_err(|error| entry_error(path, error))? else { continue };
+        if node.kind == FileType::RegularFile && (!node.has_other_names() || counted.insert(node.id)) {
+            bytes = bytes.saturating_add(node.size);
+        }
+    }
+    Ok(bytes)
 }
 
 /// Write everything in the tree at `root`, the root directory itself first. The rest is as for [`pack`].
@@ -155,6 +170,7 @@ struct Packer<'a> {
     linked: HashMap<Id, Vec<u8>>,
     /// Names that would hide something are refused.
     layer: bool,
+    ids: IdMaps,
     packed: Packed,
 }
 
@@ -175,6 +191,7 @@ impl<'a> Packer<'a> {
             at: Vec::new(),
             linked: HashMap::new(),
             layer: false,
+            ids: IdMaps::default(),
             packed: Packed::default(),
         }
     }
@@ -260,7 +277,8 @@ impl<'a> Packer<'a> {
             self.packed.left_out += 1;
             return Ok(Some(node.kind));
         }
-        let attributes = node.attributes()?;
+        let mut attributes = node.attributes()?;
+        self.ids.map_out(&mut attributes)?;
         let first = match node.has_other_names() {
             true => self.linked.get(&node.id).cloned(),
             false => None,
@@ -387,8 +405,12 @@ impl Tar<'_> {
     }
 
     fn check_cancelled(&self) -> Result<()> {
-        if (self.cancelled)() { Err(Error::new(Kind::Interrupted, "interrupted")) } else { Ok(()) }
+        check(self.cancelled)
     }
+}
+
+fn check(cancelled: &dyn Fn() -> bool) -> Result<()> {
+    if cancelled() { Err(Error::new(Kind::Interrupted, "interrupted")) } else { Ok(()) }
 }
 
 fn entry_error(path: &[u8], error: Error) -> Error {

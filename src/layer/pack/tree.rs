@@ -31,6 +31,7 @@ pub(super) struct Node {
     /// Major and minor number of a device.
     pub(super) device: (u32, u32),
     links: u64,
+    pub(super) size: u64,
     attributes: Attributes,
 }
 
@@ -113,6 +114,7 @@ impl Node {
                 _ => (0, 0),
             },
             links: stat.st_nlink.into(),
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
             attributes: Attributes {
                 mode: stat.st_mode & 0o7777,
                 uid: stat.st_uid,
