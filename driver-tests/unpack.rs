@@ -23,6 +23,8 @@ mod foreign;
 mod generate;
 #[path = "unpack/ids.rs"]
 mod ids;
+#[path = "unpack/labels.rs"]
+mod labels;
 #[path = "unpack/listing.rs"]
 mod listing;
 #[path = "unpack/model.rs"]

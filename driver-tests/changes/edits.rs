@@ -249,7 +249,7 @@ fn chown(path: &Path, random: &mut Random) -> io::Result<()> {
     Ok(chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-const XATTRS: [&str; 4] = ["user.one", "trusted.two", "security.capability", "user.a=b\n"];
+const XATTRS: [&str; 4] = ["security.selinux", "trusted.two", "security.capability", "user.a=b\n"];
 
 fn set_xattr(path: &Path, random: &mut Random) -> io::Result<()> {
     let name = random.one(&XATTRS).expect("some");

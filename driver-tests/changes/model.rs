@@ -20,7 +20,7 @@ pub(crate) fn lines(changes: &Changes) -> Vec<Line> {
 
 /// What it should have said.
 pub(crate) fn expected(parent: &Path, tree: &Path) -> Vec<Line> {
-    let (old, new) = (tree_digest(parent), tree_digest(tree));
+    let (old, new) = (picture(parent), picture(tree));
     let moved = moved(&old, &new);
     let mut paths: Vec<&Vec<u8>> = old.keys().chain(new.keys()).collect::<BTreeSet<_>>().into_iter().collect();
     paths.sort_by_key(|path| path.split(|&b| b == b'/').map(<[u8]>::to_vec).collect::<Vec<_>>());
@@ -60,6 +60,15 @@ pub(crate) fn expected(parent: &Path, tree: &Path) -> Vec<Line> {
         lines.entry(path).or_insert_with(|| (path.escape_ascii().to_string(), What::Linked, kind(facts)));
     }
     paths.iter().filter_map(|path| lines.remove(*path)).collect()
+}
+
+/// All of a tree but the labels, which are the host's.
+fn picture(root: &Path) -> Picture {
+    let mut picture = tree_digest(root);
+    for facts in picture.values_mut() {
+        facts.xattrs.remove(&b"security.selinux"[..]);
+    }
+    picture
 }
 
 /// Names in both trees whose inode has another first one among those now.

@@ -75,7 +75,32 @@ fn exchange(root: &Path, one: &str, two: &str) {
     renameat_with(CWD, root.join(one), CWD, root.join(two), RenameFlags::EXCHANGE).expect("exchange");
 }
 
+/// Give all of a tree a label.
+fn relabel(root: &Path, label: &str) {
+    let labelled = reflinkd::layer::relabel(root, label, &|| false).expect("relabel");
+    assert!(labelled > 20, "{labelled}");
+}
+
 const CASES: &[Case] = &[
+    Case("a label on everything", |root| relabel(root, "system_u:object_r:container_file_t:s0:c1,c2"), &[]),
+    Case(
+        "a label on everything, and more",
+        |root| {
+            relabel(root, "system_u:object_r:container_file_t:s0:c1,c2");
+            mode(&root.join("h1"), 0o600);
+            fs::write(root.join("d/new"), "").expect("write");
+            set_time(&root.join("l"), 5);
+            relabel(root, "system_u:object_r:container_file_t:s0:c3,c4");
+        },
+        &[
+            ("d", Touched, Directory),
+            ("d/h2", Modified, FILE),
+            ("d/new", Added, FILE),
+            ("h1", Modified, FILE),
+            ("h3", Modified, FILE),
+            ("l", Modified, Symlink),
+        ],
+    ),
     Case(
         "append",
         |root| timeless(&root.join("a/f"), |f| f.write_all_at(b"!", 100).expect("write")),

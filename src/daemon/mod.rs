@@ -69,7 +69,7 @@ pub fn serve(engine: Engine, doors: &Doors) -> Result<()> {
         }
         Ok(())
     });
-    for path in &doors.docker {
+    if let Some(path) = &doors.docker {
         let _ = std::fs::remove_file(path);
     }
     served

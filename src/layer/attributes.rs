@@ -19,6 +19,7 @@ use super::reader::{Attributes, Time};
 use super::{bad, refused};
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::rooted;
+use crate::sys::selinux::LABEL;
 
 const SET_ID: u32 = 0o6000;
 /// The kernel's limit on a list of names (linux/limits.h).
@@ -136,12 +137,17 @@ fn remove_others(fd: impl AsFd, keep: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<()>
     Ok(())
 }
 
-/// Whether an attribute comes from layers, not from the kernel's label policy or the filesystem's settings.
+/// Whether an attribute belongs to layers: it isn't the host's label, nor a filesystem's setting.
 pub(crate) fn is_layers(name: &[u8]) -> bool {
     let starts = |prefix: &[u8]| name.starts_with(prefix);
     starts(b"user.")
         // XFS lists each ACL a second time, which goes with the first.
         || (starts(b"trusted.") && !starts(b"trusted.SGI_ACL_"))
         || starts(b"system.posix_acl_")
-        || (starts(b"security.") && name != b"security.selinux")
+        || (starts(b"security.") && !is_label(name))
+}
+
+/// Whether it is the label that the host's policy goes by.
+pub(crate) fn is_label(name: &[u8]) -> bool {
+    name == LABEL.as_bytes()
 }

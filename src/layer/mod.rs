@@ -20,6 +20,7 @@
 //! ids          whose ids a tar has, and whose a tree
 //! remove       subtrees, with a bounded number of descriptors
 //! pack/        trees into layers: the way back
+//! label        the label of SELinux, on all of a tree
 //! made         which names this layer made, in eight bytes each
 //! trace        where the contents of its files are, while names change
 //! sink         a tar's bytes, those of files apart from all others
@@ -41,9 +42,10 @@
 //! - **Hard links** are names for an inode that exists when their entry is read; the rest of their header
 //!   says nothing new and is ignored.
 //! - **Zeros**: where a file has 64 KiB of them, aligned, it gets a hole.
-//! - **Attributes** the kernel keeps for itself (`security.selinux`, `btrfs.*`) survive on a merged directory.
+//! - **Attributes** that are the host's (`security.selinux`, `btrfs.*`) survive on a merged directory.
 //!   Those of other systems (`com.apple.*`) are left out and counted, and so are settings of one filesystem
-//!   (`btrfs.*`), so that an image gives the same tree on each.
+//!   (`btrfs.*`), so that an image gives the same tree on each. A label (`security.selinux`) is no layer's: it is neither
+//!   taken from a tar nor written to one; [`relabel`] sets it.
 //!
 //! # Where the tar ends
 //! At two zero blocks, or one that is the stream's last, or, as GNU tar and Docker accept it, where the
@@ -66,6 +68,7 @@ mod dirs;
 mod extract;
 mod holes;
 mod ids;
+mod label;
 mod made;
 mod name;
 pub mod pack;
@@ -85,6 +88,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Kind, Result};
 pub use extract::extract;
 pub use ids::{IdMaps, IdRange};
+pub use label::{label_of, relabel};
 
 /// What a layer may cost at most. A layer past a limit is refused with [`Kind::BadInput`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

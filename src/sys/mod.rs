@@ -9,6 +9,7 @@ pub mod mount;
 pub mod process;
 pub mod reflink;
 pub mod rooted;
+pub mod selinux;
 pub mod trim;
 pub mod users;
 pub mod xattrs;

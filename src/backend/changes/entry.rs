@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::EntryKind;
 use crate::sys::holes::next_data;
+use crate::sys::selinux::LABEL;
 use crate::sys::xattrs;
 
 /// Bytes that are compared at once.
@@ -109,11 +110,13 @@ fn target(link: Entry<'_>) -> rustix::io::Result<std::ffi::CString> {
     readlinkat(link.directory, link.name, Vec::new())
 }
 
-/// All xattrs.
+/// All xattrs but the label, which is the host's and no layer's.
 fn xattrs(entry: Entry<'_>) -> rustix::io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     // These calls know paths only. This one is short however deep the directory is, and nothing can redirect it.
     let path = [format!("/proc/self/fd/{}/", entry.directory.as_raw_fd()).as_bytes(), entry.name].concat();
-    xattrs::read(&path, xattrs::Last::Itself)
+    let mut all = xattrs::read(&path, xattrs::Last::Itself)?;
+    all.remove(LABEL.as_bytes());
+    Ok(all)
 }
 
 /// Whether two files of the same size have the same bytes. What is a hole in both isn't read.

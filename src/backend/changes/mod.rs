@@ -8,7 +8,7 @@
 //!
 //! Two entries at one path are compared by what a layer can carry: type, permissions, owner, time of modification to
 //! the ns, size, device number, link target, all xattrs, and every byte of content. Not by inode number, times of
-//! access and change, flags, or whether zeros are a hole. How a tree got there doesn't matter: what was deleted and made
+//! access and change, flags, the label of SELinux, or whether zeros are a hole. How a tree got there doesn't matter: what was deleted and made
 //! again just as it was has not changed.
 //!
 //! ```text

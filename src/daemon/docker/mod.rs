@@ -109,7 +109,8 @@ impl Docker {
                 nothing
             }
             "Get" => {
-                let root = trees.root(key)?;
+                let label = Some(request.mount_label.as_str()).filter(|label| !label.is_empty());
+                let root = trees.root(key, label)?;
                 wire::Response { dir: Some(root.to_string_lossy().into_owned()), ..nothing }
             }
             // Nothing is mounted, so that there is nothing to undo.

@@ -83,11 +83,12 @@ impl Keyspace<'_> {
             // The tar needn't be all that it has beyond its parent.
             std::fs::remove_file(&recipe).context(|| format!("unlink {}", recipe.display()))?;
         }
+        let label = self.label_layer(work.record(), keyed.label.as_deref())?;
         // Before it is sealed: a snapshot shares everything with it, and what is shared is nobody's own to full qgroups.
         let (method, size) = engine.backend.measure_for_good(&tree)?;
         engine.backend.seal(&tree)?;
         let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size: summary.bytes };
-        work.set_content(Content::Keyed(Keyed { stage, ..keyed }));
+        work.set_content(Content::Keyed(Keyed { stage, label, ..keyed }));
         if begun {
             // Of two trees with one key the older one would keep it.
             engine.store.disown(held)?;

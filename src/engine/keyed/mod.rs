@@ -39,6 +39,7 @@ mod apply;
 mod delta;
 mod facts;
 mod init;
+mod label;
 mod seal;
 
 pub use facts::KeyedFacts;
@@ -135,7 +136,7 @@ impl Keyspace<'_> {
             key: new.key.to_string(),
             stage: stage.clone(),
             size_limit: new.size_limit,
-            label: new.label.map(str::to_string),
+            label: new.label.or(parent.as_ref().and_then(label::of)).map(str::to_string),
             session: self.session,
             init: None,
         });
@@ -168,6 +169,7 @@ impl Keyspace<'_> {
             }
             false => engine.make_container(&draft, new.size_limit),
         };
+        let made = made.and_then(|()| if reserved { Ok(()) } else { self.labelled(draft.record(), parent) });
         match made {
             Ok(()) => engine.store.publish(draft).map(drop),
             Err(e) => {
@@ -223,14 +225,18 @@ impl Keyspace<'_> {
         Ok(self.find(key)?.is_some())
     }
 
-    /// The root directory of a tree; one that is reserved is made active.
-    pub fn root(&self, key: &str) -> Result<PathBuf> {
+    /// The root directory of a tree; one that is reserved is made active. `label` is the one that its files should have.
+    ///
+    /// # Errors
+    /// `Unsupported` if they have another label.
+    pub fn root(&self, key: &str, label: Option<&str>) -> Result<PathBuf> {
         (|| -> Result<_> {
             let record = self.tree_of(key)?;
             let record = match record.keyed().map(|keyed| &keyed.stage) {
                 Some(Stage::Reserved) => self.realise(&record)?,
                 _ => record,
             };
+            label::check(&record, label)?;
             let root = self.engine.tree(&record).root();
             if !root.exists() {
                 return Err(Error::new(Kind::Damaged, format!("its tree is missing at {}", root.display())));
@@ -252,6 +258,8 @@ impl Keyspace<'_> {
         // What a process left that died before the record said so.
         self.engine.backend.destroy(&tree)?;
         self.make_tree_for(held.record(), &tree, keyed.size_limit)?;
+        let parent = held.record().parent.map(|parent| self.engine.store.get(parent)).transpose()?.flatten();
+        self.labelled(held.record(), parent.as_ref())?;
         let amended =
             Record { content: Content::Keyed(Keyed { stage: Stage::Active, ..keyed }), ..held.record().clone() };
         if let Err(e) = self.engine.store.amend(&mut held, amended) {

@@ -45,7 +45,7 @@ mod content;
 mod header;
 #[cfg(test)]
 mod tests;
-mod tree;
+pub(super) mod tree;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -62,7 +62,7 @@ use super::sink::Sink;
 use crate::error::{Context, Error, Kind, Result};
 use content::Reader;
 use header::Header;
-use tree::{Node, Source};
+use tree::{Node, Source, Walk};
 
 /// Something that a layer is to do. The path is below the tree's root; the root itself is the empty path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,21 +210,12 @@ impl<'a> Packer<'a> {
         if self.required(b"")? != FileType::Directory {
             return self.end();
         }
-        // Names still to come of each directory on the way, and how long its own path is.
-        let mut open = vec![(0, self.source.names(b"")?.into_iter())];
-        let mut path = Vec::new();
-        while let Some((length, names)) = open.last_mut() {
-            path.truncate(*length);
-            let Some(name) = names.next() else {
-                open.pop();
-                continue;
-            };
-            if !path.is_empty() {
-                path.push(b'/');
-            }
-            path.extend(name);
-            if self.make(&path)? == Some(FileType::Directory) {
-                open.push((path.len(), self.source.names(&path)?.into_iter()));
+        let mut walk = Walk::default();
+        walk.enter(self.source.names(b"")?);
+        while let Some(path) = walk.next() {
+            if self.make(path)? == Some(FileType::Directory) {
+                let names = self.source.names(path)?;
+                walk.enter(names);
             }
         }
         self.end()

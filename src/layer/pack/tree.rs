@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::vec::IntoIter;
 
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, fstat, major, minor, openat, readlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -17,38 +18,69 @@ use crate::sys::{rooted, xattrs};
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NOATIME).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// A tree, by the descriptor of its root and of the directory that was asked for last.
-pub(super) struct Source {
+pub(in super::super) struct Source {
     root: OwnedFd,
     at: Vec<u8>,
     directory: Option<OwnedFd>,
 }
 
 /// Something in the tree, by a descriptor that only says what it is.
-pub(super) struct Node {
+pub(in super::super) struct Node {
     fd: OwnedFd,
-    pub(super) kind: FileType,
-    pub(super) id: Id,
+    pub(in super::super) kind: FileType,
+    pub(in super::super) id: Id,
     /// Major and minor number of a device.
-    pub(super) device: (u32, u32),
+    pub(in super::super) device: (u32, u32),
     links: u64,
-    pub(super) size: u64,
+    pub(in super::super) size: u64,
     attributes: Attributes,
 }
 
+/// The paths below the root, each before what is in it, in the order of their names.
+#[derive(Default)]
+pub(in super::super) struct Walk {
+    /// Of each directory on the way, how long its path is, and the names still to come.
+    open: Vec<(usize, IntoIter<Vec<u8>>)>,
+    path: Vec<u8>,
+}
+
+impl Walk {
+    pub(in super::super) fn next(&mut self) -> Option<&[u8]> {
+        loop {
+            let (length, names) = self.open.last_mut()?;
+            self.path.truncate(*length);
+            let Some(name) = names.next() else {
+                self.open.pop();
+                continue;
+            };
+            if !self.path.is_empty() {
+                self.path.push(b'/');
+            }
+            self.path.extend(name);
+            return Some(&self.path);
+        }
+    }
+
+    /// What came last, at first the root, is a directory with these names.
+    pub(in super::super) fn enter(&mut self, names: Vec<Vec<u8>>) {
+        self.open.push((self.path.len(), names.into_iter()));
+    }
+}
+
 impl Source {
-    pub(super) fn open(root: &Path) -> Result<Self> {
+    pub(in super::super) fn open(root: &Path) -> Result<Self> {
         let root = openat(CWD, root, READ | OFlags::DIRECTORY, Mode::empty())
             .context(|| format!("open {}", root.display()))?;
         Ok(Self::of(root))
     }
 
     /// A directory that is open, or by O_PATH something else, which is all of the tree then.
-    pub(super) fn of(root: OwnedFd) -> Self {
+    pub(in super::super) fn of(root: OwnedFd) -> Self {
         Self { root, at: Vec::new(), directory: None }
     }
 
     /// What `path` is; `None` if it isn't there.
-    pub(super) fn node(&mut self, path: &[u8]) -> Result<Option<Node>> {
+    pub(in super::super) fn node(&mut self, path: &[u8]) -> Result<Option<Node>> {
         let (parent, name) = split(path);
         let found = match path.is_empty() {
             true => match rooted::node(&self.root, b".") {
@@ -65,7 +97,7 @@ impl Source {
     }
 
     /// The names in the directory `path`, sorted. None if it is no directory any more.
-    pub(super) fn names(&mut self, path: &[u8]) -> Result<Vec<Vec<u8>>> {
+    pub(in super::super) fn names(&mut self, path: &[u8]) -> Result<Vec<Vec<u8>>> {
         let read = |directory: &OwnedFd| {
             let names = Dir::read_from(directory)?.map(|entry| Ok(entry?.file_name().to_bytes().to_vec()));
             names.filter(|name| !matches!(name.as_deref(), Ok(b"." | b".."))).collect::<rustix::io::Result<Vec<_>>>()
@@ -126,29 +158,29 @@ impl Node {
         })
     }
 
-    pub(super) fn has_other_names(&self) -> bool {
+    pub(in super::super) fn has_other_names(&self) -> bool {
         self.kind != FileType::Directory && self.links > 1
     }
 
     /// All that a layer says of it besides its content.
-    pub(super) fn attributes(&self) -> Result<Attributes> {
+    pub(in super::super) fn attributes(&self) -> Result<Attributes> {
         let mut all = xattrs::read(&self.proc_path(), xattrs::Last::Followed).context(|| "read its attributes")?;
         all.retain(|name, _| attributes::is_layers(name));
         Ok(Attributes { xattrs: all, ..self.attributes })
     }
 
-    pub(super) fn target(&self) -> Result<Vec<u8>> {
+    pub(in super::super) fn target(&self) -> Result<Vec<u8>> {
         Ok(readlinkat(&self.fd, "", Vec::new()).context(|| "read the symlink")?.into_bytes())
     }
 
     /// Open it, being a regular file, for reading.
-    pub(super) fn open(&self) -> Result<File> {
+    pub(in super::super) fn open(&self) -> Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::CLOEXEC;
         Ok(openat(CWD, self.proc_path(), flags, Mode::empty()).context(|| "open")?.into())
     }
 
-    /// Leads to the inode itself, whatever became of its name.
-    fn proc_path(&self) -> Vec<u8> {
+    /// Leads to the inode itself, whatever became of its name, and a symlink no further.
+    pub(in super::super) fn proc_path(&self) -> Vec<u8> {
         format!("/proc/self/fd/{}", self.fd.as_fd().as_raw_fd()).into_bytes()
     }
 }

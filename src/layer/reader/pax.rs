@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::attributes::{is_label, is_layers};
 use super::super::bad;
 use super::super::name::quoted;
 pub(crate) use super::sparse::PaxSparse;
@@ -101,12 +102,10 @@ impl Records {
 
     /// The name of an attribute, unless it is one that is left out: of another system (`com.apple.provenance`), or
     /// a filesystem's own (`btrfs.compression`, XFS's second name of an ACL), which would mean something on one
-    /// backend only.
+    /// backend only. The label of the host where it was packed isn't even counted: there is another one here.
     fn attribute(&mut self, name: Vec<u8>) -> Option<Vec<u8>> {
-        let known = [&b"user."[..], b"trusted.", b"security.", b"system.posix_acl_"];
-        let ours =
-            known.iter().any(|namespace| name.starts_with(namespace)) && !name.starts_with(b"trusted.SGI_ACL_");
-        self.foreign += u64::from(!ours);
+        let ours = is_layers(&name);
+        self.foreign += u64::from(!ours && !is_label(&name));
         ours.then_some(name)
     }
 }
