@@ -146,7 +146,18 @@ func testContainerCommit(t *testing.T) {
 	c := created(t, d, base)
 	root := get(t, d, c.id)
 	_, written := edit(t, root)
+	committed := commit(t, d, c, base, written)
 
+	wanted := treeWithout(t, root, "/dev", "/dev/console", "/dev/pts", "/dev/shm", "/etc/hostname", "/etc/mtab", "/etc/resolv.conf",
+		"/proc", "/sys")
+	sameTrees(t, tree(t, get(t, d, committed)), wanted)
+	again := created(t, d, committed)
+	changesAre(t, d, again.id, again.init)
+	remove(t, d, again.id, again.init)
+}
+
+func commit(t *testing.T, d graphdriver.Driver, c container, base string, written int64) string {
+	t.Helper()
 	committed := stringid.GenerateRandomID()
 	stream, err := d.Diff(c.id, c.init)
 	ok(t, err)
@@ -155,16 +166,53 @@ func testContainerCommit(t *testing.T) {
 	ok(t, err)
 	ok(t, stream.Close())
 	same(t, "applied size", size, written)
+	return committed
+}
 
-	wanted := tree(t, root)
-	for _, name := range []string{"/dev", "/dev/console", "/dev/pts", "/dev/shm", "/etc/hostname", "/etc/mtab", "/etc/resolv.conf",
-		"/proc", "/sys"} {
-		delete(wanted, name)
+func treeWithout(t *testing.T, root string, names ...string) map[string]string {
+	t.Helper()
+	found := tree(t, root)
+	for _, name := range names {
+		delete(found, name)
 	}
+	return found
+}
+
+// What dockerd puts into the first tree is the image's own here and there, and becomes other things in the container.
+func testContainerInitEdited(t *testing.T) {
+	d := driver(t)
+	base := layer(t, d, "", dir("etc"), file("etc/hosts", "10.0.0.1 image\n"), file("etc/keep", "kept\n"))
+	c := created(t, d, base)
+	changesAre(t, d, c.id, c.init)
+	root := get(t, d, c.id)
+	at := func(name string) string { return filepath.Join(root, name) }
+	write(t, root, "dev/shm/x", "in a new directory\n")
+	ok(t, os.Remove(at("proc")))
+	ok(t, os.Remove(at("etc/hosts")))
+	write(t, root, "etc/hosts/inside", "a directory now\n")
+	ok(t, os.Rename(at(".dockerenv"), at("moved")))
+	ok(t, os.Chmod(at("etc/hostname"), 0o600))
+	ok(t, os.Remove(at("etc/mtab")))
+	write(t, root, "etc/mtab", "no link\n")
+	changesAre(t, d, c.id, c.init, "C /dev", "C /dev/shm", "A /dev/shm/x", "D /proc", "C /etc", "C /etc/hosts", "A /etc/hosts/inside",
+		"D /.dockerenv", "A /moved", "C /etc/hostname", "C /etc/mtab")
+	committed := commit(t, d, c, base, int64(len("in a new directory\n")+len("a directory now\n")+len("no link\n")))
+	wanted := treeWithout(t, root, "/dev/console", "/dev/pts", "/etc/resolv.conf", "/sys")
 	sameTrees(t, tree(t, get(t, d, committed)), wanted)
-	again := created(t, d, committed)
-	changesAre(t, d, again.id, again.init)
-	remove(t, d, again.id, again.init)
+
+	// Asking for the first tree now leads to it as it was.
+	other := newContainer()
+	ok(t, d.CreateReadWrite(other.id, c.init, nil))
+	changesAre(t, d, other.id, c.init)
+	for _, name := range initial {
+		if _, err := os.Lstat(filepath.Join(get(t, d, other.id), strings.Fields(name)[1])); err != nil {
+			t.Errorf("a second container has no %s: %v", name, err)
+		}
+	}
+	changesAre(t, d, c.init, base, append([]string{"C /etc/hosts"}, without(initial, "A /etc/hosts")...)...)
+	changesAre(t, d, c.id, c.init, "C /dev", "C /dev/shm", "A /dev/shm/x", "D /proc", "C /etc", "C /etc/hosts", "A /etc/hosts/inside",
+		"D /.dockerenv", "A /moved", "C /etc/hostname", "C /etc/mtab")
+	t.Cleanup(func() { remove(t, d, other.id, c.id, c.init, committed, base) })
 }
 
 func testRemoveInitLast(t *testing.T) {

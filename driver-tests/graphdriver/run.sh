@@ -187,7 +187,11 @@ awk -v order="$order" '
         printf "%-28s", ""; for (c = 1; c <= columns; c++) printf " %-9s", head[c] ~ /trixie/ ? "26.1" : "20.10"; print ""
         for (r = 1; r <= rows; r++) {
             printf "%-28s", names[r]
-            for (c = 1; c <= columns; c++) { s = result[head[c], names[r]]; printf " %-9s", s == "" ? "-" : tolower(s) }
+            for (c = 1; c <= columns; c++) {
+                s = tolower(result[head[c], names[r]])
+                if (s == "") { s = "-"; if (head[c] !~ /^(overlay2|vfs)/ && names[r] != "Binary") { s = "MISSING"; bad++ } }
+                printf " %-9s", s
+            }
             print ""
         }
         exit bad > 0 }' "$results"

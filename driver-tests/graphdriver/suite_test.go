@@ -60,6 +60,7 @@ var table = []struct {
 	{"ContainerUntouched", dockers, testContainerUntouched},
 	{"ContainerWritten", dockers, testContainerWritten},
 	{"ContainerCommit", dockers, testContainerCommit},
+	{"ContainerInitEdited", dockers, testContainerInitEdited},
 	{"RemoveInitLast", dockers, testRemoveInitLast},
 	{"RemoveInitFirst", dockers, testRemoveInitFirst},
 	{"RemoveTwice", dockers, testRemoveTwice},
