@@ -189,8 +189,10 @@ impl Keyspace<'_> {
     fn same(&self, found: &Found, new: &NewKeyed<'_>) -> Result<()> {
         let exists = |why: &str| Err(Error::new(Kind::Exists, format!("it is there already{why}")));
         let Found::Tree(record) = found else { return exists(", and its tree has become another one's") };
-        if self.parent_key(record)?.as_deref() != new.parent {
-            return exists(" on another parent");
+        let own = self.parent_key(record)?;
+        if own.as_deref() != new.parent {
+            let (own, asked) = (own.as_deref().unwrap_or("nothing"), new.parent.unwrap_or("nothing"));
+            return exists(&format!(", based on {own} and not on {asked}"));
         }
         match record.keyed() {
             Some(keyed) if keyed.size_limit != new.size_limit => exists(" with another size limit"),
