@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients fuzz vmtest vm-lock lint bench build install uninstall clean
+.PHONY: help demo test test-clients fuzz vmtest vm-lock lint bench bench-docker build install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: ## Check the format and run clippy; warnings are errors
 
 bench: ## Measure this project, the floor and its peers on one filesystem (needs root)
 	@driver-tests/bench/run.sh
+
+bench-docker: ## Measure Docker on this project's plugin, its btrfs and its overlay2 on one filesystem (needs root)
+	@driver-tests/bench/docker.sh
 
 build: ## Build the release binary
 	@driver-tests/tools/build.sh
