@@ -64,10 +64,13 @@ class Rows:
 
     def __init__(self, contenders, mount):
         self.contenders, self.mount = contenders, mount
-        self.rows, self.failures = {}, []
+        self.rows, self.failures, self.failed, self.out = {}, [], set(), []
+
+    def row(self, name, unit="ms"):
+        return self.rows.setdefault(name, {"row": name, "unit": unit, "values": {}})
 
     def put(self, row, who, value, unit="ms"):
-        self.rows.setdefault(row, {"row": row, "unit": unit, "values": {}})["values"].setdefault(who, []).append(value)
+        self.row(row, unit)["values"].setdefault(who, []).append(value)
 
     def fail(self, who, row, error):
         self.failures.append({"who": who, "row": row, "error": str(error)})
@@ -84,10 +87,14 @@ class Rows:
             time.sleep(0.05)
         sync(self.mount)
 
-    def turns(self, title, once, most, seconds=20.0, least=3):
-        """Let the contenders measure in turns, each MOST times or until SECONDS of its own are over, at LEAST so often.
-        ONCE(who, n) yields pairs of a row and its milliseconds. Who fails is out of the rest."""
+    def turns(self, names, once, most, seconds=20.0, least=3):
+        """Let the contenders measure the rows NAMES in turns, each MOST times or until SECONDS of its own are over, at LEAST
+        so often. ONCE(who, n) yields pairs of a row and its milliseconds. Who fails is out of the rest of them."""
+        title = "; ".join(names)
         say(f"{title} ...")
+        for name in names:
+            self.row(name)
+            self.failed.update((who.name, name) for who in self.out)
         going, spent = list(self.contenders), {}
         for run in range(most):
             for who in rotated(going, run):
@@ -99,6 +106,7 @@ class Rows:
                         self.put(row, who.name, value)
                 except (Failed, OSError, ValueError, subprocess.SubprocessError) as error:
                     self.fail(who.name, title, error)
+                    self.failed.update((who.name, name) for name in names)
                     going.remove(who)
                     continue
                 spent[who] = spent.get(who, 0) + time.monotonic() - start
@@ -113,6 +121,7 @@ class Rows:
             except (Failed, OSError, subprocess.SubprocessError) as error:
                 self.fail(who.name, title, error)
                 self.contenders.remove(who)
+                self.out.append(who)
 
     def median(self, row, who):
         values = self.rows.get(row, {"values": {}})["values"].get(who)
@@ -191,7 +200,7 @@ def loads(rows, archive):
         measure.warm(archive)
         yield "load", who.load(archive).ms
 
-    rows.turns("load, rmi", once, most=3, seconds=120)
+    rows.turns(["load", "rmi, the image"], once, most=3, seconds=120)
 
 
 def tools(work):
@@ -215,7 +224,7 @@ def everyday(rows):
         rows.settle()
         yield "run --rm, of true", ask(who, "run", "--rm", *LIMITS, TOOLS, "/bin/true").ms
 
-    rows.turns("create, rm, run", once, most=15)
+    rows.turns(["create", "rm", "run --rm, of true"], once, most=15)
 
 
 def changed(rows, edit):
@@ -234,9 +243,9 @@ def changed(rows, edit):
         yield "rmi, a commit", ask(who, "rmi", COMMIT).ms
 
     rows.prepare("a container with ten changes", lambda who: edit.create(who, "edited0"))
-    rows.turns("ps -as", sizes, most=15, seconds=12)
-    rows.turns("diff", diff, most=15, seconds=12)
-    rows.turns("commit, rmi", commit, most=10, seconds=20)
+    rows.turns(["ps -as, 1 container"], sizes, most=15, seconds=12)
+    rows.turns(["diff, 10 changes"], diff, most=15, seconds=12)
+    rows.turns(["commit, 10 changes", "rmi, a commit"], commit, most=10, seconds=20)
 
 
 def build(rows, work):
@@ -256,7 +265,7 @@ def build(rows, work):
             raise Failed(f"build has added {added} layers instead of {STEPS}")
         ask(who, "rmi", BUILT)
 
-    rows.turns("build", once, most=5, seconds=25)
+    rows.turns(["build, three steps"], once, most=5, seconds=25)
 
 
 def several(rows, edit):
@@ -275,9 +284,9 @@ def several(rows, edit):
         yield "rm, 10 changes", who.remove(f"edited{run}").ms
 
     rows.prepare("ten containers with ten changes", create)
-    rows.turns("ps -as of ten", sizes, most=10, seconds=20)
-    rows.turns("system df", disk, most=10, seconds=20)
-    rows.turns("rm of ten", remove, most=CONTAINERS, least=CONTAINERS)
+    rows.turns(["ps -as, 10 containers"], sizes, most=10, seconds=20)
+    rows.turns(["system df, 10 containers"], disk, most=10, seconds=20)
+    rows.turns(["rm, 10 changes"], remove, most=CONTAINERS, least=CONTAINERS)
 
 
 def resident(rows, ours, scale):
@@ -285,13 +294,14 @@ def resident(rows, ours, scale):
     def put(row, value):
         rows.put(f"memory, {row}", ours.name, value, "MB")
 
+    count = int(MANY * scale)
+    many = f"{count:,} containers"
     try:
         put("after the rows above", ours.plugin.memory("VmRSS"))
         put("peak of the rows above", ours.plugin.memory("VmHWM"))
-        count = int(MANY * scale)
-        say(f"{count:,} containers, by dockerd's API ...")
+        say(f"{many}, by dockerd's API ...")
         plugin.create_many(f"{ours.run}/sock", TOOLS, count)
-        put(f"{count:,} containers", ours.plugin.memory("VmRSS"))
+        put(many, ours.plugin.memory("VmRSS"))
         say("Diff of 2 GB, by the plugin's socket ...")
         put("peak of a Diff of 2 GB", ours.plugin.diff_peak(DIFF_BYTES))
     except (Failed, OSError, KeyError, ValueError) as error:
@@ -349,11 +359,10 @@ def cell(values):
 def table(rows, names):
     """One line a row: medians, and how many times ours each of the others is."""
     lines = [["", "unit", "runs", *names, *(f"{name} / reflinkd" for name in names if name != "reflinkd")]]
-    failed = {(failure["who"], failure["row"]) for failure in rows.failures}
     for row in rows.rows.values():
         values, ours = row["values"], rows.median(row["row"], "reflinkd")
         runs = [len(values.get(name, [])) for name in names if name in values]
-        cells = ["failed" if (name, row["row"]) in failed else cell(values.get(name)) for name in names]
+        cells = ["failed" if (name, row["row"]) in rows.failed else cell(values.get(name)) for name in names]
         others = (rows.median(row["row"], name) for name in names if name != "reflinkd")
         ratios = [f"{other / ours:.2f}" if other and ours else "-" for other in others]
         lines.append([row["row"], row["unit"], "/".join(str(count) for count in (runs if len(set(runs)) > 1 else runs[:1])),

@@ -136,7 +136,7 @@ class Turns(unittest.TestCase):
             order.append((run, who.name))
             yield "row", 1.0
 
-        quietly(rows.turns, "title", once, most=3)
+        quietly(rows.turns, ["row", "other"], once, most=3)
         self.assertEqual([name for _, name in order], ["a", "b", "c", "b", "c", "a", "c", "a", "b"])
         self.assertEqual({name: len(values) for name, values in rows.rows["row"]["values"].items()}, {"a": 3, "b": 3, "c": 3})
 
@@ -148,13 +148,16 @@ class Turns(unittest.TestCase):
                 raise Failed("broken")
             yield "row", 1.0
 
-        quietly(rows.turns, "title", once, most=4)
+        quietly(rows.turns, ["row", "other"], once, most=4)
         self.assertEqual({name: len(values) for name, values in rows.rows["row"]["values"].items()}, {"a": 1, "b": 4})
-        self.assertEqual(rows.failures, [{"who": "a", "row": "title", "error": "broken"}])
+        self.assertEqual(rows.failures, [{"who": "a", "row": "row; other", "error": "broken"}])
+        table = docker_rows.table(rows, ["a", "b"]).splitlines()
+        self.assertEqual([[cell.strip() for cell in line.split("|")][4:6] for line in table[2:]],
+                         [["failed", "1.00 (1.00 to 1.00)"], ["failed", "-"]])
 
     def test_no_time_left_ends_after_the_least(self):
         rows = rows_of("a")
-        quietly(rows.turns, "title", lambda who, run: [("row", 1.0)], most=9, seconds=-1, least=4)
+        quietly(rows.turns, ["row", "other"], lambda who, run: [("row", 1.0)], most=9, seconds=-1, least=4)
         self.assertEqual(len(rows.rows["row"]["values"]["a"]), 4)
 
     def test_who_is_not_prepared_is_out_of_all_that_follows(self):
@@ -166,6 +169,8 @@ class Turns(unittest.TestCase):
 
         quietly(rows.prepare, "title", once)
         self.assertEqual([who.name for who in rows.contenders], ["a"])
+        quietly(rows.turns, ["row"], lambda who, run: [("row", 1.0)], most=1)
+        self.assertEqual((list(rows.rows["row"]["values"]), rows.failed), (["a"], {("b", "row")}))
 
 
 class Table(unittest.TestCase):
