@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 /// Each part, and the parts it may name by `crate::`. `error` and what the crate's root re-exports of it are
 /// everybody's.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("cli", &["engine", "store", "backend", "layer", "oci", "sys"]),
+    ("cli", &["daemon", "engine", "store", "backend", "layer", "oci", "sys"]),
+    ("daemon", &["engine", "store", "backend", "layer", "sys"]),
     ("engine", &["store", "backend", "copy", "layer", "oci", "sys"]),
     ("store", &["sys"]),
     ("backend", &["copy", "sys"]),

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! cli                  arguments, tables, exit codes; the only place that prints
+//! daemon               sockets and wire formats of front doors
 //!   engine             the only place that orders steps across index and filesystem
 //!     store            records beside the trees and their SQLite index; knows no filesystem
 //!     backend          trees, charges, limits: btrfs, reflink, memory; knows no OCI and no database
@@ -17,6 +18,7 @@
 pub mod backend;
 pub mod cli;
 pub mod copy;
+pub mod daemon;
 pub mod engine;
 pub mod error;
 pub mod layer;

@@ -105,6 +105,10 @@ impl Backend for Double {
         if limit.is_some() { self.set_limit(to, limit) } else { Ok(()) }
     }
 
+    fn seal(&self, tree: &Tree) -> Result<()> {
+        self.inner.seal(tree)
+    }
+
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         self.inner.replace(from, fresh, None)?;
         if limit.is_some() { self.set_limit(fresh, limit) } else { Ok(()) }

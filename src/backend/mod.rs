@@ -11,7 +11,7 @@
 //! create(work, charge g1)                     an empty writable tree, charged to group 1
 //! ... unpack the base layer into work ...
 //! clone_tree(work -> base, ReadOnly, g1)      durable with its data when it returns; a clone of the
-//! destroy(work)                               tree, so that no open descriptor can change it later
+//! destroy(work)                               tree, so that no open descriptor can change it later; or seal(work)
 //!
 //! clone_tree(base -> web1, Writable, g2 limited to 10 GB)
 //! measure([web1])                             what web1 wrote itself, never what base holds
@@ -269,6 +269,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// can't be held; `Unsupported` naming the file for an active swapfile.
     fn clone_tree(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()>;
 
+    /// Make a tree read-only where it is: a clone of it from now on is of one that nobody changes. It is durable on return,
+    /// with its data. Where clones are constant, whoever has it open goes on in what it was; elsewhere its caller knows that
+    /// nobody has. After a crash it is sealed or not, and [`Backend::settle`] removes what is left beside it.
+    ///
+    /// # Errors
+    /// As [`Backend::clone_tree`]; then the tree is as it was.
+    fn seal(&self, tree: &Tree) -> Result<()>;
+
     /// Put a fresh writable clone of `from` in the place of `tree`'s tree by one atomic exchange; the path
     /// never vanishes, and it is durable on return. `fresh` is `tree` with the group for its new writes.
     /// The old tree is destroyed. After a crash either tree is at `fs`, and [`Backend::settle`] removes the other.
@@ -413,6 +421,18 @@ pub enum QuotaMode {
     Inconsistent,
     /// XFS project quotas, by mount option.
     Project,
+}
+
+impl fmt::Display for QuotaMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Simple => "simple",
+            Self::Full => "full",
+            Self::Inconsistent => "inconsistent",
+            Self::Project => "project",
+        })
+    }
 }
 
 /// Limits on what a tree's writers may add.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer};
 
 use super::format::parse_size;
+use crate::daemon::{self, Doors};
 use crate::engine::Settings;
 use crate::engine::home::{BackendKind, Layout};
 use crate::engine::pool::PoolFs;
@@ -28,6 +29,7 @@ struct File {
     host_reserve: Option<u64>,
     spares: Option<usize>,
     tend: Option<bool>,
+    docker_socket: Option<PathBuf>,
     #[serde(deserialize_with = "size")]
     max_layer_size: Option<u64>,
     max_layer_entries: Option<u64>,
@@ -129,8 +131,8 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Er
     parse_size(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
-/// What the user and the administrator chose. `root` and `config` come from flags or environment.
-pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<Settings> {
+/// What the user and the administrator chose, and the doors of `serve`. `root` and `config` come from flags or environment.
+pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<(Settings, Doors)> {
     let file = match config {
         Some(path) => read(path)?,
         None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
@@ -149,7 +151,11 @@ pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<S
     settings.host_reserve = file.host_reserve.unwrap_or(settings.host_reserve);
     settings.spares = file.spares.unwrap_or(settings.spares);
     settings.tend = file.tend.unwrap_or(settings.tend);
-    Ok(settings)
+    let open = |path: Option<PathBuf>, default: &str| {
+        Some(path.unwrap_or_else(|| default.into())).filter(|path| !path.as_os_str().is_empty())
+    };
+    let doors = Doors { docker: open(file.docker_socket, daemon::DOCKER_SOCKET) };
+    Ok((settings, doors))
 }
 
 fn read(path: &Path) -> Result<File> {
@@ -169,7 +175,9 @@ mod tests {
         let shown = text.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("a block of toml");
         let path = tempfile::NamedTempFile::new().expect("a scratch file");
         std::fs::write(path.path(), shown).expect("write");
-        let (shown, default) = (settings(None, Some(path.path())).expect("it is valid"), Settings::default());
+        let none = tempfile::NamedTempFile::new().expect("a scratch file");
+        let read = |path: &Path| settings(None, Some(path)).expect("it is valid");
+        let (shown, default) = (read(path.path()), read(none.path()));
         assert_eq!(format!("{shown:?}"), format!("{default:?}"));
         let keys = toml::from_str::<toml::Table>(&std::fs::read_to_string(path.path()).expect("read")).expect("toml");
         // All but pool_fs, which has no default.

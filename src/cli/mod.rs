@@ -79,6 +79,7 @@ enum Command {
     Tend(c::tend::Tend),
     Quota(c::quota::Quota),
     Destroy(c::destroy::Destroy),
+    Serve(c::serve::Serve),
     // The program
     Completions(c::completions::Completions),
     Man(c::man::Man),
@@ -115,7 +116,7 @@ impl Cli {
             Command::Man(args) => return args.run(out),
             _ => {}
         }
-        let mut settings = config::settings(self.root, self.config.as_deref())?;
+        let (mut settings, doors) = config::settings(self.root, self.config.as_deref())?;
         settings.tend &= !self.no_tend;
         match self.command {
             Command::Init(args) => return args.run(settings, out),
@@ -157,6 +158,7 @@ impl Cli {
             Command::Gc(args) => args.run(&engine, out),
             Command::Quota(args) => args.run(&engine, out),
             Command::Destroy(args) => return args.run(engine, out),
+            Command::Serve(args) => return args.run(engine, doors),
             Command::Init(_) | Command::Tend(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
         };
         // Also after a failure: what it undid may have to be cleaned up.

@@ -84,7 +84,7 @@ impl Engine {
     }
 
     /// Give a draft what makes it a container. Durable on return.
-    fn make_container(&self, draft: &Draft, limit: Option<u64>) -> Result<()> {
+    pub(super) fn make_container(&self, draft: &Draft, limit: Option<u64>) -> Result<()> {
         let tree = tree_at(draft.place().to_path_buf(), draft.record());
         let parent = self.parent_tree(draft.record())?;
         if draft.record().is_view() {

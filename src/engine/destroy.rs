@@ -85,7 +85,7 @@ impl Engine {
 /// What `Identity::create` and the index made; `store.json` last, so that a destroy cut short can be repeated.
 fn remove_own_files(root: &Path) -> Result<()> {
     let backups = (1..store::SCHEMA).map(|schema| format!("backup-schema-{schema}"));
-    for directory in ["images", "blobs"].map(String::from).into_iter().chain(backups) {
+    for directory in ["images", "blobs", "doors"].map(String::from).into_iter().chain(backups) {
         ignore_missing(std::fs::remove_dir_all(root.join(&directory))).context(|| format!("remove {directory}"))?;
     }
     let index = ["index.db", "index.db-journal", "index.current"];

@@ -70,7 +70,7 @@ impl Engine {
 
 /// The facts as Docker tells them: a directory in which something changed has changed, one of which only the time of
 /// modification did has not, nor has what a layer only carries along, and the root is not spoken of.
-fn folded(changes: &Changes, sizes: bool) -> Diff {
+pub(super) fn folded(changes: &Changes, sizes: bool) -> Diff {
     let mut lines: BTreeMap<&Path, DiffLine> = BTreeMap::new();
     let told = changes.list.iter().filter(|change| !matches!(change.what, What::Touched | What::Linked));
     for change in told {

@@ -345,7 +345,7 @@ impl Engine {
 }
 
 /// Set a directory's times to 0, as [`layer::unpack`] does with directories that have no entry.
-fn set_epoch(directory: &Path) -> Result<()> {
+pub(super) fn set_epoch(directory: &Path) -> Result<()> {
     let epoch = rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 };
     let times = rustix::fs::Timestamps { last_access: epoch, last_modification: epoch };
     rustix::fs::utimensat(rustix::fs::CWD, directory, &times, rustix::fs::AtFlags::empty())

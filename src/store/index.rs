@@ -292,7 +292,7 @@ impl Change<'_> {
     }
 
     /// Add the row of a record found on disk. If damage gave two trees one name, the one that comes later stays
-    /// reachable all the same: a container by another name, a layer by those that are based on it.
+    /// reachable all the same: a container by another name, another tree by those that are based on it.
     pub(super) fn adopt(&self, mut record: Record, state: State) -> Result<()> {
         match self.put(&record, state) {
             Err(e) if e.kind() == Kind::Exists => {}
@@ -306,6 +306,11 @@ impl Change<'_> {
             Err(e) if e.kind() == Kind::Exists => self.put_as(&record, state, None, None),
             other => other,
         }
+    }
+
+    /// Overwrite the row of a tree that is no more what its record says: nobody finds it by a name.
+    pub(super) fn put_nameless(&self, record: &Record, state: State) -> Result<()> {
+        self.put_as(record, state, None, None)
     }
 
     fn put_as(&self, record: &Record, state: State, key: Option<&str>, name: Option<&str>) -> Result<()> {

@@ -8,6 +8,7 @@
 //! ROOT/images/<uuid>.json    one image: ID, top layer, names
 //! ROOT/images/lock           held exclusively while images change, shared while a container of one is begun
 //! ROOT/images/load.lock      held shared by each running load, so that nobody collects its layers
+//! ROOT/doors/<owner>.json    what the client of a front door said when it began
 //! ROOT/blobs/sha256/<hex>    manifests and configurations, by digest
 //! ROOT/index.db              SQLite; see `index`
 //! ROOT/index.current         there while the index is as good as the records; removing it (which works on
@@ -63,6 +64,7 @@ mod files;
 mod identity;
 mod images;
 mod index;
+mod keyed;
 mod places;
 mod record;
 mod relatives;
@@ -79,7 +81,10 @@ pub use files::Lock;
 pub use identity::{Identity, SCHEMA};
 pub use images::{Image, ImagesGuard};
 pub use index::State;
-pub use record::{Container, Content, Layer, Owner, Record, Snapshot, SnapshotOrigin, TreeKind};
+pub use record::{
+    Container, Content, Init, InitChange, InitEntry, Keyed, Layer, Owner, Record, Snapshot, SnapshotOrigin, Stage,
+    TreeKind,
+};
 pub use relatives::NewFork;
 pub use tending::{Tending, ask_to_stop, is_asked_to_stop};
 pub use upgrade::upgrade;

@@ -35,6 +35,12 @@ impl Owner {
         Self("cli".into())
     }
 
+    /// Docker, by the graph-driver protocol.
+    #[must_use]
+    pub fn docker() -> Self {
+        Self("docker".into())
+    }
+
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -80,6 +86,8 @@ pub enum Content {
     Container(Container),
     /// A container as it was. Since schema 4.
     Snapshot(Snapshot),
+    /// A tree that the client of a front door knows by a key of its own. Since schema 5.
+    Keyed(Keyed),
 }
 
 /// The kinds of [`Content`], to ask by.
@@ -90,6 +98,7 @@ pub enum TreeKind {
     Spare,
     Container,
     Snapshot,
+    Keyed,
 }
 
 impl TreeKind {
@@ -100,6 +109,7 @@ impl TreeKind {
             Self::Spare => "spare",
             Self::Container => "container",
             Self::Snapshot => "snapshot",
+            Self::Keyed => "keyed",
         }
     }
 }
@@ -113,6 +123,7 @@ impl Content {
             Self::Spare => TreeKind::Spare,
             Self::Container(_) => TreeKind::Container,
             Self::Snapshot(_) => TreeKind::Snapshot,
+            Self::Keyed(_) => TreeKind::Keyed,
         }
     }
 }
@@ -197,28 +208,97 @@ impl Snapshot {
     }
 }
 
+/// A tree that a client of ours knows by a key: a layer of Docker's, say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keyed {
+    /// Unique among its owner's.
+    pub key: String,
+    pub stage: Stage,
+    /// Most bytes that may be added to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_limit: Option<u64>,
+    /// The SELinux label that all of its files have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Which run of its client it was made in.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub session: u32,
+    /// The layer between it and its parent that has no tree of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<Init>,
+}
+
+/// How far a keyed tree has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// It has no tree yet, and gets one when it is needed.
+    Reserved,
+    /// It is written to.
+    Active,
+    /// It is as it stays: it has been unpacked, or something is based on it. Sizes as a [`Layer`]'s.
+    Committed { size: u64, size_method: String, apparent_size: u64 },
+}
+
+/// What the client did in a tree that became another one's: Docker's `<container>-init`, whose tree goes on as the container's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Init {
+    pub key: String,
+    /// Whether the record stands for that key, too. Not any more once the key was removed, or has a tree again.
+    pub stands: bool,
+    /// What had been changed by then.
+    pub entries: Vec<InitEntry>,
+    /// The same as a layer: its tar, compressed by zstd, in hexadecimal digits.
+    pub layer: String,
+}
+
+/// A path that was changed before the tree became another one's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitEntry {
+    /// Below the root, which itself is the empty path.
+    pub path: String,
+    pub change: InitChange,
+    /// What tells whether it was changed again: number, and change time in ns since 1970. 0 of what was deleted.
+    pub inode: u64,
+    pub ctime: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InitChange {
+    Added,
+    Changed,
+    Deleted,
+}
+
+fn is_none(session: &u32) -> bool {
+    *session == 0
+}
+
 impl Record {
     /// The groups that what it holds may be charged to.
     pub fn groups(&self) -> impl Iterator<Item = u32> {
         self.group.into_iter().chain(self.inherits.iter().copied())
     }
 
-    /// The unique name of the content among its owner's: chain ID, container ID, container and label, or none.
+    /// The unique name of the content among its owner's: chain ID, container ID, container and label, key, or none.
     #[must_use]
     pub fn key(&self) -> Option<Cow<'_, str>> {
         match &self.content {
             Content::Layer(layer) => Some(Cow::Borrowed(&layer.chain_id)),
             Content::Container(container) => Some(Cow::Borrowed(&container.id)),
             Content::Snapshot(snapshot) => Some(Cow::Owned(Snapshot::key(snapshot.container, &snapshot.label))),
+            Content::Keyed(keyed) => Some(Cow::Borrowed(&keyed.key)),
             Content::Work | Content::Spare => None,
         }
     }
 
-    /// A second unique name: containers have one.
+    /// A second unique name: containers have one, and trees that stand for another key as well.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         match &self.content {
             Content::Container(container) => Some(&container.name),
+            Content::Keyed(keyed) => keyed.init.as_ref().filter(|init| init.stands).map(|init| init.key.as_str()),
             Content::Layer(_) | Content::Work | Content::Spare | Content::Snapshot(_) => None,
         }
     }
@@ -235,6 +315,14 @@ impl Record {
     pub fn container(&self) -> Option<&Container> {
         match &self.content {
             Content::Container(container) => Some(container),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn keyed(&self) -> Option<&Keyed> {
+        match &self.content {
+            Content::Keyed(keyed) => Some(keyed),
             _ => None,
         }
     }

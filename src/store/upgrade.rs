@@ -6,6 +6,7 @@
 //! | 2 | a record says itself that its tree is being replaced, by `replacing`. In schema 1 only a second tree at `fs.new` said so, which was gone before the record had the group of the tree that stayed |
 //! | 3 | a tree can be a spare, and a container read-only, with the tree of its layer mounted in the place of one of its own. Schema 2 knew neither; its records mean the same in schema 3 |
 //! | 4 | a tree can be a snapshot of a container, and share its own data with relatives. A layer has beside it what its tar is made of again; layers of schema 3 don't, and can't be saved |
+//! | 5 | a tree can be one that the client of a front door knows by a key |
 //!
 //! ```text
 //! ROOT/backup-schema-1/store.json      what is changed, as it was: kept until the store is destroyed
@@ -36,8 +37,12 @@ struct Step {
 }
 
 /// In order and without gaps: the last one leads to [`SCHEMA`].
-const STEPS: [Step; 3] =
-    [Step { from: 1, apply: mark_replaced }, Step { from: 2, apply: nothing }, Step { from: 3, apply: nothing }];
+const STEPS: [Step; 4] = [
+    Step { from: 1, apply: mark_replaced },
+    Step { from: 2, apply: nothing },
+    Step { from: 3, apply: nothing },
+    Step { from: 4, apply: nothing },
+];
 
 /// Bring the store at `root` up to [`SCHEMA`] if it has an older one; that older one. `None` if nothing was to be done:
 /// also without a store, or with one of a newer schema, which [`Identity::read`] refuses.
@@ -154,7 +159,7 @@ fn mark_replaced(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// 2 to 3, and 3 to 4: the number alone keeps out programs that would take a spare for damage, a view for a tree, or the
+/// 2 to 5: the number alone keeps out programs that would take a spare for damage, a view for a tree, or the
 /// groups of snapshots for leftovers.
 fn nothing(_: &Path) -> Result<()> {
     Ok(())

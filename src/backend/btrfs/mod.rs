@@ -112,6 +112,10 @@ impl Backend for Btrfs {
         self.clone_into(from, to, &to.root(), access, limit)
     }
 
+    fn seal(&self, tree: &Tree) -> Result<()> {
+        self.seal_tree(tree)
+    }
+
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         self.replace_tree(from, fresh, limit)
     }

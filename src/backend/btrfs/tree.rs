@@ -96,11 +96,21 @@ impl Btrfs {
     }
 
     pub(super) fn replace_tree(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
+        self.exchange_with_clone(from, fresh, Access::Writable, limit)
+    }
+
+    /// By a snapshot, and not by the flag: whoever has the tree open would go on writing to it, and what is in memory of it
+    /// wouldn't be on disk (docs/kernel.md).
+    pub(super) fn seal_tree(&self, tree: &Tree) -> Result<()> {
+        self.exchange_with_clone(tree, tree, Access::ReadOnly, None)
+    }
+
+    fn exchange_with_clone(&self, from: &Tree, fresh: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
         let (root, spare) = (fresh.root(), fresh.spare());
         let old = open_tree(fresh)?;
         let place = open_place(fresh.place())?;
         self.destroy_subvolume(&spare)?;
-        self.clone_into(from, fresh, &spare, Access::Writable, limit)?;
+        self.clone_into(from, fresh, &spare, access, limit)?;
         // What its users locked can't be renamed either.
         super::destroy::unlock(&old, &root).inspect_err(|_| self.undo(&spare))?;
         rustix::fs::renameat_with(&place, name_of(&spare), &place, name_of(&root), RenameFlags::EXCHANGE)

@@ -193,6 +193,12 @@ impl Backend for Memory {
         remove_file(&new)
     }
 
+    fn seal(&self, tree: &Tree) -> Result<()> {
+        let record = Self::record(tree)?;
+        write_record(&tree.root(), &Record { read_only: true, ..record })?;
+        self.sync()
+    }
+
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         let (root, spare) = (fresh.root(), fresh.spare());
         refuse_limit(&root, limit)?;

@@ -10,6 +10,7 @@
 //! | | |
 //! |---|---|
 //! | clone | every file by FICLONE ([`clone`](super::clone)): a few calls for each; durable by one syncfs before the rename that publishes it |
+//! | seal | what is written down of the tree says so |
 //! | fork | a clone whose manifest speaks of what its source's speaks of ([`manifest`]) |
 //! | rolling back | a fork, and one exchange between two places ([`rollback`]) |
 //! | changes | one walk of the tree against its manifest ([`changes`]) |
@@ -165,6 +166,10 @@ impl Backend for Reflink {
 
     fn clone_tree(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
         self.clone_into(from, to, access, limit, Kin::Child)
+    }
+
+    fn seal(&self, tree: &Tree) -> Result<()> {
+        self.seal_tree(tree)
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {

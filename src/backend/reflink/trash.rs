@@ -106,6 +106,7 @@ impl Reflink {
     /// Remove what crashes left in a place: a tree at [`Tree::spare`], and manifests without a tree.
     pub(super) fn clear(&self, tree: &Tree) -> Result<()> {
         self.discard(&tree.spare())?;
+        place::remove_file(&Manifest::aside(tree.place()))?;
         let keep = place::manifest_path(&tree.root())?;
         let group = |manifest: &Path| Head::read(manifest).ok().and_then(|head| head.group);
         for manifest in place::manifests(tree.place())?.iter().filter(|manifest| Some(*manifest) != keep.as_ref()) {

@@ -73,6 +73,18 @@ impl Reflink {
         commit(to)
     }
 
+    pub(super) fn seal_tree(&self, tree: &Tree) -> Result<()> {
+        self.clear(tree)?;
+        let head = place::head(tree)?;
+        if head.read_only {
+            return Ok(());
+        }
+        self.sync()?;
+        let path = place::manifest_path(&tree.root())?.ok_or_else(|| place::missing(&tree.root()))?;
+        Manifest::reword(&path, &Head { read_only: true, ..head })?;
+        commit(tree)
+    }
+
     pub(super) fn replace_tree(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         let (root, spare) = (fresh.root(), fresh.spare());
         self.check_limit(fresh, limit)?;

@@ -31,6 +31,7 @@ pub(super) mod rm;
 pub(super) mod rmi;
 pub(super) mod rollback;
 pub(super) mod save;
+pub(super) mod serve;
 pub(super) mod snapshot;
 pub(super) mod snapshots;
 pub(super) mod tag;

@@ -118,6 +118,12 @@ pub fn pack(
     packer.end()
 }
 
+/// What [`Packed::file_bytes`] would be.
+pub fn file_bytes(root: &Path, items: &[Item], cancelled: &dyn Fn() -> bool) -> Result<u64> {
+    let mut sink = super::sink::Plain(std::io::sink());
+    Ok(pack(root, items, u64::MAX, &mut sink, cancelled)?.file_bytes)
+}
+
 /// Write everything in the tree at `root`, the root directory itself first. The rest is as for [`pack`].
 pub fn pack_tree(root: &Path, max_bytes: u64, sink: &mut dyn Sink, cancelled: &dyn Fn() -> bool) -> Result<Packed> {
     Packer::new(Source::open(root)?, b"", max_bytes, sink, cancelled).all()

@@ -159,6 +159,24 @@ impl Manifest {
         io::copy(&mut source, &mut file).map(drop).context(call)
     }
 
+    /// Where one is written that is to replace another in this place. It isn't a manifest's name.
+    pub(super) fn aside(place: &Path) -> PathBuf {
+        place.join("manifest.new")
+    }
+
+    /// Give the manifest at `path` another head. Durable on return.
+    pub(super) fn reword(path: &Path, head: &Head) -> Result<()> {
+        let aside = Self::aside(path.parent().unwrap_or(path));
+        let call = || format!("write {}", path.display());
+        let mut source = open(path)?;
+        codec::read_head(&mut source).map_err(|fault| fault.at(path))?;
+        let mut file = File::create(&aside).context(call)?;
+        file.write_all(&codec::head(head)).context(call)?;
+        io::copy(&mut source, &mut file).context(call)?;
+        file.sync_all().context(call)?;
+        std::fs::rename(&aside, path).context(call)
+    }
+
     /// The manifest of a fork of this manifest's tree; see the module's head. `head` is the fork's, but for the number of
     /// names.
     pub(super) fn forked(&self, head: Head, cloned: &Cloned) -> Self {

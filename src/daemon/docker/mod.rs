@@ -1,0 +1,236 @@
+//! Docker's graph-driver protocol, up to Docker 27: a plugin on a socket below `/run/docker/plugins`.
+//!
+//! ```text
+//! POST /GraphDriver.Create {"ID": "l2", "Parent": "l1"}        {}
+//! POST /GraphDriver.ApplyDiff?id=l2&parent=l1   <tar>          {"Size": 1234}
+//! POST /GraphDriver.Get {"ID": "c1-init"}                      {"Dir": "/var/lib/reflinkd/snapshots/.../fs"}
+//! POST /GraphDriver.Get {"ID": "gone"}                         500 {"Err": "cannot show gone: there is no gone"}
+//! ```
+//!
+//! Requests have no Content-Type, and their Host is empty or made up. A 200 to Diff is read as a tar, so that an error has
+//! to be another status; for the rest either will do, and the same is used. dockerd tries again what a broken connection
+//! lost, Create too; and after our restart it goes on without saying again what it said in the beginning ([`Client`]).
+
+use std::io::Read;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Query, Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use crate::engine::Engine;
+use crate::engine::diff::DiffChange;
+use crate::engine::docker::Client;
+use crate::engine::keyed::{Keyspace, NewKeyed};
+use crate::{Error, Kind, Result};
+use stream::Incoming;
+
+mod facts;
+mod options;
+mod stream;
+mod wire;
+
+const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.1+json";
+
+/// What all requests share.
+#[derive(Debug)]
+struct Docker {
+    engine: Arc<Engine>,
+    client: RwLock<Client>,
+}
+
+/// The answers to all calls.
+pub(super) fn router(engine: Arc<Engine>) -> Result<Router> {
+    let client = RwLock::new(engine.docker_client()?);
+    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker { engine, client })))
+}
+
+async fn answer(State(docker): State<Arc<Docker>>, request: Request) -> Response {
+    let path = request.uri().path().to_string();
+    let call = path.strip_prefix("/GraphDriver.").or_else(|| path.strip_prefix("/Plugin."));
+    let Some(call) = call.filter(|_| request.method() == Method::POST) else { return unknown(&path) };
+    match call {
+        "Diff" => docker.diff(request).await,
+        "ApplyDiff" => docker.apply_diff(request).await,
+        call => {
+            let call = call.to_string();
+            let body = match Bytes::from_request(request, &()).await {
+                Ok(body) => body,
+                Err(e) => return failure(&Error::new(Kind::BadInput, format!("cannot read the request: {e}"))),
+            };
+            let answered = tokio::task::spawn_blocking(move || docker.call(&call, &body)).await;
+            match answered {
+                Ok(Ok(Some(response))) => json(StatusCode::OK, &response),
+                Ok(Ok(None)) => unknown(&path),
+                Ok(Err(e)) => failure(&e),
+                Err(e) => failure(&Error::new(Kind::System, format!("the request ended in a panic: {e}"))),
+            }
+        }
+    }
+}
+
+/// Where a layer goes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Applied {
+    id: String,
+    parent: String,
+}
+
+impl Docker {
+    /// `None` for a call that isn't one.
+    fn call(&self, call: &str, body: &[u8]) -> Result<Option<wire::Response>> {
+        let nothing = wire::Response::default();
+        if call == "Init" {
+            return self.init(&parsed(body)?).map(|()| Some(nothing));
+        }
+        let request: wire::Request = parsed(body)?;
+        let (client, key) = (self.client(), request.id.as_str());
+        let trees = self.engine.docker_trees(&client);
+        let parent = Some(request.parent.as_str()).filter(|parent| !parent.is_empty());
+        Ok(Some(match call {
+            "Activate" => wire::Response { implements: Some(vec!["GraphDriver"]), ..nothing },
+            "Capabilities" => {
+                let capabilities = wire::Capabilities { reproduces_exact_diffs: true };
+                wire::Response { capabilities: Some(capabilities), ..nothing }
+            }
+            "Create" => {
+                let size_limit = options::of_container(request.storage_opt.as_ref())?;
+                trees.reserve(&new(&request, parent, size_limit))?;
+                nothing
+            }
+            "CreateReadWrite" => {
+                let size_limit = options::of_container(request.storage_opt.as_ref())?.or(client.size_limit);
+                trees.prepare(&new(&request, parent, size_limit))?;
+                nothing
+            }
+            "Get" => {
+                let root = trees.root(key)?;
+                wire::Response { dir: Some(root.to_string_lossy().into_owned()), ..nothing }
+            }
+            // Nothing is mounted, so that there is nothing to undo.
+            "Put" | "Cleanup" => nothing,
+            "Remove" => {
+                trees.remove(key)?;
+                nothing
+            }
+            "Exists" => wire::Response { exists: Some(trees.exists(key)?), ..nothing },
+            "Changes" => wire::Response { changes: Some(changes(&trees, key, parent)?), ..nothing },
+            "DiffSize" => wire::Response { size: Some(trees.diff_size(key, parent)?), ..nothing },
+            "GetMetadata" => wire::Response { metadata: Some(facts::of_tree(&trees, key)?), ..nothing },
+            "Status" => wire::Response { status: Some(facts::of_store(&self.engine)?), ..nothing },
+            _ => return Ok(None),
+        }))
+    }
+
+    fn client(&self) -> Client {
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// dockerd begins.
+    fn init(&self, init: &wire::Init) -> Result<()> {
+        let size_limit = options::of_daemon(init.opts.as_deref().unwrap_or_default())?;
+        let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
+        let new = Client { session: client.session + 1, home: init.home.clone().into(), size_limit };
+        self.engine.set_docker_client(&new)?;
+        *client = new;
+        Ok(())
+    }
+
+    async fn diff(self: Arc<Self>, request: Request) -> Response {
+        let request: wire::Request = match Bytes::from_request(request, &()).await {
+            Ok(body) => match parsed(&body) {
+                Ok(request) => request,
+                Err(e) => return failure(&e),
+            },
+            Err(e) => return failure(&Error::new(Kind::BadInput, format!("cannot read the request: {e}"))),
+        };
+        let body = stream::outgoing(move |out| {
+            let client = self.client();
+            let parent = Some(request.parent.as_str()).filter(|parent| !parent.is_empty());
+            self.engine.docker_trees(&client).diff(&request.id, parent, out)
+        });
+        match body.await {
+            Ok(body) => ([(header::CONTENT_TYPE, "application/x-tar")], body).into_response(),
+            Err(e) => failure(&e),
+        }
+    }
+
+    async fn apply_diff(self: Arc<Self>, request: Request) -> Response {
+        let Ok(Query(Applied { id, parent })) = Query::try_from_uri(request.uri()) else {
+            return failure(&Error::new(Kind::Invalid, "ApplyDiff wants id and parent in its query"));
+        };
+        let mut tar = Incoming::of(request.into_body());
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        // Not one of the threads for requests: as many as there are may wait for a Diff each, whose reader needs another.
+        std::thread::spawn(move || {
+            let applied = self.apply(&id, &parent, &mut tar);
+            tar.drain();
+            let _ = answer.send(applied);
+        });
+        match answered.await {
+            Ok(Ok(size)) => json(StatusCode::OK, &wire::Response { size: Some(size), ..Default::default() }),
+            Ok(Err(e)) => failure(&e),
+            Err(_) => failure(&Error::new(Kind::System, "the request ended in a panic")),
+        }
+    }
+
+    fn apply(&self, key: &str, parent: &str, tar: &mut dyn Read) -> Result<u64> {
+        let client = self.client();
+        let trees = self.engine.docker_trees(&client);
+        trees.check_parent(key, Some(parent).filter(|parent| !parent.is_empty()))?;
+        trees.apply(key, tar)
+    }
+}
+
+fn new<'a>(request: &'a wire::Request, parent: Option<&'a str>, size_limit: Option<u64>) -> NewKeyed<'a> {
+    let label = Some(request.mount_label.as_str()).filter(|label| !label.is_empty());
+    NewKeyed { key: &request.id, parent, size_limit, label }
+}
+
+fn changes(trees: &Keyspace<'_>, key: &str, parent: Option<&str>) -> Result<Vec<wire::Change>> {
+    let lines = trees.changes(key, parent)?;
+    let kind = |change| match change {
+        DiffChange::Changed => 0,
+        DiffChange::Added => 1,
+        DiffChange::Deleted => 2,
+    };
+    Ok(lines
+        .into_iter()
+        .map(|line| wire::Change { path: format!("/{}", line.path.display()), kind: kind(line.change) })
+        .collect())
+}
+
+/// A body, which may be missing.
+fn parsed<'a, T: Default + Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
+    if body.trim_ascii().is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body)
+        .map_err(|e| Error::new(Kind::BadInput, format!("the request is no JSON of Docker's: {e}")))
+}
+
+fn unknown(path: &str) -> Response {
+    let err = format!("there is no call {path}");
+    json(StatusCode::NOT_FOUND, &wire::Response { err, ..Default::default() })
+}
+
+/// An error as dockerd shows it to its user.
+fn failure(error: &Error) -> Response {
+    let err = match error.hint() {
+        Some(hint) => format!("{error} (hint: {hint})"),
+        None => error.to_string(),
+    };
+    tracing::warn!("{err}");
+    json(StatusCode::INTERNAL_SERVER_ERROR, &wire::Response { err, ..Default::default() })
+}
+
+fn json(status: StatusCode, response: &wire::Response) -> Response {
+    match serde_json::to_vec(response) {
+        Ok(body) => (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], Body::from(body)).into_response(),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,45 @@
+//! What dockerd said when it began, kept for as long as it goes on: it says so only once, and not to a daemon that was
+//! started again in the middle.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Engine;
+use super::keyed::Keyspace;
+use crate::store::Owner;
+use crate::{Error, Kind, Result};
+
+/// A dockerd, as of its last start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Client {
+    /// How often a dockerd has started with this store.
+    pub session: u32,
+    /// Where a built-in driver would have its files: `<data-root>/<name of the driver>`.
+    pub home: PathBuf,
+    /// Most bytes that a container may add for which nothing else is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_limit: Option<u64>,
+}
+
+impl Engine {
+    /// What the last dockerd said; nothing if there was none yet.
+    pub fn docker_client(&self) -> Result<Client> {
+        let Some(text) = self.store.door(&Owner::docker())? else { return Ok(Client::default()) };
+        serde_json::from_slice(&text)
+            .map_err(|e| Error::new(Kind::Damaged, format!("what is kept of dockerd is damaged: {e}")))
+    }
+
+    /// Keep what a dockerd said that begins. Durable on return. One caller at a time.
+    pub fn set_docker_client(&self, client: &Client) -> Result<()> {
+        let text = serde_json::to_vec_pretty(client)
+            .map_err(|e| Error::new(Kind::Invalid, format!("cannot write down what dockerd said: {e}")))?;
+        self.store.set_door(&Owner::docker(), &text)
+    }
+
+    /// The trees of a dockerd.
+    #[must_use]
+    pub fn docker_trees(&self, client: &Client) -> Keyspace<'_> {
+        self.keyspace(Owner::docker(), client.session)
+    }
+}

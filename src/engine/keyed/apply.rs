@@ -1,0 +1,106 @@
+//! Unpacking a layer into a reserved key's tree.
+//!
+//! The tree is made beside, in a place of its own, and takes the key over when it is whole: so a layer is there or not, and
+//! one that broke off is reserved as before.
+
+use std::io::Read;
+
+use super::Keyspace;
+use crate::backend::{Access, Tree};
+use crate::engine::tree_at;
+use crate::layer::{self, Summary};
+use crate::store::{self, Content, Draft, Held, Keyed, New, NewGroup, Record, Stage};
+use crate::{Context, Error, Kind, Result};
+
+impl Keyspace<'_> {
+    /// Unpack a layer's plain tar into the tree of a key that is not committed, and commit it. Durable on return. The sum of
+    /// the lengths of the regular files in the tar, in bytes.
+    ///
+    /// # Errors
+    /// As [`layer::record`]; `Exists` if it is committed.
+    pub fn apply(&self, key: &str, tar: &mut dyn Read) -> Result<u64> {
+        (|| -> Result<_> {
+            self.engine.tidy()?;
+            self.engine.make_room(None)?;
+            self.engine.guard_host()?;
+            let record = self.tree_of(key)?;
+            let held = self.engine.store.hold(record.uuid)?;
+            let committed = |keyed: &Keyed| matches!(keyed.stage, Stage::Committed { .. });
+            if held.record().keyed().is_none_or(committed) {
+                return Err(Error::new(Kind::Exists, "it is committed, and nothing can be added to it"));
+            }
+            self.apply_to(held, tar)
+        })()
+        .context(|| format!("cannot unpack a layer into {key}"))
+    }
+
+    fn apply_to(&self, held: Held, tar: &mut dyn Read) -> Result<u64> {
+        let engine = self.engine;
+        let mut work = engine.store.begin(New {
+            owner: self.owner.clone(),
+            parent: held.record().parent,
+            group: NewGroup::Same(held.record().group),
+            content: Content::Work,
+        })?;
+        match self.make_applied(&mut work, &held, tar) {
+            Ok(summary) => {
+                let (_, replaced) = engine.store.publish_over(work, held)?;
+                engine.destroy_tree(replaced.record())?;
+                engine.store.finish_removal(replaced)?;
+                Ok(summary.bytes)
+            }
+            Err(e) => {
+                engine.discard(work);
+                Err(e)
+            }
+        }
+    }
+
+    /// Give the draft its tree, and make it what the key's is to be. Durable on return.
+    fn make_applied(&self, work: &mut Draft, held: &Held, tar: &mut dyn Read) -> Result<Summary> {
+        let engine = self.engine;
+        let Some(keyed) = held.record().keyed().cloned() else {
+            return Err(Error::new(Kind::Damaged, "its record is of another kind"));
+        };
+        let tree = tree_at(work.place().to_path_buf(), work.record());
+        let begun = keyed.stage == Stage::Active;
+        if begun {
+            engine.backend.fork(&engine.tree(held.record()), &tree, Access::Writable, keyed.size_limit)?;
+        } else {
+            engine.make_tree_for(work.record(), &tree, keyed.size_limit)?;
+        }
+        let recipe = store::recipe(work.place());
+        let limits = &engine.settings.layer_limits;
+        let summary = layer::record(tar, &tree.root(), &recipe, limits, &|| engine.is_cancelled())?;
+        if begun {
+            // The tar needn't be all that it has beyond its parent.
+            std::fs::remove_file(&recipe).context(|| format!("unlink {}", recipe.display()))?;
+        }
+        // Before it is sealed: a snapshot shares everything with it, and what is shared is nobody's own to full qgroups.
+        let (method, size) = engine.backend.measure_for_good(&tree)?;
+        engine.backend.seal(&tree)?;
+        let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size: summary.bytes };
+        work.set_content(Content::Keyed(Keyed { stage, ..keyed }));
+        if begun {
+            // Of two trees with one key the older one would keep it.
+            engine.store.disown(held)?;
+        }
+        engine.store.confirm(work)?;
+        Ok(summary)
+    }
+}
+
+impl crate::engine::Engine {
+    /// A writable tree for a record: a clone of its parent's, or an empty one.
+    pub(super) fn make_tree_for(&self, record: &Record, tree: &Tree, limit: Option<u64>) -> Result<()> {
+        match self.parent_tree(record)? {
+            Some(parent) => self.backend.clone_tree(&parent, tree, Access::Writable, limit),
+            None => {
+                self.backend.create(tree, limit)?;
+                // A tar without an entry for its root would leave the time of now there: no two layers alike.
+                crate::engine::load::set_epoch(&tree.root())?;
+                self.backend.sync()
+            }
+        }
+    }
+}

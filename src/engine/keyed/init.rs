@@ -1,0 +1,242 @@
+//! The layer between a container and its image: how its tree becomes the container's, and how it is told apart from it
+//! afterwards. See the module above.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::io::Errno;
+
+use super::{Found, Keyspace, NewKeyed};
+use crate::backend::changes::{Change, Changes, EntryKind, What};
+use crate::engine::{delta, tree_at};
+use crate::layer;
+use crate::layer::pack;
+use crate::layer::sink::Plain;
+use crate::store::{Content, Init, InitChange, InitEntry, Keyed, New, NewGroup, Record, Stage};
+use crate::sys::rooted;
+use crate::{Context, Error, Kind, Result};
+
+/// Past these the tree is committed like any other, so that records stay small. Docker's own have ten entries.
+const MOST_ENTRIES: usize = 64;
+const MOST_TAR_BYTES: u64 = 256 << 10;
+const MOST_LAYER_BYTES: usize = 2048;
+/// Longer than a tick of the coarse clock (CONFIG_HZ=100): no clock that runs is behind for longer.
+const MOST_TICKS: u32 = 20;
+
+/// Whether a client that makes two trees for a container means these by it.
+pub(super) fn is_init_of(init: &str, key: &str) -> bool {
+    init.strip_suffix("-init") == Some(key)
+}
+
+impl Keyspace<'_> {
+    /// Make the active tree of `init` that of `new`. Durable on return. `false` if it has to be cloned.
+    pub(super) fn take_over(&self, init: &str, new: &NewKeyed<'_>) -> Result<bool> {
+        let Some(Found::Tree(record)) = self.find(init)? else { return Ok(false) };
+        let mut held = self.engine.store.hold(record.uuid)?;
+        let Some(keyed) = held.record().keyed().cloned() else { return Ok(false) };
+        if keyed.key != init || keyed.stage != Stage::Active || keyed.label.as_deref() != new.label {
+            return Ok(false);
+        }
+        let Some(taken) = self.described(&keyed.key, held.record())? else { return Ok(false) };
+        let tree = self.engine.tree(held.record());
+        self.engine.set_limit(&tree, new.size_limit)?;
+        let content = Content::Keyed(Keyed {
+            key: new.key.to_string(),
+            size_limit: new.size_limit,
+            session: self.session,
+            init: Some(taken),
+            ..keyed.clone()
+        });
+        let amended = Record { content, created: jiff::Timestamp::now(), ..held.record().clone() };
+        if let Err(e) = self.engine.store.amend(&mut held, amended) {
+            self.engine.set_limit(&tree, keyed.size_limit)?;
+            return Err(e);
+        }
+        Ok(true)
+    }
+
+    /// What was changed in a tree, to be told apart from what is changed from now on. `None` if it is too much.
+    fn described(&self, key: &str, record: &Record) -> Result<Option<Init>> {
+        let tree = self.engine.tree(record);
+        let changes = self.engine.changes(record, false)?;
+        if changes.list.len() > MOST_ENTRIES {
+            return Ok(None);
+        }
+        let root = open_root(&tree.root())?;
+        let mut entries = Vec::new();
+        for change in &changes.list {
+            let Some(path) = change.path.to_str() else { return Ok(None) };
+            let now = facts(&root, change.path.as_os_str().as_bytes())?;
+            let change = match (change.what, &now) {
+                (What::Deleted, None) => InitChange::Deleted,
+                // Somebody else is at work in it.
+                (What::Deleted, Some(_)) | (_, None) => return Ok(None),
+                (What::Added, Some(_)) => InitChange::Added,
+                (What::Modified | What::Touched | What::Linked | What::Replaced { .. }, Some(_)) => {
+                    InitChange::Changed
+                }
+            };
+            let Facts { inode, ctime, .. } = now.unwrap_or_default();
+            entries.push(InitEntry { path: path.to_string(), change, inode, ctime });
+        }
+        let mut tar = Plain(Vec::new());
+        let items = delta::items(&changes);
+        let packed = pack::pack(&tree.root(), &items, MOST_TAR_BYTES, &mut tar, &|| self.engine.is_cancelled());
+        match packed {
+            Err(e) if e.kind() == Kind::Invalid => return Ok(None),
+            packed => packed?,
+        };
+        let layer = zstd::bulk::compress(&tar.0, 0).context(|| format!("compress what is in {key}"))?;
+        if layer.len() > MOST_LAYER_BYTES {
+            return Ok(None);
+        }
+        outlast(entries.iter().map(|entry| entry.ctime).max().unwrap_or(0));
+        let layer = layer.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Some(Init { key: key.to_string(), stands: true, entries, layer }))
+    }
+
+    /// Give a key whose tree has become another one's a tree again, as it was then.
+    pub(super) fn split(&self, record: &Record) -> Result<Record> {
+        let engine = self.engine;
+        let mut held = engine.store.hold(record.uuid)?;
+        let Some(keyed) = held.record().keyed().cloned() else { return Ok(held.record().clone()) };
+        let Some(init) = keyed.init.clone().filter(|init| init.stands) else {
+            return Err(Error::new(Kind::InUse, "others are at work on it"));
+        };
+        let mut draft = engine.store.begin(New {
+            owner: self.owner.clone(),
+            parent: held.record().parent,
+            group: NewGroup::Fresh,
+            content: Content::Work,
+        })?;
+        let tree = tree_at(draft.place().to_path_buf(), draft.record());
+        let made = (|| {
+            engine.make_tree_for(draft.record(), &tree, None)?;
+            let tar = unpacked_layer(&init)?;
+            let limits = &engine.settings.layer_limits;
+            let summary = layer::unpack(&mut tar.as_slice(), &tree.root(), limits, &|| engine.is_cancelled())?;
+            let (method, size) = engine.backend.measure_for_good(&tree)?;
+            engine.backend.seal(&tree)?;
+            let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size: summary.bytes };
+            let own = Keyed { key: init.key.clone(), stage, size_limit: None, init: None, ..keyed.clone() };
+            draft.set_content(Content::Keyed(own));
+            let without =
+                Content::Keyed(Keyed { init: Some(Init { stands: false, ..init.clone() }), ..keyed.clone() });
+            let amended = Record { content: without, ..held.record().clone() };
+            engine.store.amend(&mut held, amended)?;
+            engine.store.confirm(&draft)
+        })();
+        match made {
+            Ok(()) => engine.store.publish(draft),
+            Err(e) => {
+                engine.discard(draft);
+                Err(e)
+            }
+        }
+    }
+
+    /// The key of a tree that has become another one's was removed.
+    pub(super) fn forget_init(&self, record: &Record) -> Result<()> {
+        let mut held = self.engine.store.hold(record.uuid)?;
+        let Some(keyed) = held.record().keyed().cloned() else { return Ok(()) };
+        let init = keyed.init.clone().map(|init| Init { stands: false, ..init });
+        let amended = Record { content: Content::Keyed(Keyed { init, ..keyed }), ..held.record().clone() };
+        self.engine.store.amend(&mut held, amended)
+    }
+}
+
+fn unpacked_layer(init: &Init) -> Result<Vec<u8>> {
+    let damaged = || Error::new(Kind::Damaged, format!("what was in {} is damaged in its record", init.key));
+    let digits = init.layer.as_bytes().chunks(2).map(|pair| {
+        let pair = std::str::from_utf8(pair).ok()?;
+        u8::from_str_radix(pair, 16).ok()
+    });
+    let compressed: Vec<u8> = digits.collect::<Option<_>>().ok_or_else(damaged)?;
+    zstd::bulk::decompress(&compressed, MOST_TAR_BYTES as usize).map_err(|_| damaged())
+}
+
+/// What tells an inode from what it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Facts {
+    inode: u64,
+    ctime: i64,
+}
+
+fn open_root(root: &Path) -> Result<OwnedFd> {
+    openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .context(|| format!("open {}", root.display()))
+}
+
+/// The facts of what is at `path`, through no symlink; `None` if there is nothing.
+fn facts(root: &OwnedFd, path: &[u8]) -> Result<Option<Facts>> {
+    let (parent, name) = match path.iter().rposition(|&b| b == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (&b""[..], path),
+    };
+    let name = if name.is_empty() { b"." } else { name };
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let found = rooted::beneath(root, parent, flags).and_then(|directory| rooted::node(directory, name));
+    match found.and_then(|node| statx(&node, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::CTIME)) {
+        Ok(now) => {
+            let ctime = now.stx_ctime.tv_sec.saturating_mul(1_000_000_000) + i64::from(now.stx_ctime.tv_nsec);
+            Ok(Some(Facts { inode: now.stx_ino, ctime }))
+        }
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(e) => Err(e).context(|| format!("stat {}", String::from_utf8_lossy(path))),
+    }
+}
+
+/// Wait until whatever is changed later has another change time than any until now.
+fn outlast(newest: i64) {
+    for _ in 0..MOST_TICKS {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        if newest < now.tv_sec.saturating_mul(1_000_000_000) + now.tv_nsec {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What was changed since a tree became another one's, of all that is changed in it.
+pub(super) fn since(init: &Init, root: &Path, changes: Changes) -> Result<Changes> {
+    let root = open_root(root)?;
+    let then: HashMap<&Path, &InitEntry> = init.entries.iter().map(|entry| (Path::new(&entry.path), entry)).collect();
+    let mut list = Vec::new();
+    let mut there = BTreeSet::new();
+    for change in changes.list {
+        let Some(entry) = then.get(change.path.as_path()) else {
+            list.push(change);
+            continue;
+        };
+        there.insert(change.path.clone());
+        match entry.change {
+            InitChange::Deleted if change.what == What::Deleted => continue,
+            InitChange::Deleted => list.push(Change { what: What::Added, ..change }),
+            InitChange::Added | InitChange::Changed => {
+                let now = facts(&root, change.path.as_os_str().as_bytes())?;
+                if now == Some(Facts { inode: entry.inode, ctime: entry.ctime }) {
+                    continue;
+                }
+                // It has the name by then; what it was is not known any more.
+                let what = if change.what == What::Added { What::Modified } else { change.what };
+                list.push(Change { what, ..change });
+            }
+        }
+    }
+    let mut gone: Vec<PathBuf> = Vec::new();
+    for entry in init.entries.iter().filter(|entry| entry.change == InitChange::Added) {
+        let path = Path::new(&entry.path);
+        let hidden = gone.iter().any(|gone| path.starts_with(gone));
+        if !hidden && !there.contains(path) && facts(&root, entry.path.as_bytes())?.is_none() {
+            gone.push(path.to_path_buf());
+        }
+    }
+    let deleted = |path| Change { path, what: What::Deleted, kind: EntryKind::File, size: None };
+    list.extend(gone.into_iter().map(deleted));
+    list.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(Changes { list, ..changes })
+}

@@ -1,0 +1,325 @@
+//! Trees that the client of a front door makes, writes to and removes by keys of its own: Docker's layers.
+//!
+//! A key's tree is *reserved* (there is none yet), *active* (somebody writes to it) or *committed*. It is committed when
+//! a layer has been unpacked into it, or when something is based on it; then nobody writes to it any more.
+//!
+//! ```text
+//! reserve(L2, on L1)         a record; the tree is made when it is needed
+//! apply(L2, tar)             L1 cloned, the tar unpacked, sealed: committed
+//! prepare(C-init, on L2)     a clone of L2, which the client writes to at root(C-init)
+//! prepare(C, on C-init)      the tree of C-init goes on as C's (see below)
+//! changes(C, against C-init) what C has that C-init had not
+//! diff(L2, against L1)       the tar that was applied, byte for byte
+//! remove(C), remove(C-init)
+//! ```
+//!
+//! # The layer between a container and its image
+//!
+//! Docker makes two trees for a container: `C-init`, into which it puts empty files to mount on, and `C` on it. Nothing else
+//! is ever based on `C-init`, so it isn't cloned: its tree becomes `C`'s, by writing another record ([`take_over`]). What had
+//! been changed by then is kept in the record: as paths with what tells whether they were changed since ([`Init`]), so that they are left out
+//! of what `C` changed; and as a layer, of which `C-init` is made again should anybody ask for its tree.
+//!
+//! [`take_over`]: Keyspace::prepare
+//! [`Init`]: crate::store::Init
+//!
+//! # Cut short
+//!
+//! Each verb has one durable step, and can be repeated: what is there as it should be is left as it is. A layer that couldn't
+//! be unpacked is reserved as before.
+
+use std::path::PathBuf;
+
+use super::{Engine, tree_at};
+use crate::store::{Content, Keyed, New, NewGroup, Owner, Record, Stage, State, TreeKind};
+use crate::{Context, Error, Kind, Result};
+
+mod apply;
+mod delta;
+mod facts;
+mod init;
+mod seal;
+
+pub use facts::KeyedFacts;
+
+/// How often to look again while others are at work on a key.
+const ATTEMPTS: u32 = 16;
+/// Longest key in bytes.
+const LONGEST_KEY: usize = 1024;
+
+/// The trees of one owner.
+#[derive(Debug)]
+pub struct Keyspace<'e> {
+    engine: &'e Engine,
+    owner: Owner,
+    /// Which run of its client asks.
+    session: u32,
+}
+
+/// What a new tree is to be.
+#[derive(Debug, Clone, Default)]
+pub struct NewKeyed<'a> {
+    pub key: &'a str,
+    /// The key of the tree that it is based on.
+    pub parent: Option<&'a str>,
+    /// Most bytes that may be added.
+    pub size_limit: Option<u64>,
+    /// SELinux label for all of its files.
+    pub label: Option<&'a str>,
+}
+
+/// What a key leads to.
+enum Found {
+    Tree(Record),
+    /// No tree of its own: the record of the one that its tree became.
+    Init(Record),
+}
+
+impl Engine {
+    /// The trees of an owner, for the `session`th run of its client.
+    #[must_use]
+    pub fn keyspace(&self, owner: Owner, session: u32) -> Keyspace<'_> {
+        Keyspace { engine: self, owner, session }
+    }
+}
+
+impl Keyspace<'_> {
+    /// Make an active tree. Durable on return. If it is there already, as asked for, nothing is done.
+    ///
+    /// # Errors
+    /// `Exists` if the key has a tree on another parent; `NotFound` without such a parent; `Unsupported` for a limit that can't
+    /// be held here.
+    pub fn prepare(&self, new: &NewKeyed<'_>) -> Result<()> {
+        self.make(new, Stage::Active).context(|| format!("cannot make {}", new.key))
+    }
+
+    /// Take a key for a tree that is made when it is needed: by [`Keyspace::root`], or [`Keyspace::apply`]. The rest is as for
+    /// [`Keyspace::prepare`].
+    pub fn reserve(&self, new: &NewKeyed<'_>) -> Result<()> {
+        self.make(new, Stage::Reserved).context(|| format!("cannot make {}", new.key))
+    }
+
+    fn make(&self, new: &NewKeyed<'_>, stage: Stage) -> Result<()> {
+        check_key(new.key)?;
+        self.engine.tidy()?;
+        self.engine.make_room(None)?;
+        self.engine.guard_host()?;
+        for warning in self.engine.check_limit(new.size_limit)? {
+            tracing::warn!("{}: {warning}", new.key);
+        }
+        for _ in 0..ATTEMPTS {
+            if let Some(found) = self.find(new.key)? {
+                return self.same(&found, new);
+            }
+            match self.make_once(new, &stage) {
+                Err(e) if e.kind() == Kind::Exists => self.wait_for(new.key)?,
+                made => return made,
+            }
+        }
+        Err(self.stuck())
+    }
+
+    fn make_once(&self, new: &NewKeyed<'_>, stage: &Stage) -> Result<()> {
+        if *stage == Stage::Active
+            && let Some(parent) = new.parent
+            && init::is_init_of(parent, new.key)
+            && self.take_over(parent, new)?
+        {
+            return Ok(());
+        }
+        let parent = new.parent.map(|parent| self.sealed(parent)).transpose()?;
+        let content = Content::Keyed(Keyed {
+            key: new.key.to_string(),
+            stage: stage.clone(),
+            size_limit: new.size_limit,
+            label: new.label.map(str::to_string),
+            session: self.session,
+            init: None,
+        });
+        self.engine.with_room(|| self.make_tree(parent.as_ref(), &content, new))
+    }
+
+    fn make_tree(&self, parent: Option<&Record>, content: &Content, new: &NewKeyed<'_>) -> Result<()> {
+        let (engine, uuid) = (self.engine, parent.map(|parent| parent.uuid));
+        let reserved = matches!(content, Content::Keyed(Keyed { stage: Stage::Reserved, .. }));
+        let spare = match uuid {
+            Some(parent) if !reserved && engine.keeps_spares() => {
+                engine.store.claim_spare(parent, &self.owner, content)?
+            }
+            _ => None,
+        };
+        let draft = match spare {
+            Some(draft) => draft,
+            None => engine.store.begin(New {
+                owner: self.owner.clone(),
+                parent: uuid,
+                group: NewGroup::Fresh,
+                content: content.clone(),
+            })?,
+        };
+        let made = if reserved { Ok(()) } else { engine.make_container(&draft, new.size_limit) };
+        match made {
+            Ok(()) => engine.store.publish(draft).map(drop),
+            Err(e) => {
+                engine.discard(draft);
+                Err(e)
+            }
+        }
+    }
+
+    /// Whether what is there is what was asked for: a client that lost our answer asks again.
+    fn same(&self, found: &Found, new: &NewKeyed<'_>) -> Result<()> {
+        let exists = |why: &str| Err(Error::new(Kind::Exists, format!("it is there already{why}")));
+        let Found::Tree(record) = found else { return exists(", and its tree has become another one's") };
+        if self.parent_key(record)?.as_deref() != new.parent {
+            return exists(" on another parent");
+        }
+        match record.keyed() {
+            Some(keyed) if keyed.size_limit != new.size_limit => exists(" with another size limit"),
+            Some(keyed) if matches!(keyed.stage, Stage::Committed { .. }) => exists(", and committed"),
+            _ => Ok(()),
+        }
+    }
+
+    /// The key of the tree that one is based on.
+    fn parent_key(&self, record: &Record) -> Result<Option<String>> {
+        if let Some(init) = record.keyed().and_then(|keyed| keyed.init.as_ref()) {
+            return Ok(Some(init.key.clone()));
+        }
+        let Some(parent) = record.parent else { return Ok(None) };
+        let parent = self.engine.store.get(parent)?;
+        Ok(parent.and_then(|parent| parent.keyed().map(|keyed| keyed.key.clone())))
+    }
+
+    /// Whether a key's tree is based on this parent.
+    ///
+    /// # Errors
+    /// `NotFound` without such a key, `Invalid` if it has another parent.
+    pub fn check_parent(&self, key: &str, parent: Option<&str>) -> Result<()> {
+        let record = self.tree_of(key)?;
+        let own = self.parent_key(&record)?;
+        if own.as_deref() == parent {
+            return Ok(());
+        }
+        let told = |parent: Option<&str>| parent.map_or("nothing".to_string(), str::to_string);
+        let (own, parent) = (told(own.as_deref()), told(parent));
+        Err(Error::new(Kind::Invalid, format!("{key} is based on {own}, and not on {parent}")))
+    }
+
+    /// Whether there is such a key.
+    pub fn exists(&self, key: &str) -> Result<bool> {
+        Ok(self.find(key)?.is_some())
+    }
+
+    /// The root directory of a tree; one that is reserved is made active.
+    pub fn root(&self, key: &str) -> Result<PathBuf> {
+        (|| -> Result<_> {
+            let record = self.tree_of(key)?;
+            let record = match record.keyed().map(|keyed| &keyed.stage) {
+                Some(Stage::Reserved) => self.realise(&record)?,
+                _ => record,
+            };
+            let root = self.engine.tree(&record).root();
+            if !root.exists() {
+                return Err(Error::new(Kind::Damaged, format!("its tree is missing at {}", root.display())));
+            }
+            Ok(root)
+        })()
+        .context(|| format!("cannot show {key}"))
+    }
+
+    /// Give a reserved key its tree.
+    fn realise(&self, record: &Record) -> Result<Record> {
+        self.engine.tidy()?;
+        let mut held = self.engine.store.hold(record.uuid)?;
+        let Some(keyed) = held.record().keyed().cloned() else { return Ok(held.record().clone()) };
+        if keyed.stage != Stage::Reserved {
+            return Ok(held.record().clone());
+        }
+        let tree = tree_at(held.place().to_path_buf(), held.record());
+        // What a process left that died before the record said so.
+        self.engine.backend.destroy(&tree)?;
+        self.engine.make_tree_for(held.record(), &tree, keyed.size_limit)?;
+        let amended =
+            Record { content: Content::Keyed(Keyed { stage: Stage::Active, ..keyed }), ..held.record().clone() };
+        if let Err(e) = self.engine.store.amend(&mut held, amended) {
+            self.engine.backend.destroy(&tree)?;
+            return Err(e);
+        }
+        Ok(held.record().clone())
+    }
+
+    /// Remove a tree. Succeeds if there is none.
+    ///
+    /// # Errors
+    /// `InUse` if others are based on it.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        (|| -> Result<_> {
+            self.engine.tidy()?;
+            for _ in 0..ATTEMPTS {
+                let removed = match self.find(key)? {
+                    None => Ok(()),
+                    Some(Found::Tree(record)) => self.engine.remove_if_there(&record).map(drop),
+                    Some(Found::Init(record)) => self.forget_init(&record),
+                };
+                match removed {
+                    Err(e) if e.kind() == Kind::NotFound => {}
+                    removed => return removed,
+                }
+            }
+            Err(self.stuck())
+        })()
+        .context(|| format!("cannot remove {key}"))
+    }
+
+    /// All trees, oldest first.
+    pub fn list(&self) -> Result<Vec<Record>> {
+        let all = self.engine.store.list(TreeKind::Keyed)?;
+        Ok(all.into_iter().filter(|record| record.owner == self.owner).collect())
+    }
+
+    /// The record of a key's own tree, which is made again if it has become another one's.
+    fn tree_of(&self, key: &str) -> Result<Record> {
+        match self.find(key)? {
+            Some(Found::Tree(record)) => Ok(record),
+            Some(Found::Init(record)) => self.split(&record),
+            None => Err(Error::new(Kind::NotFound, format!("there is no {key}"))),
+        }
+    }
+
+    fn find(&self, key: &str) -> Result<Option<Found>> {
+        let store = &self.engine.store;
+        for _ in 0..ATTEMPTS {
+            match store.by_key(&self.owner, TreeKind::Keyed, key)? {
+                Some((record, state)) if state.is_live() => return Ok(Some(Found::Tree(record))),
+                // Somebody makes or removes it. If he died it is debris.
+                Some((record, _)) => {
+                    store.wait_for(record.uuid)?;
+                    self.engine.tidy()?;
+                }
+                None => return Ok(store.by_name(&self.owner, key)?.map(Found::Init)),
+            }
+        }
+        Err(self.stuck())
+    }
+
+    /// Wait for who has this key at the moment.
+    fn wait_for(&self, key: &str) -> Result<()> {
+        match self.engine.store.by_key(&self.owner, TreeKind::Keyed, key)? {
+            Some((record, State::Making | State::Removing)) => self.engine.store.wait_for(record.uuid),
+            _ => Ok(()),
+        }
+    }
+
+    fn stuck(&self) -> Error {
+        Error::new(Kind::InUse, "what a dead process left of it can't be cleared up")
+            .with_hint("reflinkd gc says why")
+    }
+}
+
+fn check_key(key: &str) -> Result<()> {
+    if key.is_empty() || key.len() > LONGEST_KEY || key.chars().any(char::is_control) {
+        return Err(Error::new(Kind::Invalid, format!("{key:?} is no key")));
+    }
+    Ok(())
+}

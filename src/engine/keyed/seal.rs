@@ -1,0 +1,37 @@
+//! Committing a tree because something is to be based on it.
+
+use super::Keyspace;
+use crate::Result;
+use crate::store::{Content, Keyed, Record, Stage};
+
+impl Keyspace<'_> {
+    /// The record of a key's tree, committed by now.
+    pub(super) fn sealed(&self, key: &str) -> Result<Record> {
+        let record = self.tree_of(key)?;
+        let record = match record.keyed().map(|keyed| &keyed.stage) {
+            Some(Stage::Reserved) => self.realise(&record)?,
+            _ => record,
+        };
+        match record.keyed().map(|keyed| &keyed.stage) {
+            Some(Stage::Committed { .. }) => Ok(record),
+            _ => self.seal(&record),
+        }
+    }
+
+    fn seal(&self, record: &Record) -> Result<Record> {
+        let mut held = self.engine.store.hold(record.uuid)?;
+        let Some(keyed) = held.record().keyed().cloned() else { return Ok(held.record().clone()) };
+        if matches!(keyed.stage, Stage::Committed { .. }) {
+            return Ok(held.record().clone());
+        }
+        let tree = self.engine.tree(held.record());
+        // Before it is sealed: a snapshot shares everything with it, and what is shared is nobody's own to full qgroups.
+        let (method, size) = self.engine.backend.measure_for_good(&tree)?;
+        let apparent_size = self.file_bytes(held.record())?;
+        self.engine.backend.seal(&tree)?;
+        let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size };
+        let amended = Record { content: Content::Keyed(Keyed { stage, ..keyed }), ..held.record().clone() };
+        self.engine.store.amend(&mut held, amended)?;
+        Ok(held.record().clone())
+    }
+}
