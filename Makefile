@@ -42,6 +42,9 @@ lint: ## Check the format and run clippy; warnings are errors
 bench: ## Measure this project, the floor and its peers on one filesystem (needs root)
 	@driver-tests/bench/run.sh
 
+bench-docker: ## Measure Docker on this project's plugin, its btrfs and its overlay2 on one filesystem (needs root)
+	@driver-tests/bench/docker.sh
+
 build: ## Build the release binary
 	@driver-tests/tools/build.sh
 
