@@ -27,6 +27,9 @@ test-docker: ## Hold Docker 20.10 and 26.1 to their own behaviour on the storage
 test-graphdriver: ## Hold the Docker plugin to Docker's own conformance suite, and more: GROUND="simple xfs" (needs root)
 	@driver-tests/graphdriver/run.sh
 
+test-deb: ## Install the Debian package in a clean Debian, use it, and remove it again (needs root)
+	@driver-tests/deb/run.sh
+
 fuzz: ## Fuzz layers, archives and manifests: MINUTES=20, TARGETS="tar unpack" (needs root and cargo-fuzz)
 	@driver-tests/fuzz/run.sh
 
@@ -47,6 +50,9 @@ bench-docker: ## Measure Docker on this project's plugin, its btrfs and its over
 
 build: ## Build the release binary
 	@driver-tests/tools/build.sh
+
+deb: ## Build the Debian package, below target/debian/ (installs cargo-deb below target/)
+	@driver-tests/deb/build.sh
 
 install: ## Install binary, man pages and completions below PREFIX (after: make build)
 	@test -x $(BIN) || { echo 'error: $(BIN) is missing: run make build first' >&2; exit 1; }

@@ -6,12 +6,11 @@
 #   BENCH_FLAGS     more flags for docker_rows.py, such as: --scale 0.1 --no-quotas
 
 . "$(dirname "$0")/../tools/lib.sh"
-. "$(dirname "$0")/peers.sh"
 
 here=$(cd "$(dirname "$0")" && pwd)
 need_root "the benchmark" bench-docker
 need_packages btrfs-progs util-linux python3 busybox-static
-need_daemons docker.io
+need_daemons docker.io runc
 for module in loop btrfs overlay; do modprobe "$module" 2>/dev/null || true; done
 
 cd "$top"

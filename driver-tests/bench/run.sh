@@ -8,7 +8,6 @@
 #   BENCH_FLAGS     more flags for bench.py, such as: --scale 0.1
 
 . "$(dirname "$0")/../tools/lib.sh"
-. "$(dirname "$0")/peers.sh"
 
 here=$(cd "$(dirname "$0")" && pwd)
 need_root "the benchmark" bench
