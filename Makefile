@@ -24,6 +24,7 @@ test-clients: ## Have real podman and Docker load, run and save again what `save
 
 test-docker: ## Hold Docker 20.10 and 26.1 to their own behaviour on the storage driver of `serve` (needs root)
 	@driver-tests/docker/run.sh
+
 test-graphdriver: ## Hold the Docker plugin to Docker's own conformance suite, and more: GROUND="simple xfs" (needs root)
 	@driver-tests/graphdriver/run.sh
 

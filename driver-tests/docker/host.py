@@ -63,7 +63,8 @@ class Filesystem:
 
     def __enter__(self):
         self.mnt.mkdir(parents=True, exist_ok=True)
-        self.disk.unlink(missing_ok=True)
+        # A lane that was killed may have left one.
+        self.__exit__()
         with open(self.disk, "wb") as disk:
             disk.truncate(6 << 30)
         sh(f"mkfs.{self.kind}", "-q", self.disk)
@@ -79,7 +80,7 @@ class Filesystem:
                 subprocess.run(["umount", path], capture_output=True, check=False)
             if os.path.ismount(self.mnt):
                 time.sleep(0.2)
-        self.disk.unlink()
+        self.disk.unlink(missing_ok=True)
 
     def used(self):
         """Bytes in use, all that was written being on disk, and what was removed being taken apart."""
@@ -139,7 +140,7 @@ class Plugin:
     def start(self):
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen([str(word) for word in self.command()], stdin=subprocess.DEVNULL,
-                                            stdout=log, stderr=log)
+                                            stdout=log, stderr=log, start_new_session=True)
         done = time.monotonic() + START_SECONDS
         while time.monotonic() < done and self.process.poll() is None:
             with contextlib.suppress(OSError):
@@ -222,7 +223,7 @@ class Dockerd:
         ]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=log)
+                                            stderr=log, start_new_session=True)
         done = time.monotonic() + START_SECONDS
         while self.process.poll() is None and time.monotonic() < done:
             if self.client("version").returncode == 0:
@@ -239,13 +240,18 @@ class Dockerd:
         self.start(*more)
 
     def end_what_is_left(self):
-        """containerd and shims outlive a dockerd that was killed."""
-        marker = str(self.run).encode()
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                program = (entry / "comm").read_text().strip()
+        """containerd, shims and the containers below these outlive a dockerd that was killed."""
+        marker, ours, parents = str(self.run).encode(), set(), {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                program = (entry / "comm").read_text()
                 if program.startswith("containerd") and marker in (entry / "cmdline").read_bytes():
-                    os.kill(int(entry.name), signal.SIGKILL)
+                    ours.add(int(entry.name))
+                # The name, in brackets, may have anything in it.
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        for process in [*(process for process, parent in parents.items() if parent in ours - {1}), *ours]:
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
 
     def client(self, *arguments, **options):
         """Run the version's own client; the completed process."""

@@ -6,6 +6,7 @@ The built-in drivers are the oracle: what is expected of reflinkd here has been 
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -148,6 +149,8 @@ def main():
     options = arguments()
     driver = DRIVERS[options.driver]
     options.work.mkdir(parents=True, exist_ok=True)
+    # Ended by others, it takes away what it made, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()
     lanes = 0
     try:

@@ -10,7 +10,8 @@
 //! backend.destroy(held); store.finish_removal(held)?;
 //! ```
 
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::index::State;
@@ -100,6 +101,21 @@ impl Store {
         }
         files::sync(&self.root)?;
         files::replace(&path, |file| file.write_all(bytes))
+    }
+
+    /// Let a group pass to the trees, whose names it must know: root of another user namespace has to reach its own by
+    /// path. Listing what is there is still root's.
+    pub fn let_through(&self, group: u32) -> Result<()> {
+        for directory in [&self.root, &self.root.join("snapshots")] {
+            let what = || directory.display();
+            let mode = std::fs::metadata(directory).context(|| format!("stat {}", what()))?.permissions().mode();
+            if mode & 0o001 == 0 {
+                chown(directory, None, Some(group)).context(|| format!("chgrp {}", what()))?;
+                std::fs::set_permissions(directory, Permissions::from_mode(mode & 0o7707 | 0o010))
+                    .context(|| format!("chmod {}", what()))?;
+            }
+        }
+        Ok(())
     }
 
     fn door_path(&self, owner: &Owner) -> PathBuf {

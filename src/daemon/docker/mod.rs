@@ -21,6 +21,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
+use super::tending::Wake;
 use crate::engine::Engine;
 use crate::engine::diff::DiffChange;
 use crate::engine::docker::Client;
@@ -41,12 +42,13 @@ const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.1+json";
 struct Docker {
     engine: Arc<Engine>,
     client: RwLock<Client>,
+    tender: Wake,
 }
 
 /// The answers to all calls.
-pub(super) fn router(engine: Arc<Engine>) -> Result<Router> {
+pub(super) fn router(engine: Arc<Engine>, tender: Wake) -> Result<Router> {
     let client = RwLock::new(engine.docker_client()?);
-    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker { engine, client })))
+    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker { engine, client, tender })))
 }
 
 async fn answer(State(docker): State<Arc<Docker>>, request: Request) -> Response {
@@ -106,6 +108,7 @@ impl Docker {
             "CreateReadWrite" => {
                 let size_limit = options::of_container(request.storage_opt.as_ref())?.or(client.size_limit);
                 trees.prepare(&new(&request, parent, size_limit))?;
+                self.tender.call();
                 nothing
             }
             "Get" => {
@@ -117,6 +120,7 @@ impl Docker {
             "Put" | "Cleanup" => nothing,
             "Remove" => {
                 trees.remove(key)?;
+                self.tender.call();
                 nothing
             }
             "Exists" => wire::Response { exists: Some(trees.exists(key)?), ..nothing },
