@@ -301,7 +301,7 @@ impl Keyspace<'_> {
     /// Remove a tree with the spare clones of it, those too that are being made.
     fn remove_tree(&self, record: &Record) -> Result<()> {
         let engine = self.engine;
-        loop {
+        for _ in 0..ATTEMPTS {
             match engine.remove_if_there(record) {
                 Err(e) if e.kind() == Kind::InUse && engine.keeps_spares() => {
                     let begun = engine.store.list_begun(TreeKind::Spare)?;
@@ -315,6 +315,7 @@ impl Keyspace<'_> {
                 removed => return removed.map(drop),
             }
         }
+        Err(Error::new(Kind::InUse, "containers are based on it"))
     }
 
     /// All trees, oldest first.
