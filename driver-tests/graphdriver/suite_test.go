@@ -76,6 +76,7 @@ var table = []struct {
 	{"DiffExact", ours, testDiffExact},
 	{"DiffExactAgain", ours, testDiffExactAgain},
 	{"Rows", ours, testRows},
+	{"EmptyRequest", ours, testEmptyRequest},
 	{"Restarted", ours, testRestarted},
 	{"KilledWhileApplying", ours, testKilledWhileApplying},
 	{"Sixteen", dockers, testSixteen},
