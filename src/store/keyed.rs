@@ -80,6 +80,17 @@ impl Store {
         Ok(())
     }
 
+    /// [`Store::amend`], which becomes durable with the next commit of the filesystem.
+    pub fn amend_soon(&self, held: &mut Held, record: Record) -> Result<()> {
+        let directory = open_place(&held.place)?;
+        self.reserving(|change| {
+            change.put(&record, State::Ready)?;
+            record.write(&directory, &held.place)
+        })?;
+        held.record = record;
+        Ok(())
+    }
+
     /// What was kept for the clients of this owner by [`Store::set_door`].
     pub fn door(&self, owner: &Owner) -> Result<Option<Vec<u8>>> {
         let path = self.door_path(owner);
