@@ -53,7 +53,7 @@ pub(crate) fn a_sealed_tree_can_be_cloned(f: &Fixture) {
     let untouched = f.charged(&child);
     write_random(&child.root().join("etc/more"), MIB);
     let charged = f.charged(&child) - untouched;
-    assert!(charged.abs_diff(MIB as u64) <= f.setup.overhead(), "{charged}");
+    assert!(charged.abs_diff(MIB) <= f.setup.overhead(), "{charged}");
     assert!(!tree.root().join("etc/more").exists(), "what is written to a clone is only there");
     let reopened = f.reopened();
     assert!(reopened.is_read_only(&tree).expect("is it read-only"), "others know it, too");
@@ -102,7 +102,7 @@ pub(crate) fn a_tree_is_sealed_at_its_limit(f: &Fixture) {
     }
     let image = f.image("image", fill);
     let tree = f.tree("tree");
-    f.backend.clone_tree(&image, &tree, Access::Writable, Some(4 * MIB as u64)).expect("clone");
+    f.backend.clone_tree(&image, &tree, Access::Writable, Some(4 * MIB)).expect("clone");
     let mut file = fs::File::create(tree.root().join("big")).expect("create");
     while file.write_all(&[7; 64 << 10]).and_then(|()| file.sync_data()).is_ok() {}
     let before = tree_digest(&tree.root());

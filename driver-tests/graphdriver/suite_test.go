@@ -1,7 +1,7 @@
 // Package graphdriver runs Docker's conformance suite of graph drivers, and more, against the plugin socket of reflinkd
 // through the proxy that dockerd itself has.
 //
-// REFLINKD_SOCKET is the socket, REFLINKD_LIMITS says whether size limits are "held" or "refused" there. With GRAPHDRIVER=overlay2
+// REFLINKD_SOCKET is the socket, REFLINKD_PIDFILE has the server's process, and REFLINKD_SERVE starts another; REFLINKD_LIMITS says whether size limits are "held" or "refused" there. With GRAPHDRIVER=overlay2
 // or =vfs, Docker's own driver of that name is run in place of the plugin: what it doesn't do the same way isn't Docker's
 // expectation, but ours alone, and is marked as such in the table.
 package graphdriver
@@ -76,6 +76,9 @@ var table = []struct {
 	{"DiffExact", ours, testDiffExact},
 	{"DiffExactAgain", ours, testDiffExactAgain},
 	{"Rows", ours, testRows},
+	{"EmptyRequest", ours, testEmptyRequest},
+	{"Restarted", ours, testRestarted},
+	{"KilledWhileApplying", ours, testKilledWhileApplying},
 	{"Sixteen", dockers, testSixteen},
 	{"Teardown", dockers, testTeardown},
 }
