@@ -1,6 +1,7 @@
 """Steps that end daemons, one with ids mapped, and what is left at the end."""
 
 import json
+import re
 
 import images
 from basics import RUN, bytes_written, inside, once, removed, running
@@ -111,6 +112,8 @@ def nothing_left(lane):
         store = lane.plugin.root.relative_to(lane.fs.mnt)
         paths = [line.split(" path ")[1] for line in sh("btrfs", "subvolume", "list", lane.fs.mnt).splitlines()]
         expect([path for path in paths if path.startswith(f"{store}/")], [], "subvolumes below the store")
-    return "no layers, no places, no subvolumes"
+        shown = sh("btrfs", "qgroup", "show", "--raw", lane.fs.mnt).split()
+        expect([word for word in shown if re.fullmatch("1/[0-9]+", word)], [], "quota groups of level 1")
+    return "no layers, no places, no subvolumes, no quota groups"
 
 
