@@ -10,6 +10,7 @@
 //! backend.destroy(held); store.finish_removal(held)?;
 //! ```
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use super::index::State;
@@ -55,7 +56,8 @@ impl Store {
     pub fn set_door(&self, owner: &Owner, bytes: &[u8]) -> Result<()> {
         let path = self.door_path(owner);
         let directory = self.root.join(DIRECTORY);
-        match std::fs::create_dir(&directory) {
+        // What a client said may be nobody else's business.
+        match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(e).context(|| format!("mkdir {}", directory.display()));
             }
