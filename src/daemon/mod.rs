@@ -46,6 +46,7 @@ pub struct Doors {
 /// # Errors
 /// `Interrupted` if something wasn't finished: within [`PATIENCE`], or because a second signal came.
 pub fn serve(engine: Engine, doors: &Doors) -> Result<()> {
+    memory::few_heaps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         // Sooner than by default, as each has memory of its own.
