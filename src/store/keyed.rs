@@ -11,7 +11,7 @@
 //! ```
 
 use std::fs::{File, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::index::State;
@@ -104,7 +104,8 @@ impl Store {
     pub fn set_door(&self, owner: &Owner, bytes: &[u8]) -> Result<()> {
         let path = self.door_path(owner);
         let directory = self.root.join(DIRECTORY);
-        match std::fs::create_dir(&directory) {
+        // What a client said may be nobody else's business.
+        match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(e).context(|| format!("mkdir {}", directory.display()));
             }
