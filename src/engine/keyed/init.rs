@@ -48,6 +48,7 @@ impl Keyspace<'_> {
             key: new.key.to_string(),
             size_limit: new.size_limit,
             session: self.session,
+            home: self.home,
             init: Some(taken),
             ..keyed.clone()
         });
