@@ -8,10 +8,10 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients fuzz vmtest vm-lock lint bench build install uninstall clean
+.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-deb fuzz vmtest vm-lock lint bench bench-docker build deb install uninstall clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Build all of it and run five containers of a real nginx image (needs root)
 	@driver-tests/demo/run.sh
@@ -21,6 +21,15 @@ test: ## Run every test suite on real loop devices (needs root)
 
 test-clients: ## Have real podman and Docker load, run and save again what `save` wrote (needs root)
 	@driver-tests/clients/save.sh
+
+test-docker: ## Hold Docker 20.10 and 26.1 to their own behaviour on the storage driver of `serve` (needs root)
+	@driver-tests/docker/run.sh
+
+test-graphdriver: ## Hold the Docker plugin to Docker's own conformance suite, and more: GROUND="simple xfs" (needs root)
+	@driver-tests/graphdriver/run.sh
+
+test-deb: ## Install the Debian package in a clean Debian, use it, and remove it again (needs root)
+	@driver-tests/deb/run.sh
 
 fuzz: ## Fuzz layers, archives and manifests: MINUTES=20, TARGETS="tar unpack" (needs root and cargo-fuzz)
 	@driver-tests/fuzz/run.sh
@@ -37,8 +46,14 @@ lint: ## Check the format and run clippy; warnings are errors
 bench: ## Measure this project, the floor and its peers on one filesystem (needs root)
 	@driver-tests/bench/run.sh
 
+bench-docker: ## Measure Docker on this project's plugin, its btrfs and its overlay2 on one filesystem (needs root)
+	@driver-tests/bench/docker.sh
+
 build: ## Build the release binary
 	@driver-tests/tools/build.sh
+
+deb: ## Build the Debian package, below target/debian/ (installs cargo-deb below target/)
+	@driver-tests/deb/build.sh
 
 install: ## Install binary, man pages and completions below PREFIX (after: make build)
 	@test -x $(BIN) || { echo 'error: $(BIN) is missing: run make build first' >&2; exit 1; }

@@ -25,6 +25,8 @@ mod nested;
 mod replace;
 #[path = "conformance/rollback.rs"]
 mod rollback;
+#[path = "conformance/sealed.rs"]
+mod sealed;
 mod support;
 #[path = "conformance/touched.rs"]
 mod touched;

@@ -29,6 +29,8 @@ mod projects;
 mod replace;
 #[path = "conformance/rollback.rs"]
 mod rollback;
+#[path = "conformance/sealed.rs"]
+mod sealed;
 mod support;
 #[path = "conformance/touched.rs"]
 mod touched;

@@ -10,6 +10,8 @@ mod crashes;
 mod double;
 #[path = "engine/fixture.rs"]
 mod fixture;
+#[path = "engine/keyed.rs"]
+mod keyed;
 #[path = "engine/orphans.rs"]
 mod orphans;
 #[path = "engine/relatives.rs"]

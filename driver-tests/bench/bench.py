@@ -243,14 +243,18 @@ def table(results, names):
             ratio = f" ({value / ours:.1f}x)" if value and ours else ""
             cells.append("failed" if results.failed(name, row["row"], value) else number(value) + ratio)
         lines.append(cells)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    rendered = []
-    for index, line in enumerate(lines):
+    return rendered(lines)
+
+
+def rendered(lines):
+    """LINES of cells as a table, the first of them its head."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rows = []
+    for line in lines:
         cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        rendered.append("| " + " | ".join(cells) + " |")
-        if index == 0:
-            rendered.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(rendered)
+        rows.append("| " + " | ".join(cells) + " |")
+    rows.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(rows)
 
 
 def image_in(work, scale):
@@ -271,6 +275,12 @@ def version(*command):
         return Ran(list(command)).text.splitlines()[0]
     except (Failed, OSError, IndexError) as error:
         return f"unknown ({error})"
+
+
+def facts(summary, machine):
+    """The line about image and machine below the tables."""
+    return (f"image: {summary['entries']:,} entries, {summary['files']:,} files, {summary['plain'] / 1e9:.2f} GB; "
+            + ", ".join(f"{key} {value}" for key, value in machine.items()))
 
 
 def options():
@@ -415,8 +425,7 @@ def main():
                 say(f"{'MISSED' if row['missed'] else 'met'}: {row['row']}: at most {row['aim']}")
         for failure in results.failures:
             print(f"   FAILED {failure['who']}, {failure['row']}: {failure['error']}")
-    say(f"image: {summary['entries']:,} entries, {summary['files']:,} files, {summary['plain'] / 1e9:.2f} GB; "
-        + ", ".join(f"{key} {value}" for key, value in machine.items()))
+    say(facts(summary, machine))
     if floor:
         say("floor of a load: " + ", ".join(f"{key[:-3]} {number(value)} ms" for key, value in floor.items()))
     say(f"as JSON: {path}")

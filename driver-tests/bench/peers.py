@@ -53,7 +53,12 @@ class Peer:
             except subprocess.TimeoutExpired:
                 self.daemon.kill()
                 self.daemon.wait()
-        shutil.rmtree(self.run, ignore_errors=True)
+        # What the daemon started may end after it, and write its last until then.
+        for _ in range(50):
+            shutil.rmtree(self.run, ignore_errors=True)
+            if not os.path.exists(self.run):
+                break
+            time.sleep(0.1)
 
     def start(self):
         """Nothing to start, unless the peer is a daemon."""
@@ -96,6 +101,8 @@ class Editable:
 
 class Docker(Editable, Peer):
     program = "docker"
+    # More arguments of the daemon.
+    flags = ()
 
     def start(self):
         socket = f"unix://{self.run}/sock"
@@ -103,7 +110,7 @@ class Docker(Editable, Peer):
         # No bridge and no firewall rules: nothing here has a network.
         self.spawn(["/usr/sbin/dockerd", "--data-root", f"{self.directory}/data", "--exec-root", f"{self.run}/exec",
                     "--pidfile", f"{self.run}/pid", "-H", socket, "--storage-driver", self.driver,
-                    "--iptables=false", "--ip-masq=false", "--bridge=none"], [*self.client, "info"])
+                    "--iptables=false", "--ip-masq=false", "--bridge=none", *self.flags], [*self.client, "info"])
 
     def load(self, archive):
         return Ran([*self.client, "load", "-q", "-i", archive])

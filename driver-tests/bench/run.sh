@@ -15,37 +15,12 @@ find_cargo
 need_compiler
 need_packages btrfs-progs xfsprogs python3 strace time
 
-# The peers' own services stay off: the benchmark starts them itself, on its own data roots.
-# policy-rc.d keeps the install from starting them, disabling keeps the next boot from it.
-policy=/usr/sbin/policy-rc.d
 only=${BENCH_ONLY:-limits ours docker podman containerd}
 wanted=()
 for peer in docker.io podman containerd; do
     case " ${only//,/ } " in *" ${peer%.io} "*) wanted+=("$peer") ;; esac
 done
-fresh=()
-for package in "${wanted[@]}"; do installed "$package" || fresh+=("$package"); done
-if [ ${#fresh[@]} -gt 0 ]; then
-    mine=
-    if [ ! -e "$policy" ]; then
-        mine=1
-        trap 'rm -f "$policy"' EXIT
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 755 "$policy"
-    fi
-    need_packages "${fresh[@]}" runc
-    [ -z "$mine" ] || rm -f "$policy"
-    trap - EXIT
-    if [ -d /run/systemd/system ]; then
-        for package in "${fresh[@]}"; do
-            case $package in
-            docker.io) systemctl disable --quiet docker.service docker.socket || true ;;
-            containerd) systemctl disable --quiet containerd.service || true ;;
-            esac
-        done
-        note "their services are installed but disabled"
-    fi
-fi
+[ ${#wanted[@]} = 0 ] || need_daemons "${wanted[@]}" runc
 for module in loop btrfs xfs overlay; do modprobe "$module" 2>/dev/null || true; done
 
 cd "$top"

@@ -9,18 +9,8 @@
 need_root "the clients' test" test-clients
 find_cargo
 need_compiler
-policy=/usr/sbin/policy-rc.d
-mine=
-if ! installed docker.io && [ ! -e "$policy" ]; then
-    # The services of these packages stay off: the test starts what it needs itself.
-    mine=1
-    trap 'rm -f "$policy"' EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod 755 "$policy"
-fi
-need_packages btrfs-progs util-linux docker.io podman runc busybox-static python3
-[ -z "$mine" ] || rm -f "$policy"
-trap - EXIT
+need_daemons docker.io podman
+need_packages btrfs-progs util-linux runc busybox-static python3
 
 cd "$top"
 step "Build"

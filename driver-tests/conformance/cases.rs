@@ -61,6 +61,12 @@ macro_rules! cases {
             forks::a_fork_has_its_own_limit
             forks::own_is_told_of_any_ancestor
             forks::groups_are_charged_for_what_their_forks_keep
+            sealed::a_sealed_tree_is_what_it_was
+            sealed::a_sealed_tree_can_be_cloned
+            sealed::open_files_lead_elsewhere
+            sealed::what_a_crash_left_beside_it_goes
+            sealed::only_a_tree_is_sealed
+            sealed::a_tree_is_sealed_at_its_limit
             rollback::a_tree_is_rolled_back
             rollback::the_path_stays_while_rolling_back
             rollback::a_failed_roll_back_leaves_everything

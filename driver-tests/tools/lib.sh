@@ -59,6 +59,32 @@ need_packages() {
     fi
 }
 
+# need_daemons NAME...: the same for packages with services, which stay off: who needs one starts it himself, on a
+# data root of his own. policy-rc.d keeps the install from starting them, disabling keeps the next boot from it.
+need_daemons() {
+    local fresh=() units=() policy=/usr/sbin/policy-rc.d mine=
+    for package; do installed "$package" || fresh+=("$package"); done
+    [ ${#fresh[@]} -gt 0 ] || return 0
+    # containerd comes with docker.io.
+    installed docker.io || units+=(docker.service docker.socket)
+    installed containerd || units+=(containerd.service)
+    if [ ! -e "$policy" ]; then
+        mine=1
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    need_packages "${fresh[@]}"
+    if [ -n "$mine" ]; then
+        rm -f "$policy"
+        trap - EXIT
+    fi
+    [ -d /run/systemd/system ] || return 0
+    # Those of packages that still aren't here are unknown to it.
+    for unit in "${units[@]}"; do systemctl disable --quiet "$unit" 2>/dev/null || true; done
+    note "their services are installed but disabled"
+}
+
 # A C compiler: SQLite and zstd are built from source.
 need_compiler() { command -v cc >/dev/null || need_packages gcc libc6-dev; }
 

@@ -33,6 +33,11 @@ step "The suites (cargo test)"
 run "$cargo" test --locked --no-fail-fast 2>&1 | tee "$log" || status=1
 give_back
 
+step "Docker 20.10 on the plugin"
+docker=0
+"$top/driver-tests/docker/run.sh" --quick || docker=1
+[ "$docker" = 0 ] || status=1
+
 step "What ran, in $((SECONDS - started)) s"
 awk '
     / Running / { sub(/.* Running /, ""); sub(/ \(.*/, ""); suite = $0 }
@@ -42,4 +47,5 @@ awk '
     END { printf "   %-40s %5d passed %3d failed %3d ignored\n", "all", passed, failed, ignored
           if (!passed) exit 1 }' "$log" || status=1
 [ "$tools" = 0 ] || note "the tools' own tests FAILED"
+[ "$docker" = 0 ] || note "Docker on the plugin FAILED"
 [ "$status" = 0 ] || die "some tests failed (above, and in $log)"

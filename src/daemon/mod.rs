@@ -20,6 +20,7 @@ use crate::{Context, Result};
 
 mod docker;
 mod socket;
+mod tending;
 
 /// How long requests in flight may take after a signal to stop; then they are broken off.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,12 +43,13 @@ pub fn serve(engine: Engine, doors: &Doors) -> Result<()> {
         .context(|| "start the runtime")?;
     let cancelled = engine.cancellation();
     let engine = Arc::new(engine);
+    let wake = tending::start(Arc::clone(&engine));
     let served = runtime.block_on(async {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let mut open = tokio::task::JoinSet::new();
         if let Some(path) = &doors.docker {
             let listener = socket::listen(path)?;
-            let router = docker::router(Arc::clone(&engine))?;
+            let router = docker::router(Arc::clone(&engine), wake.clone())?;
             let stopped = stopped.clone();
             open.spawn(
                 async move { axum::serve(listener, router).with_graceful_shutdown(socket::until(stopped)).await },

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::Engine;
 use super::image::ImageInfo;
 use crate::backend::{GroupId, Own, SizeMethod, Space, Tree, TreeSize, Want};
-use crate::store::{self, Record, TreeKind};
+use crate::store::{self, Owner, Record, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
 /// How often to measure anew because a container was removed meanwhile.
@@ -47,6 +47,8 @@ pub struct Usage {
     pub reclaimable: u64,
     pub containers_size: u64,
     pub snapshots_size: u64,
+    /// The trees of front doors' clients.
+    pub keyed: Vec<KeyedUsage>,
     /// What several containers, snapshots and layers hold, as often as it is counted beyond the first time.
     pub shared: u64,
     pub spares: usize,
@@ -60,6 +62,18 @@ pub struct Usage {
     /// Layers, containers, snapshots, spares, metadata and what is pending, each byte once.
     pub total: u64,
     pub space: Space,
+}
+
+/// The trees of one owner that its client knows by keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyedUsage {
+    pub owner: Owner,
+    /// Committed ones, and those that are written to.
+    pub layers: usize,
+    pub containers: usize,
+    /// Bytes of both.
+    pub layers_size: u64,
+    pub containers_size: u64,
 }
 
 /// A container or snapshot, with what it holds.
@@ -110,7 +124,7 @@ impl Engine {
     /// Which container an error about all of them is of, and the way out.
     fn whose(&self, error: Error, containers: &[Record]) -> Error {
         let asked = Want { sync: false, apparent: false };
-        for record in containers.iter().filter(|record| !record.is_view()) {
+        for record in containers.iter().filter(|record| record.has_tree()) {
             let tree = self.tree(record);
             if let (Some(container), Err(e)) = (record.container(), self.backend.measure(&[&tree], asked))
                 && e.kind() == Kind::Damaged
@@ -144,7 +158,7 @@ impl Engine {
                     let apparent = want.apparent.then_some(own.apparent);
                     (TreeSize { charged: own.bytes(), apparent }, SizeMethod::Extents)
                 }
-                None if record.is_view() => (nothing, measured.method),
+                None if !record.has_tree() => (nothing, measured.method),
                 None => (alone.next().unwrap_or(nothing), measured.method),
             };
             let virtual_size = layers.size(record.parent) + charged;
@@ -206,7 +220,7 @@ impl Engine {
 
     /// The trees of records, without those that have none.
     fn own_trees<'a>(&self, records: impl IntoIterator<Item = &'a Record>) -> Vec<Tree> {
-        records.into_iter().filter(|record| !record.is_view()).map(|record| self.tree(record)).collect()
+        records.into_iter().filter(|record| record.has_tree()).map(|record| self.tree(record)).collect()
     }
 
     /// How many trees of a kind there are, and what they take besides their data.
@@ -240,6 +254,7 @@ impl Engine {
     pub fn usage(&self, sync: bool) -> Result<Usage> {
         let containers = self.measured(self.containers()?, Want { sync, apparent: false })?;
         let snapshots = self.measured(self.store.list(TreeKind::Snapshot)?, Want { sync: false, apparent: false })?;
+        let keyed = self.keyed_usage()?;
         let images = self.images()?;
         let layers = self.store.list(TreeKind::Layer)?;
         let size_of = |record: &Record| record.layer().map_or(0, |layer| layer.size);
@@ -298,16 +313,20 @@ impl Engine {
         let shared = each.saturating_sub(together);
 
         let (spares, spares_size) = self.overhead(TreeKind::Spare)?;
-        let recipes: u64 = layers.iter().map(|layer| self.recipe_size(layer)).sum::<Result<_>>()?;
+        let with_recipes = layers.iter().chain(&keyed.trees);
+        let recipes: u64 = with_recipes.map(|layer| self.recipe_size(layer)).sum::<Result<_>>()?;
+        let keyed_size: u64 = keyed.owners.iter().map(|owner| owner.layers_size + owner.containers_size).sum();
         // What relatives are charged for beyond their data is metadata that they have written.
         let metadata = self.overhead(TreeKind::Layer)?.1
             + self.overhead(TreeKind::Container)?.1
             + self.overhead(TreeKind::Snapshot)?.1
+            + self.overhead(TreeKind::Keyed)?.1
             + recipes
             + charged.map_or(0, |charged| charged.saturating_sub(together));
         let pending: u64 =
             self.backend.leftovers(&self.live_groups()?)?.iter().map(|leftover| leftover.charged).sum();
-        let summed: u64 = layers_size + containers_size + snapshots_size + spares_size + metadata + pending;
+        let summed: u64 =
+            layers_size + containers_size + snapshots_size + keyed_size + spares_size + metadata + pending;
         Ok(Usage {
             images,
             containers,
@@ -316,6 +335,7 @@ impl Engine {
             reclaimable: layers.iter().filter(|layer| !used.contains(&layer.uuid)).map(size_of).sum(),
             containers_size,
             snapshots_size,
+            keyed: keyed.owners,
             shared,
             spares,
             spares_size,

@@ -231,9 +231,10 @@ impl Index {
     pub(super) fn short_of_spares(&self, wanted: usize) -> Result<Vec<Uuid>> {
         self.uuids(
             "SELECT parent FROM snapshots
-             WHERE parent IS NOT NULL AND state <> 'removing' AND kind IN ('container', 'spare')
+             WHERE parent IS NOT NULL AND state <> 'removing' AND kind IN ('container', 'keyed', 'spare')
              GROUP BY parent
-             HAVING max(kind = 'container' AND json_extract(record, '$.content.container.read_only') IS NOT 1)
+             HAVING max(kind = 'container' AND json_extract(record, '$.content.container.read_only') IS NOT 1
+                     OR kind = 'keyed' AND json_extract(record, '$.content.keyed.stage') = 'active')
                 AND sum(kind = 'spare') < ?1",
             params![wanted as i64],
         )

@@ -10,12 +10,50 @@
 //! backend.destroy(held); store.finish_removal(held)?;
 //! ```
 
-use std::path::PathBuf;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 
 use super::index::State;
 use super::record::{Content, Owner, Record};
 use super::{Draft, Held, Store, files, open_place};
-use crate::{Context, Result};
+use crate::{Context, Error, Kind, Result};
+
+/// A note in a key's place that a stream into it has begun.
+///
+/// A client whose connection broke off sends in another request what he hasn't sent yet, which may look whole: it must not be
+/// taken for all of it, by our successor neither. The note isn't durable, as a power cut ends the client, too.
+#[derive(Debug)]
+#[must_use]
+pub struct Streaming(PathBuf);
+
+impl Held {
+    /// # Errors
+    /// `BadInput` if an earlier stream broke off.
+    pub fn begin_stream(&self) -> Result<Streaming> {
+        let note = stream_note(&self.place);
+        match File::create_new(&note) {
+            Ok(_) => Ok(Streaming(note)),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                let why = "an earlier stream into it broke off, and what comes now may be the rest of that";
+                Err(Error::new(Kind::BadInput, why).with_hint("remove it, make it anew and send all of it"))
+            }
+            Err(e) => Err(e).context(|| format!("create {}", note.display())),
+        }
+    }
+}
+
+impl Streaming {
+    /// All was read that was sent: who sends again sends all of it again.
+    pub fn ended(self) -> Result<()> {
+        files::remove(&self.0)
+    }
+}
+
+/// Goes with the place.
+pub(super) fn stream_note(place: &Path) -> PathBuf {
+    place.join("streaming")
+}
 
 impl Store {
     /// [`Store::publish`] a draft in the place of the tree that has its key, which is on its way out from then on.
@@ -63,6 +101,21 @@ impl Store {
         }
         files::sync(&self.root)?;
         files::replace(&path, |file| file.write_all(bytes))
+    }
+
+    /// Let a group pass to the trees, whose names it must know: root of another user namespace has to reach its own by
+    /// path. Listing what is there is still root's.
+    pub fn let_through(&self, group: u32) -> Result<()> {
+        for directory in [&self.root, &self.root.join("snapshots")] {
+            let what = || directory.display();
+            let mode = std::fs::metadata(directory).context(|| format!("stat {}", what()))?.permissions().mode();
+            if mode & 0o001 == 0 {
+                chown(directory, None, Some(group)).context(|| format!("chgrp {}", what()))?;
+                std::fs::set_permissions(directory, Permissions::from_mode(mode & 0o7707 | 0o010))
+                    .context(|| format!("chmod {}", what()))?;
+            }
+        }
+        Ok(())
     }
 
     fn door_path(&self, owner: &Owner) -> PathBuf {

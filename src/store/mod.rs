@@ -81,6 +81,7 @@ pub use files::Lock;
 pub use identity::{Identity, SCHEMA};
 pub use images::{Image, ImagesGuard};
 pub use index::State;
+pub use keyed::Streaming;
 pub use record::{
     Container, Content, Init, InitChange, InitEntry, Keyed, Layer, Owner, Record, Snapshot, SnapshotOrigin, Stage,
     TreeKind,
@@ -555,7 +556,7 @@ pub fn recipe(place: &Path) -> PathBuf {
     place.join("recipe")
 }
 
-/// Remove the directory of a tree that is gone, with its recipe and the record's spill file. Succeeds if it is gone
+/// Remove the directory of a tree that is gone, with its recipe, its notes and the record's spill file. Succeeds if it is gone
 /// already.
 fn remove_place(place: &Path) -> Result<()> {
     match std::fs::remove_dir(place) {
@@ -566,6 +567,7 @@ fn remove_place(place: &Path) -> Result<()> {
     let recipe = recipe(place);
     files::remove(&files::aside(&recipe))?;
     files::remove(&recipe)?;
+    files::remove(&keyed::stream_note(place))?;
     // Last: without it nobody knows whose place it is.
     record::remove_spill(place)?;
     match std::fs::remove_dir(place) {

@@ -344,6 +344,12 @@ impl Record {
         self.container().is_some_and(|container| container.read_only)
     }
 
+    /// Whether it has a tree of its own.
+    #[must_use]
+    pub fn has_tree(&self) -> bool {
+        !self.is_view() && self.keyed().is_none_or(|keyed| keyed.stage != Stage::Reserved)
+    }
+
     /// Write the record beside the tree. Durable with the next commit of the filesystem.
     pub(super) fn write(&self, place: &File, path: &Path) -> Result<()> {
         let json = serde_json::to_vec(self)

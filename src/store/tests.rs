@@ -1,6 +1,7 @@
 //! The store alone, on plain directories on tmpfs: a tree is a directory `fs` that the test makes.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
 
@@ -433,4 +434,28 @@ fn what_is_left_of_a_making_cut_short_is_told_from_somebodys_files() {
     fs::remove_file(root.join("images/x.json")).expect("unlink");
     fs::write(root.join("precious"), "x").expect("write");
     assert!(!Identity::is_unfinished(root).expect("look"));
+}
+
+#[test]
+fn a_group_that_is_let_through_lists_nothing() {
+    let world = World::new();
+    let store = world.store();
+    let snapshots = world.root().join("snapshots");
+    let modes = || {
+        [world.root(), snapshots.as_path()].map(|directory| {
+            let metadata = fs::metadata(directory).expect("stat");
+            (metadata.mode() & 0o7777, metadata.gid())
+        })
+    };
+    for directory in [world.root(), snapshots.as_path()] {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).expect("chmod");
+    }
+    for group in [231_000, 7] {
+        store.let_through(group).expect("let through");
+        assert_eq!(modes(), [(0o710, group); 2]);
+    }
+    // Where its administrator lets everybody through already, nothing is changed.
+    fs::set_permissions(world.root(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    store.let_through(8).expect("let through");
+    assert_eq!(modes(), [(0o755, 7), (0o710, 8)]);
 }

@@ -194,6 +194,7 @@ impl Backend for Memory {
     }
 
     fn seal(&self, tree: &Tree) -> Result<()> {
+        drop_tree(&tree.spare())?;
         let record = Self::record(tree)?;
         write_record(&tree.root(), &Record { read_only: true, ..record })?;
         self.sync()

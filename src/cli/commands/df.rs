@@ -20,7 +20,8 @@ pub struct Df {
     format: Format,
 }
 
-/// A row of `df --format json`: `images`, `containers`, `snapshots`, `shared` (what several of these hold, beyond the first
+/// A row of `df --format json`: `images`, `containers`, `snapshots`; `client layers` and `client containers` of each front
+/// door's client, whose owner is the `name`; `shared` (what several of these hold, beyond the first
 /// time), `spares`, `metadata`, `pending` (removed, not cleaned up yet), `total` and `filesystem`; with `-v` also one `image`,
 /// `container` and `snapshot` each.
 #[derive(Serialize, Default)]
@@ -56,6 +57,16 @@ struct Row {
     available: Option<u64>,
 }
 
+impl Row {
+    /// What it is of, by its owner where that is not the command line.
+    fn label(&self) -> String {
+        match (&self.name, self.kind.strip_prefix("client ")) {
+            (Some(owner), Some(kind)) => format!("{owner} {kind}"),
+            _ => self.kind.to_string(),
+        }
+    }
+}
+
 impl Df {
     pub fn run(self, engine: &Engine, out: &mut Output) -> Result<()> {
         let usage = engine.usage(!self.no_sync)?;
@@ -69,7 +80,7 @@ impl Df {
         let bytes = |n: Option<u64>| n.map_or_else(String::new, format::size);
         out.list(Format::Table, &summary, &["TYPE", "COUNT", "ACTIVE", "SIZE", "RECLAIMABLE"], |row| {
             vec![
-                row.kind.to_string(),
+                row.label(),
                 number(row.count),
                 number(row.active),
                 // Taken off the total.
@@ -106,8 +117,21 @@ impl Df {
 }
 
 fn summary(usage: &Usage) -> Vec<Row> {
+    let keyed = usage.keyed.iter().flat_map(|keyed| {
+        let row = |kind, count, size| Row {
+            kind,
+            name: Some(keyed.owner.as_str().to_string()),
+            count: Some(count),
+            size,
+            ..Row::default()
+        };
+        [
+            row("client layers", keyed.layers, keyed.layers_size),
+            row("client containers", keyed.containers, keyed.containers_size),
+        ]
+    });
     let active = usage.images.iter().filter(|image| image.containers > 0).count();
-    vec![
+    let mut rows = vec![
         Row {
             kind: "images",
             count: Some(usage.images.len()),
@@ -135,7 +159,10 @@ fn summary(usage: &Usage) -> Vec<Row> {
         Row { kind: "pending", size: usage.pending, reclaimable: Some(usage.pending), ..Row::default() },
         Row { kind: "total", size: usage.total, ..Row::default() },
         Row { kind: "filesystem", size: usage.space.used, available: Some(usage.space.available), ..Row::default() },
-    ]
+    ];
+    // Before what is not a tree.
+    rows.splice(3..3, keyed);
+    rows
 }
 
 fn details(usage: &Usage) -> (Vec<Row>, Vec<Row>) {

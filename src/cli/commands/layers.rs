@@ -8,9 +8,14 @@ use crate::Result;
 use crate::cli::output::Format;
 use crate::engine::Engine;
 use crate::engine::image::familiar;
+use crate::engine::keyed::KeyedInfo;
 use crate::engine::layers::LayerInfo;
+use crate::store::Stage;
 
 /// Show all layers as a tree: what each is, how big, and who shares it
+///
+/// Below them the trees of Docker, by its own IDs: layers, containers, and the layer between a container and its image,
+/// which has no tree of its own.
 #[derive(clap::Args, Debug)]
 pub struct Layers {
     /// Whole IDs
@@ -39,18 +44,94 @@ struct Row {
     containers: Vec<String>,
 }
 
+/// A row of `layers --format json` for a tree of a front door's client.
+#[derive(Serialize)]
+struct KeyedRow {
+    owner: String,
+    /// The client's own ID
+    key: String,
+    /// `reserved` (it has no tree yet), `layer`, `container`, or `init`: the layer between a container and its image
+    kind: &'static str,
+    /// Key of what it is based on
+    parent: Option<String>,
+    /// Null for an init layer, whose tree became the container's
+    directory: Option<PathBuf>,
+    /// Bytes that it takes on disk and its parent doesn't
+    size: Option<u64>,
+    size_method: Option<String>,
+    size_limit: Option<u64>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum AnyRow {
+    Layer(Row),
+    Keyed(KeyedRow),
+}
+
+/// A tree's row, below that of the init layer which it began as.
+fn keyed_rows(info: &KeyedInfo) -> Vec<KeyedRow> {
+    let Some(keyed) = info.record.keyed() else { return Vec::new() };
+    let owner = info.record.owner.as_str().to_string();
+    let kind = match keyed.stage {
+        Stage::Reserved => "reserved",
+        Stage::Active => "container",
+        Stage::Committed { .. } => "layer",
+    };
+    let init = keyed.init.as_ref().filter(|init| init.stands).map(|init| KeyedRow {
+        owner: owner.clone(),
+        key: init.key.clone(),
+        kind: "init",
+        parent: info.below_init.clone(),
+        directory: None,
+        size: None,
+        size_method: None,
+        size_limit: None,
+    });
+    let own = KeyedRow {
+        owner,
+        key: keyed.key.clone(),
+        kind,
+        parent: info.parent.clone(),
+        directory: info.directory.clone(),
+        size: Some(info.size).filter(|_| info.directory.is_some()),
+        size_method: info.method.clone(),
+        size_limit: keyed.size_limit,
+    };
+    init.into_iter().chain([own]).collect()
+}
+
 impl Layers {
     pub fn run(self, engine: &Engine, out: &mut Output) -> Result<()> {
         let layers = engine.layers()?;
         if self.format == Format::Json {
-            let rows: Vec<Row> = layers.iter().filter_map(|layer| row(layer, &layers)).collect();
-            return out.json(&rows);
+            let rows = layers.iter().filter_map(|layer| row(layer, &layers)).map(AnyRow::Layer);
+            return out.json(
+                &rows.chain(engine.keyed_trees()?.iter().flat_map(keyed_rows).map(AnyRow::Keyed)).collect::<Vec<_>>(),
+            );
         }
         let mut rows = Vec::new();
         for layer in layers.iter().filter(|layer| layer.record.parent.is_none()) {
             self.branch(layer, &layers, "", &mut rows);
         }
-        out.table(&["DIFF ID", "CHAIN ID", "SIZE", "SHARED BY", "CONTAINERS", "DIRECTORY"], rows)
+        out.table(&["DIFF ID", "CHAIN ID", "SIZE", "SHARED BY", "CONTAINERS", "DIRECTORY"], rows)?;
+        let keyed = engine.keyed_trees()?;
+        if keyed.is_empty() {
+            return Ok(());
+        }
+        out.line("")?;
+        let rows = keyed.iter().flat_map(keyed_rows).map(|row| {
+            vec![
+                row.owner,
+                format::id(&row.key, self.no_trunc),
+                row.kind.to_string(),
+                row.parent.map_or_else(String::new, |parent| format::id(&parent, self.no_trunc)),
+                row.size.map_or_else(String::new, format::size),
+                row.size_limit.map_or_else(String::new, format::size),
+                row.directory.map_or_else(String::new, |directory| directory.display().to_string()),
+            ]
+        });
+        out.table(&["OWNER", "KEY", "KIND", "PARENT", "SIZE", "LIMIT", "DIRECTORY"], rows.collect())
     }
 
     fn branch(&self, info: &LayerInfo, all: &[LayerInfo], indent: &str, rows: &mut Vec<Vec<String>>) {

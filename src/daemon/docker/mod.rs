@@ -21,6 +21,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
+use super::tending::Wake;
 use crate::engine::Engine;
 use crate::engine::diff::DiffChange;
 use crate::engine::docker::Client;
@@ -41,12 +42,13 @@ const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.1+json";
 struct Docker {
     engine: Arc<Engine>,
     client: RwLock<Client>,
+    tender: Wake,
 }
 
 /// The answers to all calls.
-pub(super) fn router(engine: Arc<Engine>) -> Result<Router> {
+pub(super) fn router(engine: Arc<Engine>, tender: Wake) -> Result<Router> {
     let client = RwLock::new(engine.docker_client()?);
-    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker { engine, client })))
+    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker { engine, client, tender })))
 }
 
 async fn answer(State(docker): State<Arc<Docker>>, request: Request) -> Response {
@@ -89,7 +91,7 @@ impl Docker {
             return self.init(parsed(body)?).map(|()| Some(nothing));
         }
         let request: wire::Request = parsed(body)?;
-        let (client, key) = (self.client(), request.id.as_str());
+        let (client, key) = (self.client(), request.key());
         let trees = self.engine.docker_trees(&client);
         let parent = Some(request.parent.as_str()).filter(|parent| !parent.is_empty());
         Ok(Some(match call {
@@ -100,29 +102,31 @@ impl Docker {
             }
             "Create" => {
                 let size_limit = options::of_container(request.storage_opt.as_ref())?;
-                trees.reserve(&new(&request, parent, size_limit))?;
+                trees.reserve(&new(&request, parent, size_limit)?)?;
                 nothing
             }
             "CreateReadWrite" => {
                 let size_limit = options::of_container(request.storage_opt.as_ref())?.or(client.size_limit);
-                trees.prepare(&new(&request, parent, size_limit))?;
+                trees.prepare(&new(&request, parent, size_limit)?)?;
+                self.tender.call();
                 nothing
             }
             "Get" => {
                 let label = Some(request.mount_label.as_str()).filter(|label| !label.is_empty());
-                let root = trees.root(key, label)?;
+                let root = trees.root(key?, label)?;
                 wire::Response { dir: Some(root.to_string_lossy().into_owned()), ..nothing }
             }
             // Nothing is mounted, so that there is nothing to undo.
             "Put" | "Cleanup" => nothing,
             "Remove" => {
-                trees.remove(key)?;
+                trees.remove(key?)?;
+                self.tender.call();
                 nothing
             }
-            "Exists" => wire::Response { exists: Some(trees.exists(key)?), ..nothing },
-            "Changes" => wire::Response { changes: Some(changes(&trees, key, parent)?), ..nothing },
-            "DiffSize" => wire::Response { size: Some(trees.diff_size(key, parent)?), ..nothing },
-            "GetMetadata" => wire::Response { metadata: Some(facts::of_tree(&trees, key)?), ..nothing },
+            "Exists" => wire::Response { exists: Some(trees.exists(key?)?), ..nothing },
+            "Changes" => wire::Response { changes: Some(changes(&trees, key?, parent)?), ..nothing },
+            "DiffSize" => wire::Response { size: Some(trees.diff_size(key?, parent)?), ..nothing },
+            "GetMetadata" => wire::Response { metadata: Some(facts::of_tree(&trees, key?)?), ..nothing },
             "Status" => wire::Response { status: Some(facts::of_store(&self.engine)?), ..nothing },
             _ => return Ok(None),
         }))
@@ -134,10 +138,11 @@ impl Docker {
 
     /// dockerd begins.
     fn init(&self, init: wire::Init) -> Result<()> {
+        let home = init.home()?.into();
         let size_limit = options::of_daemon(init.opts.as_deref().unwrap_or_default())?;
         let ids = IdMaps::new(init.uid_maps.unwrap_or_default(), init.gid_maps.unwrap_or_default())?;
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
-        let new = client.next(init.home.into(), size_limit, ids);
+        let new = client.next(home, size_limit, ids);
         self.engine.set_docker_client(&new)?;
         *client = new;
         Ok(())
@@ -154,7 +159,7 @@ impl Docker {
         let body = stream::outgoing(move |out| {
             let client = self.client();
             let parent = Some(request.parent.as_str()).filter(|parent| !parent.is_empty());
-            self.engine.docker_trees(&client).diff(&request.id, parent, out)
+            self.engine.docker_trees(&client).diff(request.key()?, parent, out)
         });
         match body.await {
             Ok(body) => ([(header::CONTENT_TYPE, "application/x-tar")], body).into_response(),
@@ -189,9 +194,9 @@ impl Docker {
     }
 }
 
-fn new<'a>(request: &'a wire::Request, parent: Option<&'a str>, size_limit: Option<u64>) -> NewKeyed<'a> {
+fn new<'a>(request: &'a wire::Request, parent: Option<&'a str>, size_limit: Option<u64>) -> Result<NewKeyed<'a>> {
     let label = Some(request.mount_label.as_str()).filter(|label| !label.is_empty());
-    NewKeyed { key: &request.id, parent, size_limit, label }
+    Ok(NewKeyed { key: request.key()?, parent, size_limit, label })
 }
 
 fn changes(trees: &Keyspace<'_>, key: &str, parent: Option<&str>) -> Result<Vec<wire::Change>> {

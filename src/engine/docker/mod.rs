@@ -61,6 +61,9 @@ impl Engine {
     pub fn set_docker_client(&self, client: &Client) -> Result<()> {
         let text = serde_json::to_vec_pretty(client)
             .map_err(|e| Error::new(Kind::Invalid, format!("cannot write down what dockerd said: {e}")))?;
+        if !client.ids.is_identity() {
+            self.store.let_through(client.ids.root()?.1)?;
+        }
         self.store.set_door(&Owner::docker(), &text)
     }
 

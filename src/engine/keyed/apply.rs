@@ -1,7 +1,7 @@
 //! Unpacking a layer into a reserved key's tree.
 //!
 //! The tree is made beside, in a place of its own, and takes the key over when it is whole: so a layer is there or not, and
-//! one that broke off is reserved as before.
+//! one that couldn't be unpacked is reserved as before. One whose stream broke off takes no other: see [`store::Streaming`].
 
 use std::io::Read;
 
@@ -17,7 +17,8 @@ impl Keyspace<'_> {
     /// the lengths of the regular files in the tar, in bytes.
     ///
     /// # Errors
-    /// As [`layer::record`]; `Exists` if it is committed.
+    /// As [`layer::record`]; `Exists` if it is committed; `BadInput` once a stream into it broke off: reading it failed, or
+    /// the process that read it died. After other errors the whole tar may be sent again.
     pub fn apply(&self, key: &str, tar: &mut dyn Read) -> Result<u64> {
         (|| -> Result<_> {
             self.engine.tidy()?;
@@ -29,7 +30,13 @@ impl Keyspace<'_> {
             if held.record().keyed().is_none_or(committed) {
                 return Err(Error::new(Kind::Exists, "it is committed, and nothing can be added to it"));
             }
-            self.apply_to(held, tar)
+            let stream = held.begin_stream()?;
+            self.apply_to(held, tar).or_else(|e| {
+                if std::io::copy(tar, &mut std::io::sink()).is_ok() {
+                    stream.ended()?;
+                }
+                Err(e)
+            })
         })()
         .context(|| format!("cannot unpack a layer into {key}"))
     }

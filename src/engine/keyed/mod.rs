@@ -40,9 +40,11 @@ mod delta;
 mod facts;
 mod init;
 mod label;
+mod list;
 mod seal;
 
 pub use facts::KeyedFacts;
+pub use list::KeyedInfo;
 
 /// How often to look again while others are at work on a key.
 const ATTEMPTS: u32 = 16;
@@ -124,7 +126,11 @@ impl Keyspace<'_> {
                 return self.same(&found, new);
             }
             match self.make_once(new, &stage) {
-                Err(e) if e.kind() == Kind::Exists => self.wait_for(new.key)?,
+                // Others make or remove it. If they have died, it is debris.
+                Err(e) if e.kind() == Kind::Exists => {
+                    self.wait_for(new.key)?;
+                    self.engine.tidy()?;
+                }
                 made => return made,
             }
         }
@@ -192,8 +198,10 @@ impl Keyspace<'_> {
     fn same(&self, found: &Found, new: &NewKeyed<'_>) -> Result<()> {
         let exists = |why: &str| Err(Error::new(Kind::Exists, format!("it is there already{why}")));
         let Found::Tree(record) = found else { return exists(", and its tree has become another one's") };
-        if self.parent_key(record)?.as_deref() != new.parent {
-            return exists(" on another parent");
+        let own = self.parent_key(record)?;
+        if own.as_deref() != new.parent {
+            let (own, asked) = (own.as_deref().unwrap_or("nothing"), new.parent.unwrap_or("nothing"));
+            return exists(&format!(", based on {own} and not on {asked}"));
         }
         match record.keyed() {
             Some(keyed) if keyed.size_limit != new.size_limit => exists(" with another size limit"),
@@ -286,7 +294,7 @@ impl Keyspace<'_> {
             for _ in 0..ATTEMPTS {
                 let removed = match self.find(key)? {
                     None => Ok(()),
-                    Some(Found::Tree(record)) => self.engine.remove_if_there(&record).map(drop),
+                    Some(Found::Tree(record)) => self.remove_tree(&record),
                     Some(Found::Init(record)) => self.forget_init(&record),
                 };
                 match removed {
@@ -297,6 +305,26 @@ impl Keyspace<'_> {
             Err(self.stuck())
         })()
         .context(|| format!("cannot remove {key}"))
+    }
+
+    /// Remove a tree with the spare clones of it, those too that are being made.
+    fn remove_tree(&self, record: &Record) -> Result<()> {
+        let engine = self.engine;
+        for _ in 0..ATTEMPTS {
+            match engine.remove_if_there(record) {
+                Err(e) if e.kind() == Kind::InUse && engine.keeps_spares() => {
+                    let begun = engine.store.list_begun(TreeKind::Spare)?;
+                    let mut spares = begun.into_iter().filter(|spare| spare.parent == Some(record.uuid)).peekable();
+                    if spares.peek().is_none() {
+                        return Err(e);
+                    }
+                    spares.try_for_each(|spare| engine.store.wait_for(spare.uuid))?;
+                    engine.drop_spares(|spare| spare.parent == Some(record.uuid))?;
+                }
+                removed => return removed.map(drop),
+            }
+        }
+        Err(Error::new(Kind::InUse, "containers are based on it"))
     }
 
     /// All trees, oldest first.
@@ -316,18 +344,20 @@ impl Keyspace<'_> {
 
     fn find(&self, key: &str) -> Result<Option<Found>> {
         let store = &self.engine.store;
-        for _ in 0..ATTEMPTS {
-            match store.by_key(&self.owner, TreeKind::Keyed, key)? {
-                Some((record, state)) if state.is_live() => return Ok(Some(Found::Tree(record))),
-                // Somebody makes or removes it. If he died it is debris.
-                Some((record, _)) => {
-                    store.wait_for(record.uuid)?;
-                    self.engine.tidy()?;
-                }
-                None => return Ok(store.by_name(&self.owner, key)?.map(Found::Init)),
+        let look = || store.by_key(&self.owner, TreeKind::Keyed, key);
+        let found = match look()? {
+            Some((record, State::Making | State::Removing)) => {
+                store.wait_for(record.uuid)?;
+                look()?
             }
+            found => found,
+        };
+        match found {
+            Some((record, state)) if state.is_live() => Ok(Some(Found::Tree(record))),
+            // What is still neither made nor removed is what a dead process left of it.
+            Some(_) => Ok(None),
+            None => Ok(store.by_name(&self.owner, key)?.map(Found::Init)),
         }
-        Err(self.stuck())
     }
 
     /// Wait for who has this key at the moment.

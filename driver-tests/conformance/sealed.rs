@@ -1,0 +1,111 @@
+//! Sealing: a tree that was written to becomes one that nobody changes, where it is.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+
+use reflinkd::Kind;
+use reflinkd::backend::{Access, CloneCost, Tree};
+
+use crate::fixture::{Fixture, entries};
+use crate::forks::{changes, fill, write};
+use crate::support::digest::{assert_same, tree_digest};
+use crate::support::{MIB, write_random};
+
+fn sealed(f: &Fixture) -> (Tree, Tree) {
+    let image = f.image("image", fill);
+    let tree = f.container(&image, "tree");
+    write(&tree.root());
+    f.backend.seal(&tree).expect("seal");
+    (image, tree)
+}
+
+pub(crate) fn a_sealed_tree_is_what_it_was(f: &Fixture) {
+    let image = f.image("image", fill);
+    let tree = f.container(&image, "tree");
+    write(&tree.root());
+    assert!(!f.backend.is_read_only(&tree).expect("is it read-only"));
+    let (before, changed) = (tree_digest(&tree.root()), changes(f, &image, &tree));
+    let charged = f.charged(&tree);
+    f.backend.seal(&tree).expect("seal");
+    assert!(f.backend.is_read_only(&tree).expect("is it read-only"));
+    assert_same("it", &before, &tree_digest(&tree.root()));
+    assert_eq!(changes(f, &image, &tree), changed);
+    if f.setup.by_group() {
+        f.reclaim(&[&image, &tree]);
+        assert_eq!(f.charged(&tree).abs_diff(charged) / (64 << 10), 0, "it is charged as before");
+    }
+    if f.setup.is_btrfs() {
+        let refused = fs::write(tree.root().join("new"), "x").expect_err("it refuses writes");
+        assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    }
+    let beside = entries(tree.place());
+    f.backend.seal(&tree).expect("seal it again");
+    assert_same("it, twice", &before, &tree_digest(&tree.root()));
+    // Of reflink trees the manifest is beside it, by the number of the root, which stays.
+    assert_eq!(entries(tree.place()).len(), beside.len(), "nothing is left beside it");
+}
+
+pub(crate) fn a_sealed_tree_can_be_cloned(f: &Fixture) {
+    let (_, tree) = sealed(f);
+    let child = f.container(&tree, "child");
+    assert_same("a clone", &tree_digest(&tree.root()), &tree_digest(&child.root()));
+    assert_eq!(changes(f, &tree, &child), []);
+    let untouched = f.charged(&child);
+    write_random(&child.root().join("etc/more"), MIB);
+    let charged = f.charged(&child) - untouched;
+    assert!(charged.abs_diff(MIB) <= f.setup.overhead(), "{charged}");
+    assert!(!tree.root().join("etc/more").exists(), "what is written to a clone is only there");
+    let reopened = f.reopened();
+    assert!(reopened.is_read_only(&tree).expect("is it read-only"), "others know it, too");
+    f.backend.destroy(&tree).expect("destroy");
+    assert!(!f.backend.exists(&tree).expect("exists"));
+}
+
+/// Where it is by exchange: who has it open goes on in what it was.
+pub(crate) fn open_files_lead_elsewhere(f: &Fixture) {
+    let image = f.image("image", fill);
+    let tree = f.container(&image, "tree");
+    let path = tree.root().join("etc/log");
+    let mut open = OpenOptions::new().create(true).append(true).open(&path).expect("open");
+    open.write_all(b"before").expect("write");
+    f.backend.seal(&tree).expect("seal");
+    // The file that was open is gone on some filesystems; writing to it may fail, but must not show.
+    let _ = open.write_all(b"after");
+    if f.backend.clone_cost() == CloneCost::Constant {
+        assert_eq!(fs::read(&path).expect("read"), b"before");
+    }
+}
+
+pub(crate) fn what_a_crash_left_beside_it_goes(f: &Fixture) {
+    let image = f.image("image", fill);
+    let tree = f.container(&image, "tree");
+    let other = f.container(&image, "other");
+    write(&tree.root());
+    let before = tree_digest(&tree.root());
+    f.put_spare(&other, &tree);
+    f.backend.seal(&tree).expect("seal");
+    assert_same("it", &before, &tree_digest(&tree.root()));
+    assert!(!tree.spare().exists());
+    f.backend.settle(tree.place()).expect("settle");
+    assert_same("it", &before, &tree_digest(&tree.root()));
+    assert!(f.backend.is_read_only(&tree).expect("is it read-only"));
+}
+
+pub(crate) fn only_a_tree_is_sealed(f: &Fixture) {
+    let tree = f.tree("none");
+    f.refused(Kind::NotFound, tree.place(), || f.backend.seal(&tree));
+}
+
+pub(crate) fn a_tree_is_sealed_at_its_limit(f: &Fixture) {
+    if !f.setup.limits() {
+        return;
+    }
+    let image = f.image("image", fill);
+    let tree = f.tree("tree");
+    f.backend.clone_tree(&image, &tree, Access::Writable, Some(4 * MIB)).expect("clone");
+    let mut file = fs::File::create(tree.root().join("big")).expect("create");
+    while file.write_all(&[7; 64 << 10]).and_then(|()| file.sync_data()).is_ok() {}
+    let before = tree_digest(&tree.root());
+    f.backend.seal(&tree).expect("seal");
+    assert_same("it", &before, &tree_digest(&tree.root()));
+}

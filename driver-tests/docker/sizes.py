@@ -1,0 +1,93 @@
+"""Steps with the filesystem's use and with limits."""
+
+import os
+
+from basics import RUN, asked, bytes_written, fails_without_trace, inside, once, removed, running
+from host import Failed, expect
+import images
+
+
+def table(lane):
+    """One image, five containers, 10 to 50 MB."""
+    image = int(asked(lane, "image", "{{.Size}}", "base:1"))
+    names = [f"web{number}" for number in range(1, 6)]
+    for name in names:
+        running(lane, name, "base:1")
+    before = lane.fs.steady()
+    written = 0
+    for number, name in enumerate(names, 1):
+        inside(lane, name, f"dd if=/dev/urandom of=/srv/data bs=1000000 count={number * 10} 2>/dev/null")
+        written += number * 10_000_000
+        expect(bytes_written(lane, name), (number * 10_000_000, image + number * 10_000_000), f"bytes of {name}")
+    shown = dict(line.split("\t") for line in lane.docker("ps", "-as", "--format", "{{.Names}}\t{{.Size}}").splitlines())
+    for number, name in enumerate(names, 1):
+        expect(shown[name].split(" (virtual ")[0], f"{number}0MB", f"SIZE of {name}")
+        virtual = f"{(image + number * 10_000_000) / 1e6:.3g}MB"
+        expect(shown[name].split(" (virtual ")[1], f"{virtual})", f"virtual size of {name}")
+    grown = lane.fs.used() - before
+    slack = written // 50 + (1 << 20)
+    expect(abs(grown - written) <= slack, True, f"whether use grew by {written} bytes, 2 % and 1 MiB aside ({grown})")
+    removed(lane, *names)
+    # What five containers without a write took was in use before.
+    back = lane.fs.settles(before + slack, "after the five containers were removed")
+    return f"{'  '.join(shown[name] for name in names)}; use +{grown}, after rm {back - before:+}"
+
+
+def unknown_option(lane):
+    said = fails_without_trace(lane, "create", "--storage-opt", "colour=blue", *RUN, "base:1",
+                               saying=["colour"])
+    return said.splitlines()[-1]
+
+
+def fills(lane, name, millions):
+    """Whether that many MB can be written into a running container."""
+    script = f"dd if=/dev/urandom of=/srv/{millions} bs=1000000 count={millions} conv=fsync"
+    done = lane.docker.client("exec", name, "sh", "-c", script)
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    if done.returncode and "No space left" not in said and "quota exceeded" not in said.lower():
+        raise Failed(f"writing {millions} MB failed for another reason: {said}")
+    return done.returncode == 0
+
+
+def holds(lane, name, image, *options):
+    """A container with a limit of 50 MB: 20 MB fit, 100 MB don't, and neither do they later."""
+    running(lane, name, image, *options)
+    expect(fills(lane, name, 20), True, "whether 20 MB fit")
+    expect(fills(lane, name, 100), False, "whether 100 MB fit into a limit of 50 MB")
+    expect(bytes_written(lane, name)[0] <= 50 << 20, True, "whether what was written is within the limit")
+    inside(lane, name, "rm /srv/100; sync")
+    removed(lane, name)
+
+
+def limit(lane):
+    if lane.limits == "none":
+        said = fails_without_trace(lane, "create", "--storage-opt", "size=50M", *RUN, "base:1", saying=["quota", "limit"])
+        return f"none can be held on this filesystem, and it says so: {said.splitlines()[-1]}"
+    holds(lane, "work", "base:1", "--storage-opt", "size=50M")
+    if lane.limits == "with the image":
+        return "50M: 20 MB fit, 100 MB don't (this driver counts the image)"
+    layer = [*images.base_layer(), images.file("opt/big", os.urandom(60_000_000))]
+    lane.docker("import", "-c", "ENV PATH=/bin", "-", "large:1", input=images.tar_of(layer))
+    holds(lane, "work", "large:1", "--storage-opt", "size=50M")
+    # What isn't limited isn't.
+    running(lane, "work", "base:1")
+    expect(fills(lane, "work", 100), True, "whether 100 MB fit into no limit")
+    removed(lane, "work")
+    lane.docker("rmi", "large:1")
+    fails_without_trace(lane, "create", "--storage-opt", "size=much", *RUN, "base:1", saying=["much"])
+    return "50M: 20 MB fit, 100 MB don't, on an image of 2 MB and one of 62 MB"
+
+
+def default_limit(lane):
+    """The daemon's own option, for every container that has none."""
+    lane.dockerd.restart("--storage-opt", "size=50M")
+    holds(lane, "work", "base:1")
+    running(lane, "work", "base:1", "--storage-opt", "size=200M")
+    expect(fills(lane, "work", 100), True, "whether 100 MB fit into a limit of its own of 200M")
+    removed(lane, "work")
+    lane.dockerd.restart()
+    running(lane, "work", "base:1")
+    expect(fills(lane, "work", 100), True, "whether 100 MB fit when the daemon's limit has gone")
+    removed(lane, "work")
+    expect(once(lane, "base:1", "cat", "/etc/motd"), "welcome", "what runs after that")
+    return "dockerd --storage-opt size=50M holds; a container's own counts more; gone with the option"
