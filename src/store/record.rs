@@ -223,6 +223,9 @@ pub struct Keyed {
     /// Which run of its client it was made in.
     #[serde(default, skip_serializing_if = "is_none")]
     pub session: u32,
+    /// Which of its clients' homes that one had, by number.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub home: u32,
     /// The layer between it and its parent that has no tree of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<Init>,
@@ -269,8 +272,8 @@ pub struct InitEntry {
     pub ctime: i64,
 }
 
-fn is_none(session: &u32) -> bool {
-    *session == 0
+fn is_none(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Record {

@@ -149,7 +149,7 @@ impl Docker {
         let size_limit = options::of_daemon(init.opts.as_deref().unwrap_or_default())?;
         let ids = IdMaps::new(init.uid_maps.unwrap_or_default(), init.gid_maps.unwrap_or_default())?;
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
-        let new = Client { session: client.session + 1, home, size_limit, ids };
+        let new = client.next(home, size_limit, ids);
         self.engine.set_docker_client(&new)?;
         *client = new;
         Ok(())

@@ -54,7 +54,15 @@ impl Keyspace<'_> {
         if new.size_limit != keyed.size_limit {
             self.engine.set_limit(&tree, new.size_limit)?;
         }
-        let amended = taken_over(held.record(), &keyed, new.key, new.size_limit, self.session, taken);
+        let becomes = Keyed {
+            key: new.key.to_string(),
+            size_limit: new.size_limit,
+            session: self.session,
+            home: self.home,
+            init: Some(taken),
+            ..keyed.clone()
+        };
+        let amended = taken_over(held.record(), becomes);
         if let Err(e) = self.engine.store.amend_soon(&mut held, amended) {
             self.engine.set_limit(&tree, keyed.size_limit)?;
             return Err(e);
@@ -78,7 +86,8 @@ impl Keyspace<'_> {
         if let Some(keyed) = held.record().keyed().cloned().filter(|keyed| is_init_of(&keyed.key, key)) {
             let (init, stands) = (keyed.key.clone(), true);
             let nothing = Init { key: init, stands, begun: 0, taken: 0, entries: Vec::new(), layer: String::new() };
-            let amended = taken_over(held.record(), &keyed, key, keyed.size_limit, keyed.session, nothing);
+            let becomes = Keyed { key: key.to_string(), init: Some(nothing), ..keyed };
+            let amended = taken_over(held.record(), becomes);
             self.engine.store.amend(&mut held, amended)?;
         }
         Ok(held.record().clone())
@@ -318,16 +327,7 @@ fn made_or_removed(changes: &Changes) -> Vec<(PathBuf, bool)> {
     listed.map(|change| (change.path.clone(), change.what == What::Deleted)).collect()
 }
 
-/// The record of a tree that becomes `key`'s.
-fn taken_over(
-    record: &Record,
-    keyed: &Keyed,
-    key: &str,
-    size_limit: Option<u64>,
-    session: u32,
-    init: Init,
-) -> Record {
-    let content =
-        Content::Keyed(Keyed { key: key.to_string(), size_limit, session, init: Some(init), ..keyed.clone() });
-    Record { content, created: jiff::Timestamp::now(), ..record.clone() }
+/// The record of a tree that becomes another key's.
+fn taken_over(record: &Record, becomes: Keyed) -> Record {
+    Record { content: Content::Keyed(becomes), created: jiff::Timestamp::now(), ..record.clone() }
 }

@@ -58,6 +58,8 @@ pub struct Keyspace<'e> {
     owner: Owner,
     /// Which run of its client asks.
     session: u32,
+    /// Which of its clients' homes that one has, by number.
+    home: u32,
     /// Ids in its layers' tars, and on disk.
     ids: IdMaps,
 }
@@ -87,11 +89,17 @@ impl Engine {
     /// The trees of an owner, for the `session`th run of its client, which has these ids.
     #[must_use]
     pub fn keyspace(&self, owner: Owner, session: u32, ids: IdMaps) -> Keyspace<'_> {
-        Keyspace { engine: self, owner, session, ids }
+        Keyspace { engine: self, owner, session, home: 0, ids }
     }
 }
 
 impl Keyspace<'_> {
+    /// The same for a client with another home than the first.
+    #[must_use]
+    pub(super) fn at_home(self, home: u32) -> Self {
+        Self { home, ..self }
+    }
+
     /// Make an active tree. Durable on return. If it is there already, as asked for, nothing is done.
     ///
     /// # Errors
@@ -146,6 +154,7 @@ impl Keyspace<'_> {
             size_limit: new.size_limit,
             label: new.label.or(parent.as_ref().and_then(label::of)).map(str::to_string),
             session: self.session,
+            home: self.home,
             init: None,
         });
         self.engine.with_room(|| self.make_tree(parent.as_ref(), &content, new))
