@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"strconv"
@@ -30,7 +31,7 @@ func restart() error {
 		return err
 	}
 	// Until the last of its threads is gone, its socket is in use.
-	for end := time.Now().Add(time.Minute); alive(pid); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); listening(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			return fmt.Errorf("process %d is killed, and doesn't end", pid)
 		}
@@ -52,10 +53,12 @@ func restart() error {
 	return client.Call("GraphDriver.Status", nil, nil)
 }
 
-// Whether a process is there, and not only waited for.
-func alive(pid int) bool {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	return err == nil && !strings.Contains(string(status), "State:\tZ")
+func listening() bool {
+	connection, err := net.Dial("unix", socketPath)
+	if err == nil {
+		connection.Close()
+	}
+	return err == nil
 }
 
 func testRestarted(t *testing.T) {
