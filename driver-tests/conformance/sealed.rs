@@ -25,8 +25,10 @@ pub(crate) fn a_sealed_tree_is_what_it_was(f: &Fixture) {
     write(&tree.root());
     assert!(!f.backend.is_read_only(&tree).expect("is it read-only"));
     let (before, changed) = (tree_digest(&tree.root()), changes(f, &image, &tree));
-    let charged = f.charged(&tree);
-    f.backend.seal(&tree).expect("seal");
+    let (method, charged) = f.backend.measure_for_good(&tree).expect("measure");
+    let (by, sealed) = f.backend.seal(&tree).expect("seal");
+    assert_eq!(by, method);
+    assert!(sealed.abs_diff(charged) <= f.setup.overhead(), "{sealed}, and before {charged}");
     assert!(f.backend.is_read_only(&tree).expect("is it read-only"));
     assert_same("it", &before, &tree_digest(&tree.root()));
     assert_eq!(changes(f, &image, &tree), changed);
@@ -93,7 +95,7 @@ pub(crate) fn what_a_crash_left_beside_it_goes(f: &Fixture) {
 
 pub(crate) fn only_a_tree_is_sealed(f: &Fixture) {
     let tree = f.tree("none");
-    f.refused(Kind::NotFound, tree.place(), || f.backend.seal(&tree));
+    f.refused(Kind::NotFound, tree.place(), || f.backend.seal(&tree).map(drop));
 }
 
 pub(crate) fn a_tree_is_sealed_at_its_limit(f: &Fixture) {

@@ -197,8 +197,7 @@ impl Docker {
     fn apply(&self, key: &str, parent: &str, tar: &mut dyn Read) -> Result<u64> {
         let client = self.client();
         let trees = self.engine.docker_trees(&client);
-        trees.check_parent(key, Some(parent).filter(|parent| !parent.is_empty()))?;
-        trees.apply(key, tar)
+        trees.apply(key, Some(parent).filter(|parent| !parent.is_empty()), tar)
     }
 }
 

@@ -162,8 +162,7 @@ impl Keyspace<'_> {
                 let unpacked = layer::unpack(&mut tar.as_slice(), &tree.root(), limits, &|| engine.is_cancelled())?;
                 apparent_size = unpacked.bytes.max(apparent_size);
             }
-            let (method, size) = engine.backend.measure_for_good(&tree)?;
-            engine.backend.seal(&tree)?;
+            let (method, size) = engine.backend.seal(&tree)?;
             let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size };
             let own = Keyed { key: init.key.clone(), stage, size_limit: None, init: None, ..keyed.clone() };
             draft.set_content(Content::Keyed(own));

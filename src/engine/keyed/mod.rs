@@ -224,19 +224,14 @@ impl Keyspace<'_> {
         Ok(parent.and_then(|parent| parent.keyed().map(|keyed| keyed.key.clone())))
     }
 
-    /// Whether a key's tree is based on this parent.
-    ///
-    /// # Errors
-    /// `NotFound` without such a key, `Invalid` if it has another parent.
-    pub fn check_parent(&self, key: &str, parent: Option<&str>) -> Result<()> {
-        let record = self.tree_of(key)?;
-        let own = self.parent_key(&record)?;
+    fn check_parent(&self, record: &Record, parent: Option<&str>) -> Result<()> {
+        let own = self.parent_key(record)?;
         if own.as_deref() == parent {
             return Ok(());
         }
         let told = |parent: Option<&str>| parent.map_or("nothing".to_string(), str::to_string);
         let (own, parent) = (told(own.as_deref()), told(parent));
-        Err(Error::new(Kind::Invalid, format!("{key} is based on {own}, and not on {parent}")))
+        Err(Error::new(Kind::Invalid, format!("it is based on {own}, and not on {parent}")))
     }
 
     /// Whether there is such a key.
