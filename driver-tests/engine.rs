@@ -12,6 +12,8 @@ mod double;
 mod fixture;
 #[path = "engine/keyed.rs"]
 mod keyed;
+#[path = "engine/orphans.rs"]
+mod orphans;
 #[path = "engine/relatives.rs"]
 mod relatives;
 #[path = "engine/spares.rs"]

@@ -359,6 +359,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
         changes::walk(wanted)
     }
 
+    /// Names of what was made in a tree since it was cloned, written to disk or not: at once, without a commit. In no order,
+    /// and without what was moved to its name. `None` where the filesystem can't tell.
+    fn made(&self, _tree: &Tree) -> Result<Option<Vec<PathBuf>>> {
+        Ok(None)
+    }
+
     /// Bytes that these trees take besides what [`Backend::measure`] and a layer's size count: inodes and directories
     /// of their own. 0 where clones share them. Costs a file read per tree.
     fn overhead(&self, trees: &[&Tree]) -> Result<u64>;

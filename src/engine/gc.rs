@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::docker::orphans::{Orphans, key_of};
 use super::{Engine, view};
-use crate::Result;
 use crate::backend::Tree;
 use crate::store::Record;
+use crate::{Error, Result};
 
 /// How long to wait for the filesystem to clean up what was removed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -23,11 +24,13 @@ pub struct Garbage {
 }
 
 /// What a collection found, and what the filesystem gave back.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Default)]
 pub struct Collected {
     pub garbage: Vec<Garbage>,
     /// How many bytes less the filesystem uses.
     pub freed: u64,
+    /// What couldn't be told, and so wasn't touched.
+    pub unknown: Vec<Error>,
 }
 
 impl Engine {
@@ -77,6 +80,15 @@ impl Engine {
             reason: "it is only there to make the next container sooner",
             size: sized.get(&spare.uuid).copied().flatten(),
         }));
+        let Orphans { trees, unknown } = self.docker_orphans()?;
+        let sized: HashMap<_, _> = trees.iter().map(|tree| (tree.uuid, self.orphan_size(tree))).collect();
+        let trees = if dry_run { trees } else { self.remove_orphans(trees)? };
+        garbage.extend(trees.into_iter().map(|tree| Garbage {
+            kind: "docker-layer",
+            id: key_of(&tree),
+            reason: "dockerd was killed, and doesn't know it any more",
+            size: sized.get(&tree.uuid).copied().flatten(),
+        }));
         let layers = if dry_run { self.unused_layers()? } else { self.collect_layers()? };
         garbage.extend(layers.into_iter().map(|record| Garbage {
             kind: "layer",
@@ -104,6 +116,6 @@ impl Engine {
             self.backend.trim()?;
         }
         let freed = before.saturating_sub(self.backend.space()?.used);
-        Ok(Collected { garbage, freed })
+        Ok(Collected { garbage, freed, unknown })
     }
 }

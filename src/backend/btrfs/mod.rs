@@ -176,6 +176,10 @@ impl Backend for Btrfs {
         self.changes_of(wanted)
     }
 
+    fn made(&self, tree: &Tree) -> Result<Option<Vec<PathBuf>>> {
+        self.made_in(tree).map(Some)
+    }
+
     fn overhead(&self, _trees: &[&Tree]) -> Result<u64> {
         Ok(0)
     }

@@ -152,6 +152,22 @@ impl Btrfs {
         })
     }
 
+    pub(super) fn made_in(&self, tree: &Tree) -> Result<Vec<PathBuf>> {
+        let root = open_tree(tree)?;
+        let info = subvol::get_subvol_info(&root)
+            .context(|| format!("BTRFS_IOC_GET_SUBVOL_INFO {}", tree.root().display()))?;
+        let find = || -> nix::Result<_> {
+            let mut found = Vec::new();
+            for inode in search::made(&self.fd, info.id, info.otransid + 1)? {
+                for name in search::names(&self.fd, info.id, inode)? {
+                    found.push(search::directory_path(&self.fd, info.id, name.directory)?.join(name.name));
+                }
+            }
+            Ok(found)
+        };
+        find().context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))
+    }
+
     /// Clear away what a failed step made; the failure itself is what the caller has to hear of.
     pub(super) fn undo(&self, path: &Path) {
         if let Err(error) = self.destroy_subvolume(path) {

@@ -18,6 +18,12 @@ pub struct Gc {
 impl Gc {
     pub fn run(self, engine: &Engine, out: &mut Output) -> Result<()> {
         let collected = engine.collect_garbage(self.dry_run)?;
+        for unknown in &collected.unknown {
+            match unknown.hint() {
+                Some(hint) => out.warn(format_args!("{unknown} (hint: {hint})")),
+                None => out.warn(unknown),
+            }
+        }
         if self.format == Format::Json {
             let rows: Vec<_> = collected
                 .garbage

@@ -16,9 +16,9 @@
 //! # The layer between a container and its image
 //!
 //! Docker makes two trees for a container: `C-init`, into which it puts empty files to mount on, and `C` on it. Nothing else
-//! is ever based on `C-init`, so it isn't cloned: its tree becomes `C`'s, by writing another record ([`take_over`]). What had
-//! been changed by then is kept in the record: as paths with what tells whether they were changed since ([`Init`]), so that they are left out
-//! of what `C` changed; and as a layer, of which `C-init` is made again should anybody ask for its tree.
+//! is ever based on `C-init`, so it isn't cloned: its tree becomes `C`'s, by writing another record ([`take_over`]). The record
+//! says when that was, and what had been made or removed by then ([`Init`]). What has a change time of before, or is as it was
+//! then, is left out of what `C` changed. Should anybody ask for the tree of `C-init`, it is made again.
 //!
 //! [`take_over`]: Keyspace::prepare
 //! [`Init`]: crate::store::Init
@@ -58,6 +58,8 @@ pub struct Keyspace<'e> {
     owner: Owner,
     /// Which run of its client asks.
     session: u32,
+    /// Which of its clients' homes that one has, by number.
+    home: u32,
     /// Ids in its layers' tars, and on disk.
     ids: IdMaps,
 }
@@ -79,17 +81,25 @@ enum Found {
     Tree(Record),
     /// No tree of its own: the record of the one that its tree became.
     Init(Record),
+    /// The record of the init layer whose tree should be this key's.
+    Lost(Record),
 }
 
 impl Engine {
     /// The trees of an owner, for the `session`th run of its client, which has these ids.
     #[must_use]
     pub fn keyspace(&self, owner: Owner, session: u32, ids: IdMaps) -> Keyspace<'_> {
-        Keyspace { engine: self, owner, session, ids }
+        Keyspace { engine: self, owner, session, home: 0, ids }
     }
 }
 
 impl Keyspace<'_> {
+    /// The same for a client with another home than the first.
+    #[must_use]
+    pub(super) fn at_home(self, home: u32) -> Self {
+        Self { home, ..self }
+    }
+
     /// Make an active tree. Durable on return. If it is there already, as asked for, nothing is done.
     ///
     /// # Errors
@@ -144,6 +154,7 @@ impl Keyspace<'_> {
             size_limit: new.size_limit,
             label: new.label.or(parent.as_ref().and_then(label::of)).map(str::to_string),
             session: self.session,
+            home: self.home,
             init: None,
         });
         self.engine.with_room(|| self.make_tree(parent.as_ref(), &content, new))
@@ -188,7 +199,9 @@ impl Keyspace<'_> {
     /// Whether what is there is what was asked for: a client that lost our answer asks again.
     fn same(&self, found: &Found, new: &NewKeyed<'_>) -> Result<()> {
         let exists = |why: &str| Err(Error::new(Kind::Exists, format!("it is there already{why}")));
-        let Found::Tree(record) = found else { return exists(", and its tree has become another one's") };
+        let (Found::Tree(record) | Found::Lost(record)) = found else {
+            return exists(", and its tree has become another one's");
+        };
         let own = self.parent_key(record)?;
         if own.as_deref() != new.parent {
             let (own, asked) = (own.as_deref().unwrap_or("nothing"), new.parent.unwrap_or("nothing"));
@@ -243,6 +256,9 @@ impl Keyspace<'_> {
                 _ => record,
             };
             label::check(&record, label)?;
+            if let Some(init) = record.keyed().and_then(|keyed| keyed.init.as_ref()) {
+                init::outlast(init);
+            }
             let root = self.engine.tree(&record).root();
             if !root.exists() {
                 return Err(Error::new(Kind::Damaged, format!("its tree is missing at {}", root.display())));
@@ -285,7 +301,7 @@ impl Keyspace<'_> {
             for _ in 0..ATTEMPTS {
                 let removed = match self.find(key)? {
                     None => Ok(()),
-                    Some(Found::Tree(record)) => self.remove_tree(&record),
+                    Some(Found::Tree(record) | Found::Lost(record)) => self.remove_tree(&record),
                     Some(Found::Init(record)) => self.forget_init(&record),
                 };
                 match removed {
@@ -329,6 +345,7 @@ impl Keyspace<'_> {
         match self.find(key)? {
             Some(Found::Tree(record)) => Ok(record),
             Some(Found::Init(record)) => self.split(&record),
+            Some(Found::Lost(record)) => self.found_again(key, &record),
             None => Err(Error::new(Kind::NotFound, format!("there is no {key}"))),
         }
     }
@@ -347,7 +364,10 @@ impl Keyspace<'_> {
             Some((record, state)) if state.is_live() => Ok(Some(Found::Tree(record))),
             // What is still neither made nor removed is what a dead process left of it.
             Some(_) => Ok(None),
-            None => Ok(store.by_name(&self.owner, key)?.map(Found::Init)),
+            None => match store.by_name(&self.owner, key)? {
+                Some(record) => Ok(Some(Found::Init(record))),
+                None => Ok(self.lost(key)?.map(Found::Lost)),
+            },
         }
     }
 

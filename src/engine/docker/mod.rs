@@ -1,5 +1,5 @@
 //! What dockerd said when it began, kept for as long as it goes on: it says so only once, and not to a daemon that was
-//! started again in the middle.
+//! started again in the middle. And which of its trees it doesn't know any more ([`orphans`]).
 
 use std::path::PathBuf;
 
@@ -11,6 +11,8 @@ use crate::layer::IdMaps;
 use crate::store::Owner;
 use crate::{Error, Kind, Result};
 
+pub mod orphans;
+
 /// A dockerd, as of its last start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Client {
@@ -18,12 +20,33 @@ pub struct Client {
     pub session: u32,
     /// Where a built-in driver would have its files: `<data-root>/<name of the driver>`.
     pub home: PathBuf,
+    /// All homes that there have been, this one included. A tree's record has its home's number, from 0.
+    #[serde(default)]
+    pub homes: Vec<PathBuf>,
     /// Most bytes that a container may add for which nothing else is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_limit: Option<u64>,
     /// Whose ids are on disk (`--userns-remap`).
     #[serde(default)]
     pub ids: IdMaps,
+}
+
+impl Client {
+    /// The dockerd that begins after this one.
+    #[must_use]
+    pub fn next(&self, home: PathBuf, size_limit: Option<u64>, ids: IdMaps) -> Self {
+        let mut homes = self.homes.clone();
+        if !homes.contains(&home) {
+            homes.push(home.clone());
+        }
+        Self { session: self.session + 1, home, homes, size_limit, ids }
+    }
+
+    /// The number of its home.
+    fn home_number(&self) -> u32 {
+        let found = self.homes.iter().position(|home| *home == self.home);
+        found.and_then(|found| u32::try_from(found).ok()).unwrap_or(0)
+    }
 }
 
 impl Engine {
@@ -47,6 +70,6 @@ impl Engine {
     /// The trees of a dockerd.
     #[must_use]
     pub fn docker_trees(&self, client: &Client) -> Keyspace<'_> {
-        self.keyspace(Owner::docker(), client.session, client.ids.clone())
+        self.keyspace(Owner::docker(), client.session, client.ids.clone()).at_home(client.home_number())
     }
 }
