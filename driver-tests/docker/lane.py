@@ -102,6 +102,8 @@ def run_lane(options, peer, driver, fs, mapped):
     print(f"\n== dockerd {peer.version}, {driver.name} on {fs.kind}{words}", flush=True)
     # Sockets have short paths.
     run = Path(tempfile.mkdtemp(prefix="rfd.", dir="/run"))
+    # Where mapped ids can't pass, dockerd makes a directory of its own beside it, and leaves it there.
+    run.chmod(0o711)
     part = "mapped" if mapped else "plain"
     logs = {what: options.work / f"{what}-{peer.version}-{driver.name}-{fs.kind}-{part}.log" for what in ("dockerd", "plugin")}
     for log in logs.values():
