@@ -47,6 +47,8 @@ pub struct Doors {
 /// # Errors
 /// `Interrupted` if something wasn't finished: within [`PATIENCE`], or because a second signal came.
 pub fn serve(engine: Engine, doors: &Doors) -> Result<()> {
+    // Root of a container with mapped ids has to reach its tree through the directories around it.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     memory::few_heaps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
