@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 
 use reflinkd::Kind;
 use reflinkd::backend::{Access, CloneCost, Tree};
@@ -110,6 +111,56 @@ pub(crate) fn a_tree_is_sealed_at_its_limit(f: &Fixture) {
     let before = tree_digest(&tree.root());
     f.backend.seal(&tree).expect("seal");
     assert_same("it", &before, &tree_digest(&tree.root()));
+}
+
+/// Whatever is done to a tree, its state is another one, at once and later.
+pub(crate) fn a_state_is_of_one_moment(f: &Fixture) {
+    let image = f.image("image", fill);
+    let tree = f.container(&image, "tree");
+    let quiet = || {
+        f.backend.sync().expect("sync");
+        (0..200).find_map(|_| {
+            let state = f.backend.state(&tree).expect("state");
+            if state.is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            state
+        })
+    };
+    if !f.setup.is_btrfs() {
+        assert_eq!(f.backend.state(&tree).expect("state"), None);
+        return;
+    }
+    let path = |name: &str| tree.root().join(name);
+    let large = || OpenOptions::new().read(true).write(true).open(path("etc/large")).expect("open");
+    let kept = large();
+    let changes: [(&str, &dyn Fn()); 12] = [
+        ("overwrite", &|| large().write_all_at(b"new", 5000).expect("write")),
+        ("overwrite it at once again", &|| kept.write_all_at(b"again", 9000).expect("write")),
+        ("overwrite by an old descriptor", &|| kept.write_all_at(b"newer", 100 << 10).expect("write")),
+        ("append", &|| large().write_all_at(b"more", 200 << 10).expect("write")),
+        ("a small file", &|| fs::write(path("etc/little"), "x").expect("write")),
+        ("chmod", &|| fs::set_permissions(path("etc/little"), PermissionsExt::from_mode(0o600)).expect("chmod")),
+        ("rename", &|| fs::rename(path("etc/little"), path("etc/small")).expect("rename")),
+        ("link", &|| fs::hard_link(path("etc/small"), path("etc/link")).expect("link")),
+        ("remove", &|| fs::remove_file(path("etc/link")).expect("remove")),
+        ("truncate", &|| large().set_len(10).expect("truncate")),
+        ("mkdir", &|| fs::create_dir(path("etc/dir")).expect("mkdir")),
+        ("touch", &|| large().set_modified(std::time::UNIX_EPOCH).expect("touch")),
+    ];
+    for (what, change) in changes {
+        let before = quiet().unwrap_or_else(|| panic!("{what}: it never is quiet"));
+        assert_eq!(quiet(), Some(before), "{what}: reading, and syncing, change nothing");
+        let fork = f.tree(&format!("fork-{:?}", f.group()));
+        f.backend.fork(&tree, &fork, Access::ReadOnly, None).expect("fork");
+        assert_eq!(f.backend.state_of_fork(&tree, &fork).expect("state"), Some(before), "{what}: a fork, neither");
+        change();
+        assert_ne!(f.backend.state(&tree).expect("state"), Some(before), "{what}, at once");
+        f.backend.destroy(&fork).expect("destroy");
+        let after = quiet();
+        assert_ne!(after, Some(before), "{what}, later");
+        assert!(after.is_some(), "{what}: it never is quiet");
+    }
 }
 
 /// What is told of a tree without waiting for a commit.

@@ -122,6 +122,13 @@ impl Own {
     }
 }
 
+/// The answer of [`Backend::state`], to be compared with another one of the same tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TreeState {
+    tree: u64,
+    change: u64,
+}
+
 /// Whether a clone can be written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -358,6 +365,17 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// the tree.
     fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
         changes::walk(wanted)
+    }
+
+    /// Numbers that stay the same for as long as nothing in a tree changes: neither names nor attributes nor data, in memory or
+    /// on disk. At once. `None` where that can't be told, or not at this moment.
+    fn state(&self, _tree: &Tree) -> Result<Option<TreeState>> {
+        Ok(None)
+    }
+
+    /// The state of a tree when `fork`, which is read-only, was made of it.
+    fn state_of_fork(&self, _tree: &Tree, _fork: &Tree) -> Result<Option<TreeState>> {
+        Ok(None)
     }
 
     /// Names of what was made in a tree since it was cloned, written to disk or not: at once, without a commit. In no order,

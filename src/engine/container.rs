@@ -338,6 +338,7 @@ impl Engine {
             }
             return Err(e);
         }
+        self.diff_sizes.forget(uuid);
         self.store.finish_removal(held)
     }
 

@@ -58,6 +58,7 @@ pub struct Engine {
     cancelled: Arc<AtomicBool>,
     /// Whether a tree was removed that may still have to be cleaned up.
     removed: AtomicBool,
+    diff_sizes: keyed::DiffSizes,
 }
 
 impl Engine {

@@ -141,6 +141,7 @@ impl Engine {
             lock: entered.lock,
             cancelled: Arc::new(AtomicBool::new(false)),
             removed: AtomicBool::new(false),
+            diff_sizes: super::keyed::DiffSizes::default(),
         })
     }
 }

@@ -25,7 +25,7 @@ use std::time::Duration;
 use crate::backend::changes::{Changes, Comparison};
 use crate::backend::{
     Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, Own, QuotaMode, Quotas, SizeMethod, Space, Tree,
-    Want,
+    TreeState, Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
 use crate::sys::trim;
@@ -39,6 +39,7 @@ mod measure;
 mod quota;
 mod reclaim;
 pub mod root;
+mod state;
 mod tree;
 
 /// A mounted Btrfs filesystem.
@@ -175,6 +176,14 @@ impl Backend for Btrfs {
 
     fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
         self.changes_of(wanted)
+    }
+
+    fn state(&self, tree: &Tree) -> Result<Option<TreeState>> {
+        self.state_of(tree)
+    }
+
+    fn state_of_fork(&self, tree: &Tree, fork: &Tree) -> Result<Option<TreeState>> {
+        self.state_then(tree, fork).map(Some)
     }
 
     fn made(&self, tree: &Tree) -> Result<Option<Vec<PathBuf>>> {

@@ -49,10 +49,35 @@ impl Keyspace<'_> {
             let (record, against) = self.compared(key, parent)?;
             match (record.keyed().map(|keyed| &keyed.stage), &against) {
                 (Some(Stage::Committed { apparent_size, .. }), Against::Parent) => Ok(*apparent_size),
+                // What it is compared with first and last: with others it isn't worth keeping.
+                (Some(Stage::Active), Against::Init(_)) => self.counted_once(&record, &against),
                 _ => self.counted(&record, &against),
             }
         };
         sized().map_err(|e| e.context(cannot_compare(key, parent)))
+    }
+
+    /// [`Keyspace::counted`], unless it is known from before and nothing has changed since.
+    fn counted_once(&self, record: &Record, against: &Against) -> Result<u64> {
+        let (engine, tree) = (self.engine, self.engine.tree(record));
+        let known = engine.backend.state(&tree)?.and_then(|state| engine.diff_sizes.get(record.uuid, state));
+        if let Some(size) = known {
+            return Ok(size);
+        }
+        if engine.backend.clone_cost() != CloneCost::Constant || !engine.backend.nested(&tree)?.is_empty() {
+            return self.counted(record, against);
+        }
+        self.with_still(record, |still| {
+            let changes = self.compare(record, still, against)?;
+            let size = pack::file_bytes(&still.root(), &delta::items(&changes), &|| engine.is_cancelled())?;
+            // On a full disk it may be the tree itself.
+            if still.place() != tree.place()
+                && let Some(state) = engine.backend.state_of_fork(&tree, still)?
+            {
+                engine.diff_sizes.put(record.uuid, state, size);
+            }
+            Ok(size)
+        })
     }
 
     /// The same of what the tree has beyond its parent.

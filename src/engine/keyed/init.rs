@@ -2,13 +2,15 @@
 //! afterwards. See the module above.
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, Timestamps, openat, statx};
 use rustix::io::Errno;
+use rustix::time::ClockId;
 
 use super::{Found, Keyspace, NewKeyed};
 use crate::backend::changes::{Change, Changes, EntryKind, What};
@@ -134,8 +136,7 @@ impl Keyspace<'_> {
         }
         let layer = layer.iter().map(|byte| format!("{byte:02x}")).collect();
         let begun = i64::try_from(record.created.as_nanosecond()).unwrap_or(0);
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let taken = now.tv_sec.saturating_mul(1_000_000_000) + now.tv_nsec;
+        let taken = moment(tree.place())?;
         Ok(Some(Init { key: key.to_string(), stands: true, begun, taken, entries, layer }))
     }
 
@@ -227,6 +228,12 @@ fn open_root(root: &Path) -> Result<OwnedFd> {
         .context(|| format!("open {}", root.display()))
 }
 
+fn facts_of(node: impl AsFd) -> rustix::io::Result<Facts> {
+    let now = statx(node, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::CTIME)?;
+    let ctime = now.stx_ctime.tv_sec.saturating_mul(1_000_000_000) + i64::from(now.stx_ctime.tv_nsec);
+    Ok(Facts { inode: now.stx_ino, ctime })
+}
+
 /// The facts of what is at `path`, through no symlink; `None` if there is nothing.
 fn facts(root: &OwnedFd, path: &[u8]) -> Result<Option<Facts>> {
     let (parent, name) = match path.iter().rposition(|&b| b == b'/') {
@@ -236,26 +243,42 @@ fn facts(root: &OwnedFd, path: &[u8]) -> Result<Option<Facts>> {
     let name = if name.is_empty() { b"." } else { name };
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let found = rooted::beneath(root, parent, flags).and_then(|directory| rooted::node(directory, name));
-    match found.and_then(|node| statx(&node, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::CTIME)) {
-        Ok(now) => {
-            let ctime = now.stx_ctime.tv_sec.saturating_mul(1_000_000_000) + i64::from(now.stx_ctime.tv_nsec);
-            Ok(Some(Facts { inode: now.stx_ino, ctime }))
-        }
+    match found.and_then(facts_of) {
+        Ok(now) => Ok(Some(now)),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
         Err(e) => Err(e).context(|| format!("stat {}", String::from_utf8_lossy(path))),
     }
 }
 
-/// Wait until whatever is changed from now on has another change time than anything before the tree became another one's.
-/// Before its new client has the path: by then it has passed as a rule.
-pub(super) fn outlast(init: &Init) {
+/// A time that whatever was changed until now has a change time of, or an earlier one, and whatever is changed from now on has
+/// a later one.
+///
+/// With multigrain timestamps (Linux 6.13) no inode gets an earlier change time than one that has just been looked at and
+/// changed, such as this place's. Else it takes until the clock's next tick.
+fn moment(place: &Path) -> Result<i64> {
+    let call = || format!("touch {}", place.display());
+    let directory = File::open(place).context(call)?;
+    let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+    let look = || facts_of(&directory).context(call);
+    look()?;
+    rustix::fs::futimens(&directory, &Timestamps { last_access: now, last_modification: now }).context(call)?;
+    let touched = look()?.ctime;
+    if touched > clock(ClockId::RealtimeCoarse) {
+        return Ok(touched - 1);
+    }
+    let moment = clock(ClockId::Realtime);
     for _ in 0..MOST_TICKS {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-        if init.taken < now.tv_sec.saturating_mul(1_000_000_000) + now.tv_nsec {
-            return;
+        if moment < clock(ClockId::RealtimeCoarse) {
+            break;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+    Ok(moment)
+}
+
+fn clock(clock: ClockId) -> i64 {
+    let now = rustix::time::clock_gettime(clock);
+    now.tv_sec.saturating_mul(1_000_000_000) + now.tv_nsec
 }
 
 /// What is changed in a tree, by whether it was changed before it became another one's and not since.

@@ -36,6 +36,7 @@ use crate::store::{Content, Keyed, New, NewGroup, Owner, Record, Stage, State, T
 use crate::{Context, Error, Kind, Result};
 
 mod apply;
+mod cache;
 mod delta;
 mod facts;
 mod init;
@@ -43,6 +44,7 @@ mod label;
 mod list;
 mod seal;
 
+pub(super) use cache::DiffSizes;
 pub use facts::KeyedFacts;
 pub use list::KeyedInfo;
 
@@ -251,9 +253,6 @@ impl Keyspace<'_> {
                 _ => record,
             };
             label::check(&record, label)?;
-            if let Some(init) = record.keyed().and_then(|keyed| keyed.init.as_ref()) {
-                init::outlast(init);
-            }
             let root = self.engine.tree(&record).root();
             if !root.exists() {
                 return Err(Error::new(Kind::Damaged, format!("its tree is missing at {}", root.display())));
