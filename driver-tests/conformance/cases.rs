@@ -64,6 +64,7 @@ macro_rules! cases {
             sealed::a_sealed_tree_is_what_it_was
             sealed::a_sealed_tree_can_be_cloned
             sealed::open_files_lead_elsewhere
+            sealed::what_was_made_is_named_at_once
             sealed::what_a_crash_left_beside_it_goes
             sealed::only_a_tree_is_sealed
             sealed::a_tree_is_sealed_at_its_limit

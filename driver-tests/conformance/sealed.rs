@@ -25,8 +25,10 @@ pub(crate) fn a_sealed_tree_is_what_it_was(f: &Fixture) {
     write(&tree.root());
     assert!(!f.backend.is_read_only(&tree).expect("is it read-only"));
     let (before, changed) = (tree_digest(&tree.root()), changes(f, &image, &tree));
-    let charged = f.charged(&tree);
-    f.backend.seal(&tree).expect("seal");
+    let (method, charged) = f.backend.measure_for_good(&tree).expect("measure");
+    let (by, sealed) = f.backend.seal(&tree).expect("seal");
+    assert_eq!(by, method);
+    assert!(sealed.abs_diff(charged) <= f.setup.overhead(), "{sealed}, and before {charged}");
     assert!(f.backend.is_read_only(&tree).expect("is it read-only"));
     assert_same("it", &before, &tree_digest(&tree.root()));
     assert_eq!(changes(f, &image, &tree), changed);
@@ -93,7 +95,7 @@ pub(crate) fn what_a_crash_left_beside_it_goes(f: &Fixture) {
 
 pub(crate) fn only_a_tree_is_sealed(f: &Fixture) {
     let tree = f.tree("none");
-    f.refused(Kind::NotFound, tree.place(), || f.backend.seal(&tree));
+    f.refused(Kind::NotFound, tree.place(), || f.backend.seal(&tree).map(drop));
 }
 
 pub(crate) fn a_tree_is_sealed_at_its_limit(f: &Fixture) {
@@ -108,4 +110,33 @@ pub(crate) fn a_tree_is_sealed_at_its_limit(f: &Fixture) {
     let before = tree_digest(&tree.root());
     f.backend.seal(&tree).expect("seal");
     assert_same("it", &before, &tree_digest(&tree.root()));
+}
+
+/// What is told of a tree without waiting for a commit.
+pub(crate) fn what_was_made_is_named_at_once(f: &Fixture) {
+    let image = f.image("image", fill);
+    let tree = f.container(&image, "tree");
+    let named = || {
+        let mut made = f.backend.made(&tree).expect("made")?;
+        made.sort();
+        Some(made.iter().map(|path| path.display().to_string()).collect::<Vec<_>>())
+    };
+    if !f.setup.is_btrfs() {
+        assert_eq!(named(), None);
+        return;
+    }
+    let path = |name: &str| tree.root().join(name);
+    assert_eq!(named(), Some(vec![]));
+    fs::create_dir_all(path("dev/pts")).expect("mkdir");
+    fs::write(path("etc/hosts"), "").expect("write");
+    fs::write(path("etc/large"), "as it was not").expect("write over");
+    std::os::unix::fs::symlink("/proc/mounts", path("etc/mtab")).expect("symlink");
+    fs::hard_link(path("etc/hosts"), path("usr/hosts")).expect("link");
+    fs::remove_file(path("etc/kept")).expect("remove");
+    fs::write(path("etc/short-lived"), "").expect("write");
+    fs::remove_file(path("etc/short-lived")).expect("remove");
+    let expected = ["dev", "dev/pts", "etc/hosts", "etc/mtab", "usr/hosts"].map(String::from);
+    assert_eq!(named().as_deref(), Some(&expected[..]));
+    f.backend.sync().expect("sync");
+    assert_eq!(named().as_deref(), Some(&expected[..]));
 }

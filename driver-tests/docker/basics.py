@@ -1,5 +1,6 @@
 """Steps with containers: what they are made of, what is done in them, and what is said about it."""
 
+import concurrent.futures
 import json
 import tarfile
 
@@ -216,6 +217,23 @@ def restart(lane):
     expect(inside(lane, "work", "ls /srv"), "mine", "what a new container of that name has")
     removed(lane, "work")
     return "a restart keeps writes, removal loses them"
+
+
+def side_by_side(lane):
+    """Ten at once: dockerd asks its driver from as many connections."""
+    def one(number):
+        name = running(lane, f"one-of-many-{number}", "all:1")
+        inside(lane, name, f"echo {number} >/srv/number")
+        found = lane.docker("diff", name)
+        lane.docker("commit", name, f"many:{number}")
+        removed(lane, name)
+        return found, once(lane, f"many:{number}", "cat", "/srv/number")
+
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        expect(list(pool.map(one, range(10))), [("C /srv\nA /srv/number", str(number)) for number in range(10)],
+               "changes, and contents of the commit, of ten containers at once")
+    lane.docker("rmi", *(f"many:{number}" for number in range(10)))
+    return "ten containers run, written, compared, committed and removed at once"
 
 
 def fails_without_trace(lane, *command, saying):

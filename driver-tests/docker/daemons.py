@@ -1,6 +1,7 @@
 """Steps that end daemons, one with ids mapped, and what is left at the end."""
 
 import json
+import re
 
 import images
 from basics import RUN, bytes_written, inside, once, removed, running
@@ -111,6 +112,11 @@ def nothing_left(lane):
         store = lane.plugin.root.relative_to(lane.fs.mnt)
         paths = [line.split(" path ")[1] for line in sh("btrfs", "subvolume", "list", lane.fs.mnt).splitlines()]
         expect([path for path in paths if path.startswith(f"{store}/")], [], "subvolumes below the store")
-    return "no layers, no places, no subvolumes"
+        # Of a group's number, the bits above 32 are its store's.
+        ours = json.loads((lane.plugin.root / "store.json").read_text())["group_prefix"]
+        groups = re.findall(r"^1/([0-9]+)", sh("btrfs", "qgroup", "show", "--raw", lane.fs.mnt), re.MULTILINE)
+        expect([group for group in groups if int(group) >> 32 == ours], [], "quota groups of the store")
+        return "no layers, no places, no subvolumes, no quota groups"
+    return "no layers, no places"
 
 

@@ -68,9 +68,9 @@ def steps_of(driver, fs, peer, options, mapped):
 def plain_steps(driver, fs, quick):
     names = [
         ("run", basics.run), ("exec", basics.exec_), ("cp", basics.cp), ("diff", basics.diff), ("ps -s", basics.ps),
-        ("inspect", basics.inspect), ("restart, rm", basics.restart), ("commit", builds.commit),
-        ("build, history", builds.build), ("save, rmi, load", builds.save), ("rmi", builds.rmi), ("system df", builds.df),
-        ("system prune", builds.prune), ("five containers", sizes.table),
+        ("inspect", basics.inspect), ("restart, rm", basics.restart), ("side by side", basics.side_by_side),
+        ("commit", builds.commit), ("build, history", builds.build), ("save, rmi, load", builds.save), ("rmi", builds.rmi),
+        ("system df", builds.df), ("system prune", builds.prune), ("five containers", sizes.table),
     ]
     if driver.limits.get(fs.kind):
         names.append(("--storage-opt size", sizes.limit))
@@ -102,6 +102,8 @@ def run_lane(options, peer, driver, fs, mapped):
     print(f"\n== dockerd {peer.version}, {driver.name} on {fs.kind}{words}", flush=True)
     # Sockets have short paths.
     run = Path(tempfile.mkdtemp(prefix="rfd.", dir="/run"))
+    # Where mapped ids can't pass, dockerd makes a directory of its own beside it, and leaves it there.
+    run.chmod(0o711)
     part = "mapped" if mapped else "plain"
     logs = {what: options.work / f"{what}-{peer.version}-{driver.name}-{fs.kind}-{part}.log" for what in ("dockerd", "plugin")}
     for log in logs.values():

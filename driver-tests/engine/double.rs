@@ -11,7 +11,7 @@ use reflinkd::backend::changes::{Changes, Comparison};
 use reflinkd::backend::memory::Memory;
 use reflinkd::backend::{
     Access, Backend, CloneCost, GroupId, Guarantee, Inherited, Leftover, Measured, Nested, Own, QuotaMode, Quotas,
-    Space, Tree, Want,
+    SizeMethod, Space, Tree, Want,
 };
 use reflinkd::{Error, Kind, Result};
 
@@ -105,7 +105,7 @@ impl Backend for Double {
         if limit.is_some() { self.set_limit(to, limit) } else { Ok(()) }
     }
 
-    fn seal(&self, tree: &Tree) -> Result<()> {
+    fn seal(&self, tree: &Tree) -> Result<(SizeMethod, u64)> {
         self.inner.seal(tree)
     }
 

@@ -69,7 +69,7 @@ fn load(world: &World, key: &str, parent: Option<&str>) {
     let client = client(&engine);
     let trees = engine.docker_trees(&client);
     trees.reserve(&NewKeyed { key, parent, ..NewKeyed::default() }).expect("create");
-    trees.apply(key, &mut &tar_of(&[("file", b"content")])[..]).expect("apply");
+    trees.apply(key, parent, &mut &tar_of(&[("file", b"content")])[..]).expect("apply");
 }
 
 fn prepare(world: &World, key: &str, parent: Option<&str>) {

@@ -14,7 +14,9 @@ import (
 	"github.com/docker/docker/pkg/stringid"
 )
 
-// Of what layers have been seen to hold, each once.
+var long = strings.Repeat("long", 40)
+
+// Of what layers have been seen to hold, each once. No directory is left to be made up, with a time of its own.
 func everything() []entry {
 	member := func(e entry, change func(*tar.Header)) entry {
 		change(&e.Header)
@@ -39,7 +41,8 @@ func everything() []entry {
 		}),
 		member(entry{Header: tar.Header{Name: "null", Typeflag: tar.TypeChar}}, func(h *tar.Header) { h.Devmajor, h.Devminor = 1, 3 }),
 		member(entry{Header: tar.Header{Name: "fifo", Typeflag: tar.TypeFifo}}, func(h *tar.Header) { h.Mode = 0o600 }),
-		member(file(strings.Repeat("long/", 30)+"name", "gnu"), func(h *tar.Header) { h.Format = tar.FormatGNU }),
+		dir(long), dir("pax"),
+		member(file(long+"/name", "gnu"), func(h *tar.Header) { h.Format = tar.FormatGNU }),
 		member(file("pax/"+strings.Repeat("n", 200), "pax"), func(h *tar.Header) { h.Format, h.Uid = tar.FormatPAX, 3_000_000 }),
 	}
 }
@@ -49,16 +52,16 @@ func testApplyTree(t *testing.T) {
 	base := layer(t, d, "", everything()...)
 	found := tree(t, get(t, d, base))
 	for name, wanted := range map[string]string{
-		"/usr/bin":      "drwxr-xr-x 0:0 1500000000",
-		"/usr/bin/ping": "-rw-r--r-- 0:0 1500000000 4 ",
-		"/usr/bin/tool": "urwxr-xr-x 1:2 1500000000 300000 ",
-		"/bin":          "Lrwxrwxrwx 0:0 1500000000 -> usr/bin",
-		"/tmp":          "dtrwxrwxrwx 0:0 1500000000",
-		"/empty":        "-rw-r--r-- 0:0 1600000000 0 ",
-		"/null":         "Dc--------- 0:0 1500000000 1,3",
-		"/fifo":         "prw------- 0:0 1500000000",
-		"/" + strings.Repeat("long/", 30) + "name": "-rw-r--r-- 0:0 1500000000 3 ",
-		"/pax/" + strings.Repeat("n", 200):         "-rw-r--r-- 3000000:0 1500000000 3 ",
+		"/usr/bin":                         "drwxr-xr-x 0:0 1500000000",
+		"/usr/bin/ping":                    "-rw-r--r-- 0:0 1500000000 4 ",
+		"/usr/bin/tool":                    "urwxr-xr-x 1:2 1500000000 300000 ",
+		"/bin":                             "Lrwxrwxrwx 0:0 1500000000 -> usr/bin",
+		"/tmp":                             "dtrwxrwxrwx 0:0 1500000000",
+		"/empty":                           "-rw-r--r-- 0:0 1600000000 0 ",
+		"/null":                            "Dc--------- 0:0 1500000000 1,3",
+		"/fifo":                            "prw------- 0:0 1500000000",
+		"/" + long + "/name":               "-rw-r--r-- 0:0 1500000000 3 ",
+		"/pax/" + strings.Repeat("n", 200): "-rw-r--r-- 3000000:0 1500000000 3 ",
 	} {
 		if !strings.HasPrefix(found[name], wanted) {
 			t.Errorf("%s is %q, has to begin with %q", name, found[name], wanted)

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/pkg/stringid"
 )
@@ -28,6 +30,12 @@ func restart() error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return err
 	}
+	// Until the last of its threads is gone, its socket is in use.
+	for end := time.Now().Add(time.Minute); listening(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("process %d is killed, and doesn't end", pid)
+		}
+	}
 	server := exec.Command(os.Getenv("REFLINKD_SERVE"))
 	if err := server.Start(); err != nil {
 		return err
@@ -43,6 +51,14 @@ func restart() error {
 	// What is sent on a connection that has just broken is sent once more as nothing at all (see testEmptyRequest); by now the
 	// proxy knows of it.
 	return client.Call("GraphDriver.Status", nil, nil)
+}
+
+func listening() bool {
+	connection, err := net.Dial("unix", socketPath)
+	if err == nil {
+		connection.Close()
+	}
+	return err == nil
 }
 
 func testRestarted(t *testing.T) {

@@ -269,13 +269,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// can't be held; `Unsupported` naming the file for an active swapfile.
     fn clone_tree(&self, from: &Tree, to: &Tree, access: Access, limit: Option<u64>) -> Result<()>;
 
-    /// Make a tree read-only where it is: a clone of it from now on is of one that nobody changes. It is durable on return,
-    /// with its data. Where clones are constant, whoever has it open goes on in what it was; elsewhere its caller knows that
+    /// Make a tree read-only where it is: a clone of it from now on is of one that nobody changes. What it holds of its own by
+    /// then, to be kept ([`Backend::measure_for_good`]). It is durable with its data once its place is synced. Where clones are
+    /// constant, whoever has it open goes on in what it was; elsewhere its caller knows that
     /// nobody has. After a crash it is sealed or not, and [`Backend::settle`] removes what is left beside it.
     ///
     /// # Errors
     /// As [`Backend::clone_tree`]; then the tree is as it was.
-    fn seal(&self, tree: &Tree) -> Result<()>;
+    fn seal(&self, tree: &Tree) -> Result<(SizeMethod, u64)>;
 
     /// Put a fresh writable clone of `from` in the place of `tree`'s tree by one atomic exchange; the path
     /// never vanishes, and it is durable on return. `fresh` is `tree` with the group for its new writes.
@@ -357,6 +358,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// the tree.
     fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
         changes::walk(wanted)
+    }
+
+    /// Names of what was made in a tree since it was cloned, written to disk or not: at once, without a commit. In no order,
+    /// and without what was moved to its name. `None` where the filesystem can't tell.
+    fn made(&self, _tree: &Tree) -> Result<Option<Vec<PathBuf>>> {
+        Ok(None)
     }
 
     /// Bytes that these trees take besides what [`Backend::measure`] and a layer's size count: inodes and directories

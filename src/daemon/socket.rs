@@ -1,7 +1,7 @@
 //! Unix sockets: making one where nobody listens, only for root.
 
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use tokio::net::UnixListener;
@@ -9,11 +9,30 @@ use tokio::sync::watch;
 
 use crate::{Context, Error, Kind, Result};
 
+/// A socket file that we made, removed when dropped: but not another one that is there by then.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if inode(&self.path).is_ok_and(|inode| inode == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|there| (there.dev(), there.ino()))
+}
+
 /// Listen at `path`, with its directory made if it is missing. A socket that a dead process left is replaced.
 ///
 /// # Errors
 /// `InUse` if somebody listens there; `Exists` if something else is there.
-pub(super) fn listen(path: &Path) -> Result<UnixListener> {
+pub(super) fn listen(path: &Path) -> Result<(UnixListener, SocketFile)> {
     (|| -> Result<_> {
         if let Some(directory) = path.parent() {
             std::fs::DirBuilder::new()
@@ -38,7 +57,8 @@ pub(super) fn listen(path: &Path) -> Result<UnixListener> {
         let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
         let listener = UnixListener::bind(path).context(|| "bind");
         rustix::process::umask(umask);
-        listener
+        let inode = inode(path).context(|| "stat");
+        Ok((listener?, SocketFile { path: path.to_path_buf(), inode: inode? }))
     })()
     .context(|| format!("cannot listen at {}", path.display()))
 }

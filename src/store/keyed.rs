@@ -11,7 +11,7 @@
 //! ```
 
 use std::fs::{File, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::index::State;
@@ -80,6 +80,17 @@ impl Store {
         Ok(())
     }
 
+    /// [`Store::amend`], which becomes durable with the next commit of the filesystem.
+    pub fn amend_soon(&self, held: &mut Held, record: Record) -> Result<()> {
+        let directory = open_place(&held.place)?;
+        self.reserving(|change| {
+            change.put(&record, State::Ready)?;
+            record.write(&directory, &held.place)
+        })?;
+        held.record = record;
+        Ok(())
+    }
+
     /// What was kept for the clients of this owner by [`Store::set_door`].
     pub fn door(&self, owner: &Owner) -> Result<Option<Vec<u8>>> {
         let path = self.door_path(owner);
@@ -93,7 +104,8 @@ impl Store {
     pub fn set_door(&self, owner: &Owner, bytes: &[u8]) -> Result<()> {
         let path = self.door_path(owner);
         let directory = self.root.join(DIRECTORY);
-        match std::fs::create_dir(&directory) {
+        // What a client said may be nobody else's business.
+        match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(e).context(|| format!("mkdir {}", directory.display()));
             }

@@ -83,8 +83,7 @@ pub use images::{Image, ImagesGuard};
 pub use index::State;
 pub use keyed::Streaming;
 pub use record::{
-    Container, Content, Init, InitChange, InitEntry, Keyed, Layer, Owner, Record, Snapshot, SnapshotOrigin, Stage,
-    TreeKind,
+    Container, Content, Init, InitEntry, Keyed, Layer, Owner, Record, Snapshot, SnapshotOrigin, Stage, TreeKind,
 };
 pub use relatives::NewFork;
 pub use tending::{Tending, ask_to_stop, is_asked_to_stop};

@@ -249,29 +249,27 @@ pub struct Init {
     pub key: String,
     /// Whether the record stands for that key, too. Not any more once the key was removed, or has a tree again.
     pub stands: bool,
-    /// What had been changed by then.
+    /// When that was, in ns since 1970: from the making of the tree until it became another one's. What has a change time in
+    /// between hasn't been changed since.
+    pub begun: i64,
+    pub taken: i64,
+    /// What had been made, or removed, by then; what had been changed isn't among it.
     pub entries: Vec<InitEntry>,
-    /// The same as a layer: its tar, compressed by zstd, in hexadecimal digits.
+    /// A layer of what had been made: its tar, compressed by zstd, in hexadecimal digits.
     pub layer: String,
 }
 
-/// A path that was changed before the tree became another one's.
+/// A name that was made or removed before the tree became another one's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InitEntry {
     /// Below the root, which itself is the empty path.
     pub path: String,
-    pub change: InitChange,
-    /// What tells whether it was changed again: number, and change time in ns since 1970. 0 of what was deleted.
+    /// Removed, and not made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
+    /// What tells whether it was changed again: number, and change time in ns since 1970. 0 of what was removed.
     pub inode: u64,
     pub ctime: i64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum InitChange {
-    Added,
-    Changed,
-    Deleted,
 }
 
 fn is_none(number: &u32) -> bool {

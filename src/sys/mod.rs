@@ -5,6 +5,7 @@ pub mod btrfs;
 pub mod fiemap;
 pub mod holes;
 pub mod loopdev;
+pub mod memory;
 pub mod mount;
 pub mod process;
 pub mod reflink;

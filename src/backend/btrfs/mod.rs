@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use crate::backend::changes::{Changes, Comparison};
 use crate::backend::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, Own, QuotaMode, Quotas, Space, Tree, Want,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, Own, QuotaMode, Quotas, SizeMethod, Space, Tree,
+    Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
 use crate::sys::trim;
@@ -112,7 +113,7 @@ impl Backend for Btrfs {
         self.clone_into(from, to, &to.root(), access, limit)
     }
 
-    fn seal(&self, tree: &Tree) -> Result<()> {
+    fn seal(&self, tree: &Tree) -> Result<(SizeMethod, u64)> {
         self.seal_tree(tree)
     }
 
@@ -174,6 +175,10 @@ impl Backend for Btrfs {
 
     fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
         self.changes_of(wanted)
+    }
+
+    fn made(&self, tree: &Tree) -> Result<Option<Vec<PathBuf>>> {
+        self.made_in(tree).map(Some)
     }
 
     fn overhead(&self, _trees: &[&Tree]) -> Result<u64> {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use rustix::fs::{Mode, RenameFlags};
 
 use super::{Btrfs, Descendant};
-use crate::backend::{Access, Nested, Tree};
+use crate::backend::{Access, Backend, Nested, QuotaMode, SizeMethod, Tree, Want};
 use crate::sys::btrfs::{BtrfsFd, Create, search, subvol};
 use crate::{Context, Error, Kind, Result};
 
@@ -96,28 +96,51 @@ impl Btrfs {
     }
 
     pub(super) fn replace_tree(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
-        self.exchange_with_clone(from, fresh, Access::Writable, limit)
+        let old = open_tree(fresh)?;
+        self.destroy_subvolume(&fresh.spare())?;
+        self.clone_into(from, fresh, &fresh.spare(), Access::Writable, limit)?;
+        self.exchange_with_spare(fresh, &old)?;
+        let place = open_place(fresh.place())?;
+        rustix::fs::fsync(&place).context(|| format!("fsync {}", fresh.place().display()))?;
+        self.destroy_subvolume(&fresh.spare())
     }
 
     /// By a snapshot, and not by the flag: whoever has the tree open would go on writing to it, and what is in memory of it
     /// wouldn't be on disk (docs/kernel.md).
-    pub(super) fn seal_tree(&self, tree: &Tree) -> Result<()> {
-        self.exchange_with_clone(tree, tree, Access::ReadOnly, None)
+    pub(super) fn seal_tree(&self, tree: &Tree) -> Result<(SizeMethod, u64)> {
+        let old = open_tree(tree)?;
+        self.destroy_subvolume(&tree.spare())?;
+        // What a snapshot shares with the tree is nobody's own to full qgroups. The others are exact by the commit of the
+        // snapshot, and need none of their own; without quotas it is the tree that tells what was written since it was made.
+        let before = match self.mode()? {
+            QuotaMode::Full => Some(self.measure_for_good(tree)?),
+            QuotaMode::None | QuotaMode::Simple | QuotaMode::Inconsistent | QuotaMode::Project => None,
+        };
+        self.clone_into(tree, tree, &tree.spare(), Access::ReadOnly, None)?;
+        let measured = || match before {
+            Some(measured) => Ok(measured),
+            None => {
+                let measured = self.measure_trees(&[tree], Want { sync: false, apparent: false })?;
+                let charged = measured.sizes.first().map_or(0, |size| size.charged);
+                // The snapshot's root block is charged to the same group, and the tree's own goes.
+                let twice = if measured.method == SizeMethod::SimpleQuota { self.nodesize } else { 0 };
+                Ok((measured.method, charged.saturating_sub(twice)))
+            }
+        };
+        let measured = measured().inspect_err(|_| self.undo(&tree.spare()))?;
+        self.exchange_with_spare(tree, &old)?;
+        self.destroy_subvolume(&tree.spare())?;
+        Ok(measured)
     }
 
-    fn exchange_with_clone(&self, from: &Tree, fresh: &Tree, access: Access, limit: Option<u64>) -> Result<()> {
-        let (root, spare) = (fresh.root(), fresh.spare());
-        let old = open_tree(fresh)?;
-        let place = open_place(fresh.place())?;
-        self.destroy_subvolume(&spare)?;
-        self.clone_into(from, fresh, &spare, access, limit)?;
+    /// Put the clone at the spare in the place of the tree.
+    fn exchange_with_spare(&self, tree: &Tree, old: &BtrfsFd) -> Result<()> {
+        let (root, spare, place) = (tree.root(), tree.spare(), open_place(tree.place())?);
         // What its users locked can't be renamed either.
-        super::destroy::unlock(&old, &root).inspect_err(|_| self.undo(&spare))?;
+        super::destroy::unlock(old, &root).inspect_err(|_| self.undo(&spare))?;
         rustix::fs::renameat_with(&place, name_of(&spare), &place, name_of(&root), RenameFlags::EXCHANGE)
             .context(|| format!("exchange {} with {}", spare.display(), root.display()))
-            .inspect_err(|_| self.undo(&spare))?;
-        rustix::fs::fsync(&place).context(|| format!("fsync {}", fresh.place().display()))?;
-        self.destroy_subvolume(&spare)
+            .inspect_err(|_| self.undo(&spare))
     }
 
     /// The fork is made where the old tree is to be kept, and both change places.
@@ -150,6 +173,22 @@ impl Btrfs {
             Ok(()) => self.undo(&aside),
             Err(error) => tracing::warn!(%error, "cannot undo an exchange that may not be durable"),
         })
+    }
+
+    pub(super) fn made_in(&self, tree: &Tree) -> Result<Vec<PathBuf>> {
+        let root = open_tree(tree)?;
+        let info = subvol::get_subvol_info(&root)
+            .context(|| format!("BTRFS_IOC_GET_SUBVOL_INFO {}", tree.root().display()))?;
+        let find = || -> nix::Result<_> {
+            let mut found = Vec::new();
+            for inode in search::made(&self.fd, info.id, info.otransid + 1)? {
+                for name in search::names(&self.fd, info.id, inode)? {
+                    found.push(search::directory_path(&self.fd, info.id, name.directory)?.join(name.name));
+                }
+            }
+            Ok(found)
+        };
+        find().context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))
     }
 
     /// Clear away what a failed step made; the failure itself is what the caller has to hear of.

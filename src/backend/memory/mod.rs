@@ -193,11 +193,12 @@ impl Backend for Memory {
         remove_file(&new)
     }
 
-    fn seal(&self, tree: &Tree) -> Result<()> {
+    fn seal(&self, tree: &Tree) -> Result<(SizeMethod, u64)> {
+        let measured = self.measure_for_good(tree)?;
         drop_tree(&tree.spare())?;
         let record = Self::record(tree)?;
         write_record(&tree.root(), &Record { read_only: true, ..record })?;
-        self.sync()
+        self.sync().map(|()| measured)
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {

@@ -168,8 +168,9 @@ impl Backend for Reflink {
         self.clone_into(from, to, access, limit, Kin::Child)
     }
 
-    fn seal(&self, tree: &Tree) -> Result<()> {
-        self.seal_tree(tree)
+    fn seal(&self, tree: &Tree) -> Result<(SizeMethod, u64)> {
+        let measured = self.measure_for_good(tree)?;
+        self.seal_tree(tree).map(|()| measured)
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {

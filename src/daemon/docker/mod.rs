@@ -21,7 +21,8 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use super::tending::Wake;
+use crate::daemon::flight::{Flight, Flights};
+use crate::daemon::tending::Wake;
 use crate::engine::Engine;
 use crate::engine::diff::DiffChange;
 use crate::engine::docker::Client;
@@ -42,29 +43,35 @@ const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.1+json";
 struct Docker {
     engine: Arc<Engine>,
     client: RwLock<Client>,
+    flights: Flights,
     tender: Wake,
 }
 
 /// The answers to all calls.
-pub(super) fn router(engine: Arc<Engine>, tender: Wake) -> Result<Router> {
+pub(super) fn router(engine: Arc<Engine>, flights: Flights, tender: Wake) -> Result<Router> {
     let client = RwLock::new(engine.docker_client()?);
-    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker { engine, client, tender })))
+    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker { engine, client, flights, tender })))
 }
 
 async fn answer(State(docker): State<Arc<Docker>>, request: Request) -> Response {
     let path = request.uri().path().to_string();
     let call = path.strip_prefix("/GraphDriver.").or_else(|| path.strip_prefix("/Plugin."));
     let Some(call) = call.filter(|_| request.method() == Method::POST) else { return unknown(&path) };
+    let flight = docker.flights.begin();
     match call {
-        "Diff" => docker.diff(request).await,
-        "ApplyDiff" => docker.apply_diff(request).await,
+        "Diff" => docker.diff(request, flight).await,
+        "ApplyDiff" => docker.apply_diff(request, flight).await,
         call => {
             let call = call.to_string();
             let body = match Bytes::from_request(request, &()).await {
                 Ok(body) => body,
                 Err(e) => return failure(&Error::new(Kind::BadInput, format!("cannot read the request: {e}"))),
             };
-            let answered = tokio::task::spawn_blocking(move || docker.call(&call, &body)).await;
+            let answered = tokio::task::spawn_blocking(move || {
+                let _flight = flight;
+                docker.call(&call, &body)
+            })
+            .await;
             match answered {
                 Ok(Ok(Some(response))) => json(StatusCode::OK, &response),
                 Ok(Ok(None)) => unknown(&path),
@@ -148,7 +155,7 @@ impl Docker {
         Ok(())
     }
 
-    async fn diff(self: Arc<Self>, request: Request) -> Response {
+    async fn diff(self: Arc<Self>, request: Request, flight: Arc<Flight>) -> Response {
         let request: wire::Request = match Bytes::from_request(request, &()).await {
             Ok(body) => match parsed(&body) {
                 Ok(request) => request,
@@ -156,7 +163,7 @@ impl Docker {
             },
             Err(e) => return failure(&Error::new(Kind::BadInput, format!("cannot read the request: {e}"))),
         };
-        let body = stream::outgoing(move |out| {
+        let body = stream::outgoing(flight, move |out| {
             let client = self.client();
             let parent = Some(request.parent.as_str()).filter(|parent| !parent.is_empty());
             self.engine.docker_trees(&client).diff(request.key()?, parent, out)
@@ -167,17 +174,18 @@ impl Docker {
         }
     }
 
-    async fn apply_diff(self: Arc<Self>, request: Request) -> Response {
-        let Ok(Query(Applied { id, parent })) = Query::try_from_uri(request.uri()) else {
-            return failure(&Error::new(Kind::Invalid, "ApplyDiff wants id and parent in its query"));
-        };
+    async fn apply_diff(self: Arc<Self>, request: Request, flight: Arc<Flight>) -> Response {
+        let applied = Query::try_from_uri(request.uri())
+            .map(|Query(applied)| applied)
+            .map_err(|e| Error::new(Kind::Invalid, format!("ApplyDiff wants id and parent in its query: {e}")));
         let mut tar = Incoming::of(request.into_body());
         let (answer, answered) = tokio::sync::oneshot::channel();
         // Not one of the threads for requests: as many as there are may wait for a Diff each, whose reader needs another.
         std::thread::spawn(move || {
-            let applied = self.apply(&id, &parent, &mut tar);
+            let applied = applied.and_then(|Applied { id, parent }| self.apply(&id, &parent, &mut tar));
             tar.drain();
             let _ = answer.send(applied);
+            drop(flight);
         });
         match answered.await {
             Ok(Ok(size)) => json(StatusCode::OK, &wire::Response { size: Some(size), ..Default::default() }),
@@ -189,8 +197,7 @@ impl Docker {
     fn apply(&self, key: &str, parent: &str, tar: &mut dyn Read) -> Result<u64> {
         let client = self.client();
         let trees = self.engine.docker_trees(&client);
-        trees.check_parent(key, Some(parent).filter(|parent| !parent.is_empty()))?;
-        trees.apply(key, tar)
+        trees.apply(key, Some(parent).filter(|parent| !parent.is_empty()), tar)
     }
 }
 
@@ -214,11 +221,13 @@ fn changes(trees: &Keyspace<'_>, key: &str, parent: Option<&str>) -> Result<Vec<
 
 /// A body, which may be missing.
 fn parsed<'a, T: Default + Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
-    if body.trim_ascii().is_empty() {
-        return Ok(T::default());
+    let bad = |why: String| Error::new(Kind::BadInput, format!("the request is no JSON of Docker's: {why}"));
+    match body.trim_ascii().first() {
+        None => Ok(T::default()),
+        Some(b'{') => serde_json::from_slice(body).map_err(|e| bad(e.to_string())),
+        // Of a list, serde would take the fields in the order in which they are written down here.
+        Some(_) => Err(bad("it is no object".to_string())),
     }
-    serde_json::from_slice(body)
-        .map_err(|e| Error::new(Kind::BadInput, format!("the request is no JSON of Docker's: {e}")))
 }
 
 fn unknown(path: &str) -> Response {

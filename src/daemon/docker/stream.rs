@@ -1,11 +1,15 @@
 //! Tars between the socket and threads that block, a few blocks at a time.
 
 use std::io::{self, BufWriter, Read, Write};
+use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+
+use crate::daemon::flight::Flight;
+use crate::{Error, Kind, Result};
 
 /// Blocks in flight.
 const DEPTH: usize = 4;
@@ -58,13 +62,13 @@ impl Read for Incoming {
     }
 }
 
-/// Where a thread that blocks writes a response's body.
-pub(super) struct Outgoing(mpsc::Sender<io::Result<Bytes>>);
+/// Where a thread that blocks writes a response's body. `None` is the end: without it the thread died in the middle.
+struct Outgoing(mpsc::Sender<io::Result<Option<Bytes>>>);
 
 impl Write for Outgoing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads it any more");
-        self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes))).map_err(gone)?;
+        self.0.blocking_send(Ok(Some(Bytes::copy_from_slice(bytes)))).map_err(gone)?;
         Ok(bytes.len())
     }
 
@@ -73,29 +77,56 @@ impl Write for Outgoing {
     }
 }
 
-/// The body that a thread writes. What fails before the first block is its error; later, the body breaks off.
-pub(super) async fn outgoing<E: Send + ToString + 'static>(
-    write: impl FnOnce(&mut dyn Write) -> Result<(), E> + Send + 'static,
-) -> Result<Body, E> {
+/// The body that a thread writes. What fails before a block is full is its error; later, the body breaks off.
+pub(super) async fn outgoing(
+    flight: Arc<Flight>,
+    write: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static,
+) -> Result<Body> {
     let (sender, mut blocks) = mpsc::channel(DEPTH);
     let (failed, failure) = tokio::sync::oneshot::channel();
+    let writing = Arc::clone(&flight);
     std::thread::spawn(move || {
         let mut out = BufWriter::with_capacity(BLOCK, Outgoing(sender.clone()));
-        let written = write(&mut out);
-        let flushed = out.flush();
-        match written {
-            Ok(()) => drop(flushed),
+        match write(&mut out) {
+            Ok(()) if out.flush().is_ok() => drop(sender.blocking_send(Ok(None))),
+            // Nobody reads it any more.
+            Ok(()) => {}
             Err(e) => {
+                // What is still here stays here: if nothing is out yet, the error is all of the answer.
+                drop(out.into_parts());
                 let _ = sender.blocking_send(Err(io::Error::other(e.to_string())));
                 let _ = failed.send(e);
             }
         }
+        drop(writing);
     });
     let first = blocks.recv().await;
-    if let Some(Err(_)) = &first
-        && let Ok(e) = failure.await
-    {
-        return Err(e);
+    match first {
+        Some(Ok(_)) => {}
+        Some(Err(_)) | None => {
+            let panicked = |_| Error::new(Kind::System, "the request ended in a panic");
+            return Err(failure.await.unwrap_or_else(panicked));
+        }
     }
-    Ok(Body::from_stream(tokio_stream::iter(first).chain(ReceiverStream::new(blocks))))
+    let mut ended = false;
+    let blocks = tokio_stream::iter(first).chain(ReceiverStream::new(blocks)).map(Some);
+    // Who dies in the middle closes the channel, and has sent no end.
+    let blocks = blocks.chain(tokio_stream::once(None)).filter_map(move |block| {
+        let _held = &flight;
+        match block {
+            Some(Ok(Some(block))) => Some(Ok(block)),
+            Some(Ok(None)) => {
+                ended = true;
+                None
+            }
+            Some(Err(e)) => {
+                tracing::warn!("an answer broke off: {e}");
+                ended = true;
+                Some(Err(e))
+            }
+            None if ended => None,
+            None => Some(Err(io::Error::other("who wrote it died"))),
+        }
+    });
+    Ok(Body::from_stream(blocks))
 }

@@ -13,25 +13,29 @@ use crate::store::{self, Content, Draft, Held, Keyed, New, NewGroup, Record, Sta
 use crate::{Context, Error, Kind, Result};
 
 impl Keyspace<'_> {
-    /// Unpack a layer's plain tar into the tree of a key that is not committed, and commit it. Durable on return. The sum of
+    /// Unpack a layer's plain tar into the tree of a key on `parent` that is not committed, and commit it. Durable on return. The sum of
     /// the lengths of the regular files in the tar, in bytes.
     ///
     /// # Errors
-    /// As [`layer::record`]; `Exists` if it is committed; `BadInput` once a stream into it broke off: reading it failed, or
+    /// As [`layer::record`]; `Invalid` if it has another parent; `Exists` if it is committed; `BadInput` once a stream into it broke off: reading it failed, or
     /// the process that read it died. After other errors the whole tar may be sent again.
-    pub fn apply(&self, key: &str, tar: &mut dyn Read) -> Result<u64> {
+    pub fn apply(&self, key: &str, parent: Option<&str>, tar: &mut dyn Read) -> Result<u64> {
         (|| -> Result<_> {
             self.engine.tidy()?;
-            self.engine.make_room(None)?;
-            self.engine.guard_host()?;
             let record = self.tree_of(key)?;
             let held = self.engine.store.hold(record.uuid)?;
             let committed = |keyed: &Keyed| matches!(keyed.stage, Stage::Committed { .. });
             if held.record().keyed().is_none_or(committed) {
                 return Err(Error::new(Kind::Exists, "it is committed, and nothing can be added to it"));
             }
+            // Before anything can fail: our successor has to know that some of it is read.
             let stream = held.begin_stream()?;
-            self.apply_to(held, tar).or_else(|e| {
+            let ready = || {
+                self.check_parent(held.record(), parent)?;
+                self.engine.make_room(None)?;
+                self.engine.guard_host()
+            };
+            ready().and_then(|()| self.apply_to(held, tar)).or_else(|e| {
                 if std::io::copy(tar, &mut std::io::sink()).is_ok() {
                     stream.ended()?;
                 }
@@ -84,9 +88,7 @@ impl Keyspace<'_> {
             std::fs::remove_file(&recipe).context(|| format!("unlink {}", recipe.display()))?;
         }
         let label = self.label_layer(work.record(), keyed.label.as_deref())?;
-        // Before it is sealed: a snapshot shares everything with it, and what is shared is nobody's own to full qgroups.
-        let (method, size) = engine.backend.measure_for_good(&tree)?;
-        engine.backend.seal(&tree)?;
+        let (method, size) = engine.backend.seal(&tree)?;
         let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size: summary.bytes };
         work.set_content(Content::Keyed(Keyed { stage, label, ..keyed }));
         if begun {

@@ -25,7 +25,7 @@ impl Keyspace<'_> {
     pub fn facts(&self, key: &str) -> Result<KeyedFacts> {
         (|| -> Result<_> {
             let record = match self.find(key)? {
-                Some(Found::Tree(record) | Found::Init(record)) => record,
+                Some(Found::Tree(record) | Found::Init(record) | Found::Lost(record)) => record,
                 None => return Err(Error::new(Kind::NotFound, format!("there is no {key}"))),
             };
             let tree = self.engine.tree(&record);

@@ -13,10 +13,10 @@ use rustix::io::Errno;
 use super::{Found, Keyspace, NewKeyed};
 use crate::backend::changes::{Change, Changes, EntryKind, What};
 use crate::engine::{delta, tree_at};
-use crate::layer::pack;
+use crate::layer::pack::{self, Item};
 use crate::layer::sink::Plain;
 use crate::layer::{self, IdMaps};
-use crate::store::{Content, Init, InitChange, InitEntry, Keyed, New, NewGroup, Record, Stage};
+use crate::store::{Content, Init, InitEntry, Keyed, New, NewGroup, Record, Stage, State, TreeKind};
 use crate::sys::rooted;
 use crate::{Context, Error, Kind, Result};
 
@@ -24,16 +24,24 @@ use crate::{Context, Error, Kind, Result};
 const MOST_ENTRIES: usize = 64;
 const MOST_TAR_BYTES: u64 = 256 << 10;
 const MOST_LAYER_BYTES: usize = 2048;
+/// What is held in memory when the init layer is made again.
+const MOST_COPIED: u64 = 64 << 20;
 /// Longer than a tick of the coarse clock (CONFIG_HZ=100): no clock that runs is behind for longer.
 const MOST_TICKS: u32 = 20;
 
+/// Docker's (`layer/layer_store.go`, `initName`).
+const SUFFIX: &str = "-init";
+
 /// Whether a client that makes two trees for a container means these by it.
 pub(super) fn is_init_of(init: &str, key: &str) -> bool {
-    init.strip_suffix("-init") == Some(key)
+    init.strip_suffix(SUFFIX) == Some(key)
 }
 
 impl Keyspace<'_> {
-    /// Make the active tree of `init` that of `new`. Durable on return. `false` if it has to be cloned.
+    /// Make the active tree of `init` that of `new`. `false` if it has to be cloned.
+    ///
+    /// The record becomes durable with the filesystem's next commit; the tree is. If a power cut comes before, the key of
+    /// `init` stands for both ([`Keyspace::lost`]).
     pub(super) fn take_over(&self, init: &str, new: &NewKeyed<'_>) -> Result<bool> {
         let Some(Found::Tree(record)) = self.find(init)? else { return Ok(false) };
         let mut held = self.engine.store.hold(record.uuid)?;
@@ -43,49 +51,76 @@ impl Keyspace<'_> {
         }
         let Some(taken) = self.described(&keyed.key, held.record())? else { return Ok(false) };
         let tree = self.engine.tree(held.record());
-        self.engine.set_limit(&tree, new.size_limit)?;
-        let content = Content::Keyed(Keyed {
+        if new.size_limit != keyed.size_limit {
+            self.engine.set_limit(&tree, new.size_limit)?;
+        }
+        let becomes = Keyed {
             key: new.key.to_string(),
             size_limit: new.size_limit,
             session: self.session,
             home: self.home,
             init: Some(taken),
             ..keyed.clone()
-        });
-        let amended = Record { content, created: jiff::Timestamp::now(), ..held.record().clone() };
-        if let Err(e) = self.engine.store.amend(&mut held, amended) {
+        };
+        let amended = taken_over(held.record(), becomes);
+        if let Err(e) = self.engine.store.amend_soon(&mut held, amended) {
             self.engine.set_limit(&tree, keyed.size_limit)?;
             return Err(e);
         }
         Ok(true)
     }
 
-    /// What was changed in a tree, to be told apart from what is changed from now on. `None` if it is too much.
+    /// A tree that a power cut has kept from becoming this key's, when its client has gone on: it is that of the key's init
+    /// layer still.
+    pub(super) fn lost(&self, key: &str) -> Result<Option<Record>> {
+        let found = self.engine.store.by_key(&self.owner, TreeKind::Keyed, &format!("{key}{SUFFIX}"))?;
+        Ok(found.filter(|(_, state)| *state == State::Ready).map(|(record, _)| record).filter(|record| {
+            // Made by this run of its client, it is still to become another one's.
+            record.keyed().is_some_and(|keyed| keyed.stage == Stage::Active && keyed.session < self.session)
+        }))
+    }
+
+    /// Make a [lost](Keyspace::lost) tree the key's. What was its init layer's isn't known any more, and counts as its own.
+    pub(super) fn found_again(&self, key: &str, record: &Record) -> Result<Record> {
+        let mut held = self.engine.store.hold(record.uuid)?;
+        if let Some(keyed) = held.record().keyed().cloned().filter(|keyed| is_init_of(&keyed.key, key)) {
+            let (init, stands) = (keyed.key.clone(), true);
+            let nothing = Init { key: init, stands, begun: 0, taken: 0, entries: Vec::new(), layer: String::new() };
+            let becomes = Keyed { key: key.to_string(), init: Some(nothing), ..keyed };
+            let amended = taken_over(held.record(), becomes);
+            self.engine.store.amend(&mut held, amended)?;
+        }
+        Ok(held.record().clone())
+    }
+
+    /// What was made in a tree, to be told apart from what is done in it from now on. `None` if it is too much.
     fn described(&self, key: &str, record: &Record) -> Result<Option<Init>> {
         let tree = self.engine.tree(record);
-        let changes = self.engine.changes(record, false)?;
-        if changes.list.len() > MOST_ENTRIES {
+        let made = match self.engine.backend.made(&tree)? {
+            Some(mut made) => {
+                made.sort();
+                made.into_iter().map(|path| (path, false)).collect()
+            }
+            None => made_or_removed(&self.engine.changes(record, false)?),
+        };
+        if made.len() > MOST_ENTRIES {
             return Ok(None);
         }
         let root = open_root(&tree.root())?;
-        let mut entries = Vec::new();
-        for change in &changes.list {
-            let Some(path) = change.path.to_str() else { return Ok(None) };
-            let now = facts(&root, change.path.as_os_str().as_bytes())?;
-            let change = match (change.what, &now) {
-                (What::Deleted, None) => InitChange::Deleted,
+        let (mut entries, mut items) = (Vec::new(), Vec::new());
+        for (path, removed) in made {
+            let Some(name) = path.to_str() else { return Ok(None) };
+            let now = facts(&root, path.as_os_str().as_bytes())?;
+            if removed != now.is_none() {
                 // Somebody else is at work in it.
-                (What::Deleted, Some(_)) | (_, None) => return Ok(None),
-                (What::Added, Some(_)) => InitChange::Added,
-                (What::Modified | What::Touched | What::Linked | What::Replaced { .. }, Some(_)) => {
-                    InitChange::Changed
-                }
-            };
-            let Facts { inode, ctime, .. } = now.unwrap_or_default();
-            entries.push(InitEntry { path: path.to_string(), change, inode, ctime });
+                return Ok(None);
+            }
+            let Facts { inode, ctime } = now.unwrap_or_default();
+            let bytes = name.as_bytes().to_vec();
+            items.push(if removed { Item::Hide(bytes) } else { Item::Make(bytes) });
+            entries.push(InitEntry { path: name.to_string(), removed, inode, ctime });
         }
         let mut tar = Plain(Vec::new());
-        let items = delta::items(&changes);
         let packed = pack::pack(&tree.root(), &items, &IdMaps::default(), MOST_TAR_BYTES, &mut tar, &|| {
             self.engine.is_cancelled()
         });
@@ -97,9 +132,11 @@ impl Keyspace<'_> {
         if layer.len() > MOST_LAYER_BYTES {
             return Ok(None);
         }
-        outlast(entries.iter().map(|entry| entry.ctime).max().unwrap_or(0));
         let layer = layer.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Some(Init { key: key.to_string(), stands: true, entries, layer }))
+        let begun = i64::try_from(record.created.as_nanosecond()).unwrap_or(0);
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let taken = now.tv_sec.saturating_mul(1_000_000_000) + now.tv_nsec;
+        Ok(Some(Init { key: key.to_string(), stands: true, begun, taken, entries, layer }))
     }
 
     /// Give a key whose tree has become another one's a tree again, as it was then.
@@ -119,12 +156,14 @@ impl Keyspace<'_> {
         let tree = tree_at(draft.place().to_path_buf(), draft.record());
         let made = (|| {
             self.make_tree_for(draft.record(), &tree, None)?;
-            let tar = unpacked_layer(&init)?;
             let limits = &engine.settings.layer_limits;
-            let summary = layer::unpack(&mut tar.as_slice(), &tree.root(), limits, &|| engine.is_cancelled())?;
-            let (method, size) = engine.backend.measure_for_good(&tree)?;
-            engine.backend.seal(&tree)?;
-            let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size: summary.bytes };
+            let mut apparent_size = 0;
+            for tar in [unpacked_layer(&init)?, self.unchanged_since(&init, held.record())?] {
+                let unpacked = layer::unpack(&mut tar.as_slice(), &tree.root(), limits, &|| engine.is_cancelled())?;
+                apparent_size = unpacked.bytes.max(apparent_size);
+            }
+            let (method, size) = engine.backend.seal(&tree)?;
+            let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size };
             let own = Keyed { key: init.key.clone(), stage, size_limit: None, init: None, ..keyed.clone() };
             draft.set_content(Content::Keyed(own));
             let without =
@@ -142,6 +181,17 @@ impl Keyspace<'_> {
         }
     }
 
+    /// A layer of what was done to a tree before it became another one's, and is as it was then.
+    fn unchanged_since(&self, init: &Init, record: &Record) -> Result<Vec<u8>> {
+        let (engine, root) = (self.engine, self.engine.tree(record).root());
+        let changes = engine.changes(record, false)?;
+        let before = told(init, &root, Changes { list: changes.list, method: changes.method })?.before;
+        let items = delta::items(&Changes { list: before, method: changes.method });
+        let mut tar = Plain(Vec::new());
+        pack::pack(&root, &items, &IdMaps::default(), MOST_COPIED, &mut tar, &|| engine.is_cancelled())?;
+        Ok(tar.0)
+    }
+
     /// The key of a tree that has become another one's was removed.
     pub(super) fn forget_init(&self, record: &Record) -> Result<()> {
         let mut held = self.engine.store.hold(record.uuid)?;
@@ -153,6 +203,9 @@ impl Keyspace<'_> {
 }
 
 fn unpacked_layer(init: &Init) -> Result<Vec<u8>> {
+    if init.layer.is_empty() {
+        return Ok(vec![0; 1024]);
+    }
     let damaged = || Error::new(Kind::Damaged, format!("what was in {} is damaged in its record", init.key));
     let digits = init.layer.as_bytes().chunks(2).map(|pair| {
         let pair = std::str::from_utf8(pair).ok()?;
@@ -193,45 +246,69 @@ fn facts(root: &OwnedFd, path: &[u8]) -> Result<Option<Facts>> {
     }
 }
 
-/// Wait until whatever is changed later has another change time than any until now.
-fn outlast(newest: i64) {
+/// Wait until whatever is changed from now on has another change time than anything before the tree became another one's.
+/// Before its new client has the path: by then it has passed as a rule.
+pub(super) fn outlast(init: &Init) {
     for _ in 0..MOST_TICKS {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-        if newest < now.tv_sec.saturating_mul(1_000_000_000) + now.tv_nsec {
+        if init.taken < now.tv_sec.saturating_mul(1_000_000_000) + now.tv_nsec {
             return;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
+/// What is changed in a tree, by whether it was changed before it became another one's and not since.
+struct Told {
+    before: Vec<Change>,
+    since: Vec<Change>,
+}
+
 /// What was changed since a tree became another one's, of all that is changed in it.
 pub(super) fn since(init: &Init, root: &Path, changes: Changes) -> Result<Changes> {
+    let method = changes.method;
+    Ok(Changes { list: told(init, root, changes)?.since, method })
+}
+
+fn told(init: &Init, root: &Path, changes: Changes) -> Result<Told> {
     let root = open_root(root)?;
     let then: HashMap<&Path, &InitEntry> = init.entries.iter().map(|entry| (Path::new(&entry.path), entry)).collect();
-    let mut list = Vec::new();
+    let while_begun = |path: &Path| -> Result<bool> {
+        let now = facts(&root, path.as_os_str().as_bytes())?;
+        Ok(now.is_some_and(|now| init.begun <= now.ctime && now.ctime <= init.taken))
+    };
+    let (mut before, mut since) = (Vec::new(), Vec::new());
     let mut there = BTreeSet::new();
     for change in changes.list {
+        let gone = change.what == What::Deleted;
         let Some(entry) = then.get(change.path.as_path()) else {
-            list.push(change);
+            // What is gone has no time, but the directory that it was in has.
+            let told = if gone { change.path.parent().unwrap_or(&change.path) } else { &change.path };
+            if while_begun(told)? {
+                before.push(change);
+            } else {
+                since.push(change);
+            }
             continue;
         };
         there.insert(change.path.clone());
-        match entry.change {
-            InitChange::Deleted if change.what == What::Deleted => continue,
-            InitChange::Deleted => list.push(Change { what: What::Added, ..change }),
-            InitChange::Added | InitChange::Changed => {
+        match (entry.removed, gone) {
+            (true, true) => before.push(change),
+            (true, false) => since.push(Change { what: What::Added, ..change }),
+            (false, _) => {
                 let now = facts(&root, change.path.as_os_str().as_bytes())?;
                 if now == Some(Facts { inode: entry.inode, ctime: entry.ctime }) {
-                    continue;
+                    before.push(change);
+                } else {
+                    // It had the name by then; what it was is not known any more.
+                    let what = if change.what == What::Added { What::Modified } else { change.what };
+                    since.push(Change { what, ..change });
                 }
-                // It has the name by then; what it was is not known any more.
-                let what = if change.what == What::Added { What::Modified } else { change.what };
-                list.push(Change { what, ..change });
             }
         }
     }
     let mut gone: Vec<PathBuf> = Vec::new();
-    for entry in init.entries.iter().filter(|entry| entry.change == InitChange::Added) {
+    for entry in init.entries.iter().filter(|entry| !entry.removed) {
         let path = Path::new(&entry.path);
         let hidden = gone.iter().any(|gone| path.starts_with(gone));
         if !hidden && !there.contains(path) && facts(&root, entry.path.as_bytes())?.is_none() {
@@ -239,7 +316,17 @@ pub(super) fn since(init: &Init, root: &Path, changes: Changes) -> Result<Change
         }
     }
     let deleted = |path| Change { path, what: What::Deleted, kind: EntryKind::File, size: None };
-    list.extend(gone.into_iter().map(deleted));
-    list.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(Changes { list, ..changes })
+    since.extend(gone.into_iter().map(deleted));
+    since.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(Told { before, since })
+}
+
+fn made_or_removed(changes: &Changes) -> Vec<(PathBuf, bool)> {
+    let listed = changes.list.iter().filter(|change| matches!(change.what, What::Added | What::Deleted));
+    listed.map(|change| (change.path.clone(), change.what == What::Deleted)).collect()
+}
+
+/// The record of a tree that becomes another key's.
+fn taken_over(record: &Record, becomes: Keyed) -> Record {
+    Record { content: Content::Keyed(becomes), created: jiff::Timestamp::now(), ..record.clone() }
 }

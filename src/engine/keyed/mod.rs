@@ -16,9 +16,9 @@
 //! # The layer between a container and its image
 //!
 //! Docker makes two trees for a container: `C-init`, into which it puts empty files to mount on, and `C` on it. Nothing else
-//! is ever based on `C-init`, so it isn't cloned: its tree becomes `C`'s, by writing another record ([`take_over`]). What had
-//! been changed by then is kept in the record: as paths with what tells whether they were changed since ([`Init`]), so that they are left out
-//! of what `C` changed; and as a layer, of which `C-init` is made again should anybody ask for its tree.
+//! is ever based on `C-init`, so it isn't cloned: its tree becomes `C`'s, by writing another record ([`take_over`]). The record
+//! says when that was, and what had been made or removed by then ([`Init`]). What has a change time of before, or is as it was
+//! then, is left out of what `C` changed. Should anybody ask for the tree of `C-init`, it is made again.
 //!
 //! [`take_over`]: Keyspace::prepare
 //! [`Init`]: crate::store::Init
@@ -81,6 +81,8 @@ enum Found {
     Tree(Record),
     /// No tree of its own: the record of the one that its tree became.
     Init(Record),
+    /// The record of the init layer whose tree should be this key's.
+    Lost(Record),
 }
 
 impl Engine {
@@ -197,7 +199,9 @@ impl Keyspace<'_> {
     /// Whether what is there is what was asked for: a client that lost our answer asks again.
     fn same(&self, found: &Found, new: &NewKeyed<'_>) -> Result<()> {
         let exists = |why: &str| Err(Error::new(Kind::Exists, format!("it is there already{why}")));
-        let Found::Tree(record) = found else { return exists(", and its tree has become another one's") };
+        let (Found::Tree(record) | Found::Lost(record)) = found else {
+            return exists(", and its tree has become another one's");
+        };
         let own = self.parent_key(record)?;
         if own.as_deref() != new.parent {
             let (own, asked) = (own.as_deref().unwrap_or("nothing"), new.parent.unwrap_or("nothing"));
@@ -220,19 +224,14 @@ impl Keyspace<'_> {
         Ok(parent.and_then(|parent| parent.keyed().map(|keyed| keyed.key.clone())))
     }
 
-    /// Whether a key's tree is based on this parent.
-    ///
-    /// # Errors
-    /// `NotFound` without such a key, `Invalid` if it has another parent.
-    pub fn check_parent(&self, key: &str, parent: Option<&str>) -> Result<()> {
-        let record = self.tree_of(key)?;
-        let own = self.parent_key(&record)?;
+    fn check_parent(&self, record: &Record, parent: Option<&str>) -> Result<()> {
+        let own = self.parent_key(record)?;
         if own.as_deref() == parent {
             return Ok(());
         }
         let told = |parent: Option<&str>| parent.map_or("nothing".to_string(), str::to_string);
         let (own, parent) = (told(own.as_deref()), told(parent));
-        Err(Error::new(Kind::Invalid, format!("{key} is based on {own}, and not on {parent}")))
+        Err(Error::new(Kind::Invalid, format!("it is based on {own}, and not on {parent}")))
     }
 
     /// Whether there is such a key.
@@ -252,6 +251,9 @@ impl Keyspace<'_> {
                 _ => record,
             };
             label::check(&record, label)?;
+            if let Some(init) = record.keyed().and_then(|keyed| keyed.init.as_ref()) {
+                init::outlast(init);
+            }
             let root = self.engine.tree(&record).root();
             if !root.exists() {
                 return Err(Error::new(Kind::Damaged, format!("its tree is missing at {}", root.display())));
@@ -294,7 +296,7 @@ impl Keyspace<'_> {
             for _ in 0..ATTEMPTS {
                 let removed = match self.find(key)? {
                     None => Ok(()),
-                    Some(Found::Tree(record)) => self.remove_tree(&record),
+                    Some(Found::Tree(record) | Found::Lost(record)) => self.remove_tree(&record),
                     Some(Found::Init(record)) => self.forget_init(&record),
                 };
                 match removed {
@@ -338,6 +340,7 @@ impl Keyspace<'_> {
         match self.find(key)? {
             Some(Found::Tree(record)) => Ok(record),
             Some(Found::Init(record)) => self.split(&record),
+            Some(Found::Lost(record)) => self.found_again(key, &record),
             None => Err(Error::new(Kind::NotFound, format!("there is no {key}"))),
         }
     }
@@ -356,7 +359,10 @@ impl Keyspace<'_> {
             Some((record, state)) if state.is_live() => Ok(Some(Found::Tree(record))),
             // What is still neither made nor removed is what a dead process left of it.
             Some(_) => Ok(None),
-            None => Ok(store.by_name(&self.owner, key)?.map(Found::Init)),
+            None => match store.by_name(&self.owner, key)? {
+                Some(record) => Ok(Some(Found::Init(record))),
+                None => Ok(self.lost(key)?.map(Found::Lost)),
+            },
         }
     }
 

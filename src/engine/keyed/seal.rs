@@ -25,10 +25,8 @@ impl Keyspace<'_> {
             return Ok(held.record().clone());
         }
         let tree = self.engine.tree(held.record());
-        // Before it is sealed: a snapshot shares everything with it, and what is shared is nobody's own to full qgroups.
-        let (method, size) = self.engine.backend.measure_for_good(&tree)?;
         let apparent_size = self.file_bytes(held.record())?;
-        self.engine.backend.seal(&tree)?;
+        let (method, size) = self.engine.backend.seal(&tree)?;
         let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size };
         let amended = Record { content: Content::Keyed(Keyed { stage, ..keyed }), ..held.record().clone() };
         self.engine.store.amend(&mut held, amended)?;

@@ -413,6 +413,23 @@ pub fn changes(any: &BtrfsFd, id: u64, since: u64, mut each: impl FnMut(Change))
     Ok(())
 }
 
+/// The inodes of subvolume `id` that were made by transaction `since` or later, those too that the next commit writes.
+///
+/// # Errors
+/// ENOENT if there is no such subvolume.
+pub fn made(any: &BtrfsFd, id: u64, since: u64) -> nix::Result<Vec<u64>> {
+    let (from, to) = (Key::new(raw::FIRST_FREE, 0, 0), Key::new(-256_i64 as u64, u8::MAX, u64::MAX));
+    let mut search = Search::new(any, id, from, to).since(since);
+    let mut inodes = Vec::new();
+    while let Some(item) = search.next_item()? {
+        // struct btrfs_inode_item begins with the transaction that made it.
+        if item.key.kind == raw::INODE_ITEM && item.le64(0)? >= since {
+            inodes.push(item.key.objectid);
+        }
+    }
+    Ok(inodes)
+}
+
 fn inode(item: &Item<'_>) -> nix::Result<Change> {
     Ok(Change::Inode {
         inode: item.key.objectid,
