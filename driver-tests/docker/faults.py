@@ -35,6 +35,32 @@ class Behind:
         self.socket = proxy.socket
 
 
+class Containerd:
+    """One that goes on while dockerd is killed, as it does where both are services."""
+
+    def __init__(self, run, log):
+        self.run, self.log, self.socket, self.process = run / "containerd", log, run / "containerd.sock", None
+
+    def __enter__(self):
+        self.run.mkdir()
+        config = self.run / "config.toml"
+        config.write_text(f'version = 2\nroot = "{self.run}/root"\nstate = "{self.run}/state"\n'
+                          'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+                          f'[grpc]\n  address = "{self.socket}"\n')
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(["containerd", "--config", config], stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=log, start_new_session=True)
+        done = time.monotonic() + host.START_SECONDS
+        while not self.socket.exists():
+            if self.process.poll() is not None or time.monotonic() > done:
+                raise Failed(f"containerd doesn't start: {host.tail(self.log)}")
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_):
+        host.end(self.process)
+
+
 class Lane:
     def __init__(self, fs, plugin, proxy, dockerd, work, options):
         self.fs, self.plugin, self.proxy, self.dockerd, self.docker = fs, plugin, proxy, dockerd, dockerd
@@ -123,7 +149,9 @@ def run_lane(options, kind):
                 host.Plugin(options.binary, fs, "store", run, logs["plugin"]) as plugin:
             proxy = Proxy(run / "proxy.sock", plugin.socket)
             peer = peers.peer("20.10", options.work.parent / "peers")
-            with host.Dockerd(peer, name, fs.mnt / "docker", run, logs["dockerd"], Behind(proxy)) as dockerd:
+            with Containerd(run, options.work / f"containerd-{kind}.log") as containerd, \
+                    host.Dockerd(peer, name, fs.mnt / "docker", run, logs["dockerd"], Behind(proxy),
+                                 options=[f"--containerd={containerd.socket}"]) as dockerd:
                 lane = Lane(fs, plugin, proxy, dockerd, work, options)
                 for step in options.step or STEPS:
                     started = time.monotonic()
