@@ -59,9 +59,9 @@ def all_removed(lane):
 
 
 def known(lane):
-    """The keys in dockerd's layer database."""
+    """The keys in dockerd's layer database, without those that it wanted removed, and couldn't."""
     files = [*lane.database().glob("sha256/*/cache-id"), *lane.database().glob("mounts/*/*-id")]
-    return {path.read_text().strip() for path in files}
+    return {path.read_text().strip() for path in files if not path.parent.name.endswith("-removing")}
 
 
 def garbage(lane, *options):
