@@ -11,7 +11,7 @@ UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 .PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-deb fuzz vmtest vm-lock lint bench bench-docker build deb install uninstall clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Build all of it and run five containers of a real nginx image (needs root)
 	@driver-tests/demo/run.sh
@@ -24,6 +24,9 @@ test-clients: ## Have real podman and Docker load, run and save again what `save
 
 test-docker: ## Hold Docker 20.10 and 26.1 to their own behaviour on the storage driver of `serve` (needs root)
 	@driver-tests/docker/run.sh
+
+test-docker-faults: ## Kill both daemons again and again, fill the disk, break layers off: FS=xfs KILLS=50 (needs root)
+	@driver-tests/docker/faults.sh --fs $(or $(FS),btrfs) --kills $(or $(KILLS),50)
 
 test-graphdriver: ## Hold the Docker plugin to Docker's own conformance suite, and more: GROUND="simple xfs" (needs root)
 	@driver-tests/graphdriver/run.sh

@@ -46,6 +46,9 @@ fn a_killed_serve_goes_on_as_before() {
         serve.fails("GraphDriver.Get", &json!({ "ID": "labelled", "MountLabel": "a:b:c:d" }));
         serve.ok("GraphDriver.Get", &json!({ "ID": "labelled", "MountLabel": LABEL }));
     }
+    // A key that a dead process made takes no tar.
+    serve.remove("layer");
+    serve.create("layer", "");
     let tar = owned_tar(&[Entry { name: "f", owner: (3, 4), content: b"" }]);
     serve.apply("layer", "", &tar);
     let there = fs::symlink_metadata(serve.get("layer").join("f")).expect("stat");
@@ -73,8 +76,43 @@ fn a_serve_killed_in_the_middle_leaves_what_was_there() {
     assert!(connection.try_answer().is_err());
     let serve = Serve::start_at(&world, &socket);
     assert!(serve.exists("layer"));
+    assert_ne!(serve.apply_answer("layer", "", &mut &tar[1 << 20..]).status, 200);
+    serve.remove("layer");
+    serve.create("layer", "");
     assert_eq!(serve.apply("layer", "", &tar), (2 << 20) + 1);
     assert_eq!(world.places(), places, "what the dead one left is gone");
+}
+
+/// dockerd sends the rest to our successor, which may be a whole tar by its looks, or nothing.
+#[test]
+fn what_was_sent_to_a_serve_that_never_read_it_is_missed() {
+    let world = World::simple();
+    let run = RunDir::new();
+    let socket = run.path().join("docker.sock");
+    let mut serve = Serve::start_at(&world, &socket);
+    let tar = tar_of(&[("f", b"first"), ("g", b"second")]);
+    for sent in [1024, tar.len()] {
+        serve.create("layer", "");
+        serve.signal(Signal::STOP);
+        let mut connection = serve.connect();
+        connection.begin_chunked("/GraphDriver.ApplyDiff?id=layer&parent=");
+        connection.chunk(&tar[..sent]);
+        serve.signal(Signal::KILL);
+        serve.wait();
+        serve = Serve::start_at(&world, &socket);
+        for _ in 0..2 {
+            let answer = serve.apply_answer("layer", "", &mut &tar[sent..]);
+            assert_eq!(answer.status, 500, "{}", answer.text());
+            assert!(answer.err().contains("an earlier stream into it broke off"), "{}", answer.err());
+        }
+        assert!(serve.exists("layer"));
+        serve.remove("layer");
+    }
+    serve.create("layer", "");
+    serve.apply("layer", "", &tar);
+    assert_eq!(serve.diff("layer", ""), tar);
+    serve.remove("layer");
+    assert_eq!(world.places(), 0);
 }
 
 #[test]

@@ -74,6 +74,7 @@ mod faults;
 mod images;
 mod layout;
 mod many;
+mod orphans;
 mod program;
 mod relatives;
 mod save;

@@ -29,8 +29,10 @@ use crate::engine::docker::Client;
 use crate::engine::keyed::{Keyspace, NewKeyed};
 use crate::layer::IdMaps;
 use crate::{Error, Kind, Result};
+use awaited::{Awaited, Rest};
 use stream::Incoming;
 
+mod awaited;
 mod facts;
 mod options;
 mod stream;
@@ -43,6 +45,7 @@ const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.1+json";
 struct Docker {
     engine: Arc<Engine>,
     client: RwLock<Client>,
+    awaited: Awaited,
     flights: Flights,
     tender: Wake,
 }
@@ -50,7 +53,13 @@ struct Docker {
 /// The answers to all calls.
 pub(super) fn router(engine: Arc<Engine>, flights: Flights, tender: Wake) -> Result<Router> {
     let client = RwLock::new(engine.docker_client()?);
-    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker { engine, client, flights, tender })))
+    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker {
+        engine,
+        client,
+        awaited: Awaited::default(),
+        flights,
+        tender,
+    })))
 }
 
 async fn answer(State(docker): State<Arc<Docker>>, request: Request) -> Response {
@@ -110,11 +119,13 @@ impl Docker {
             "Create" => {
                 let size_limit = options::of_container(request.storage_opt.as_ref())?;
                 trees.reserve(&new(&request, parent, size_limit)?)?;
+                self.awaited.add(key?);
                 nothing
             }
             "CreateReadWrite" => {
                 let size_limit = options::of_container(request.storage_opt.as_ref())?.or(client.size_limit);
                 trees.prepare(&new(&request, parent, size_limit)?)?;
+                self.awaited.add(key?);
                 self.tender.call();
                 nothing
             }
@@ -126,7 +137,9 @@ impl Docker {
             // Nothing is mounted, so that there is nothing to undo.
             "Put" | "Cleanup" => nothing,
             "Remove" => {
-                trees.remove(key?)?;
+                let key = key?;
+                trees.remove(key)?;
+                self.awaited.take(key);
                 self.tender.call();
                 nothing
             }
@@ -175,16 +188,29 @@ impl Docker {
     }
 
     async fn apply_diff(self: Arc<Self>, request: Request, flight: Arc<Flight>) -> Response {
-        let applied = Query::try_from_uri(request.uri())
-            .map(|Query(applied)| applied)
-            .map_err(|e| Error::new(Kind::Invalid, format!("ApplyDiff wants id and parent in its query: {e}")));
+        let applied = match Query::<Applied>::try_from_uri(request.uri()) {
+            Ok(Query(applied)) => Ok(applied),
+            Err(e) => Err(Error::new(Kind::Invalid, format!("ApplyDiff wants id and parent in its query: {e}"))),
+        };
+        // Before any of it is read.
+        let awaited = applied.as_ref().is_ok_and(|applied| self.awaited.take(&applied.id));
         let mut tar = Incoming::of(request.into_body());
         let (answer, answered) = tokio::sync::oneshot::channel();
         // Not one of the threads for requests: as many as there are may wait for a Diff each, whose reader needs another.
         std::thread::spawn(move || {
-            let applied = applied.and_then(|Applied { id, parent }| self.apply(&id, &parent, &mut tar));
-            tar.drain();
-            let _ = answer.send(applied);
+            let size = match &applied {
+                Ok(Applied { id, parent }) if awaited => self.apply(id, parent, &mut tar),
+                Ok(Applied { id, parent }) => self.apply(id, parent, &mut Rest),
+                Err(_) => Ok(0),
+            };
+            if tar.drain()
+                && size.is_err()
+                && awaited
+                && let Ok(Applied { id, .. }) = &applied
+            {
+                self.awaited.add(id);
+            }
+            let _ = answer.send(applied.and(size));
             drop(flight);
         });
         match answered.await {

@@ -40,9 +40,9 @@ impl Incoming {
     }
 
     /// Read what is left. Who is answered before he has sent all may take that for a broken connection, and try again with
-    /// what he hasn't sent yet.
-    pub(super) fn drain(mut self) {
-        let _ = io::copy(&mut self, &mut io::sink());
+    /// what he hasn't sent yet. Whether it came to its end.
+    pub(super) fn drain(&mut self) -> bool {
+        io::copy(self, &mut io::sink()).is_ok()
     }
 }
 
