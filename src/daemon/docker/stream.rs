@@ -21,10 +21,11 @@ pub(super) struct Incoming {
     blocks: mpsc::Receiver<io::Result<Option<Bytes>>>,
     block: Bytes,
     ended: bool,
+    flight: Arc<Flight>,
 }
 
 impl Incoming {
-    pub(super) fn of(body: Body) -> Self {
+    pub(super) fn of(body: Body, flight: Arc<Flight>) -> Self {
         let (sender, blocks) = mpsc::channel(DEPTH);
         tokio::spawn(async move {
             let mut body = body.into_data_stream();
@@ -36,7 +37,7 @@ impl Incoming {
                 }
             }
         });
-        Self { blocks, block: Bytes::new(), ended: false }
+        Self { blocks, block: Bytes::new(), ended: false, flight }
     }
 
     /// Read what is left. Who is answered before he has sent all may take that for a broken connection, and try again with
@@ -50,7 +51,10 @@ impl Read for Incoming {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.block.is_empty() && !self.ended {
             match self.blocks.blocking_recv() {
-                Some(Ok(Some(block))) => self.block = block,
+                Some(Ok(Some(block))) => {
+                    self.flight.received(block.len());
+                    self.block = block;
+                }
                 Some(Ok(None)) => self.ended = true,
                 Some(Err(e)) => return Err(e),
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -87,7 +91,9 @@ pub(super) async fn outgoing(
     let writing = Arc::clone(&flight);
     std::thread::spawn(move || {
         let mut out = BufWriter::with_capacity(BLOCK, Outgoing(sender.clone()));
-        match write(&mut out) {
+        let written = write(&mut out);
+        writing.ends(&written);
+        match written {
             Ok(()) if out.flush().is_ok() => drop(sender.blocking_send(Ok(None))),
             // Nobody reads it any more.
             Ok(()) => {}
@@ -111,22 +117,22 @@ pub(super) async fn outgoing(
     let mut ended = false;
     let blocks = tokio_stream::iter(first).chain(ReceiverStream::new(blocks)).map(Some);
     // Who dies in the middle closes the channel, and has sent no end.
-    let blocks = blocks.chain(tokio_stream::once(None)).filter_map(move |block| {
-        let _held = &flight;
-        match block {
-            Some(Ok(Some(block))) => Some(Ok(block)),
-            Some(Ok(None)) => {
-                ended = true;
-                None
-            }
-            Some(Err(e)) => {
-                tracing::warn!("an answer broke off: {e}");
-                ended = true;
-                Some(Err(e))
-            }
-            None if ended => None,
-            None => Some(Err(io::Error::other("who wrote it died"))),
+    let blocks = blocks.chain(tokio_stream::once(None)).filter_map(move |block| match block {
+        Some(Ok(Some(block))) => {
+            flight.sent(block.len());
+            Some(Ok(block))
         }
+        Some(Ok(None)) => {
+            ended = true;
+            None
+        }
+        Some(Err(e)) => {
+            tracing::warn!("an answer broke off: {e}");
+            ended = true;
+            Some(Err(e))
+        }
+        None if ended => None,
+        None => Some(Err(io::Error::other("who wrote it died"))),
     });
     Ok(Body::from_stream(blocks))
 }
