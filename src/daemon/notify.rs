@@ -27,8 +27,9 @@ fn tell(state: &[NotifyState<'_>]) {
 
 /// Be heard of twice in the time after which the service manager takes us for dead; but only while the index answers.
 pub(super) async fn watchdog(engine: Arc<Engine>) {
-    let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else { return };
-    let mut ticks = tokio::time::interval(limit / 2);
+    let period = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+    let Some(period) = period.filter(|period| !period.is_zero()) else { return };
+    let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;

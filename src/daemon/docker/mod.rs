@@ -28,7 +28,7 @@ use crate::engine::diff::DiffChange;
 use crate::engine::docker::Client;
 use crate::engine::keyed::{Keyspace, NewKeyed};
 use crate::layer::IdMaps;
-use crate::{Error, Kind, Result};
+use crate::{Context, Error, Kind, Result};
 use stream::Incoming;
 
 mod facts;
@@ -196,13 +196,17 @@ impl Docker {
         let mut tar = Incoming::of(request.into_body(), Arc::clone(&flight));
         let (answer, answered) = tokio::sync::oneshot::channel();
         // Not one of the threads for requests: as many as there are may wait for a Diff each, whose reader needs another.
-        std::thread::spawn(move || {
+        let worker = std::thread::Builder::new().name("apply".into());
+        let spawned = worker.spawn(move || {
             let applied = applied.and_then(|Applied { id, parent }| self.apply(&id, &parent, &mut tar));
             tar.drain();
             flight.ends(&applied);
             let _ = answer.send(applied);
             drop(flight);
         });
+        if let Err(e) = spawned.context(|| "start a thread") {
+            return failure(&e);
+        }
         match answered.await {
             Ok(Ok(size)) => json(StatusCode::OK, &wire::Response { size: Some(size), ..Default::default() }),
             Ok(Err(e)) => failure(&e),

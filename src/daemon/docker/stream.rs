@@ -9,7 +9,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::daemon::flight::Flight;
-use crate::{Error, Kind, Result};
+use crate::{Context, Error, Kind, Result};
 
 /// Blocks in flight.
 const DEPTH: usize = 4;
@@ -89,10 +89,14 @@ pub(super) async fn outgoing(
     let (sender, mut blocks) = mpsc::channel(DEPTH);
     let (failed, failure) = tokio::sync::oneshot::channel();
     let writing = Arc::clone(&flight);
-    std::thread::spawn(move || {
+    let worker = std::thread::Builder::new().name("diff".into());
+    let spawned = worker.spawn(move || {
         let mut out = BufWriter::with_capacity(BLOCK, Outgoing(sender.clone()));
         let written = write(&mut out);
-        writing.ends(&written);
+        // Of one whose reader has gone nothing is known.
+        if !sender.is_closed() {
+            writing.ends(&written);
+        }
         match written {
             Ok(()) if out.flush().is_ok() => drop(sender.blocking_send(Ok(None))),
             // Nobody reads it any more.
@@ -106,6 +110,7 @@ pub(super) async fn outgoing(
         }
         drop(writing);
     });
+    spawned.context(|| "start a thread")?;
     let first = blocks.recv().await;
     match first {
         Some(Ok(_)) => {}
