@@ -141,3 +141,56 @@ pub(super) async fn outgoing(
     });
     Ok(Body::from_stream(blocks))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::flight::Flights;
+
+    /// All that a client gets, and whether it is whole; or the error that it gets in place of it.
+    fn sent(write: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static) -> Result<(usize, bool)> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let flights = Flights::default();
+            let mut blocks = outgoing(flights.begin("docker", "Diff"), write).await?.into_data_stream();
+            let mut bytes = 0;
+            let whole = loop {
+                match blocks.next().await {
+                    Some(Ok(block)) => bytes += block.len(),
+                    Some(Err(_)) => break false,
+                    None => break true,
+                }
+            };
+            drop(blocks);
+            flights.landed().await;
+            Ok((bytes, whole))
+        })
+    }
+
+    #[test]
+    fn only_what_was_written_to_its_end_is_whole() {
+        let failed = || Error::new(Kind::Damaged, "damaged");
+        let large = vec![7; 10 * BLOCK];
+        let write = large.clone();
+        assert_eq!(sent(move |out| Ok(out.write_all(&write).expect("write"))).ok(), Some((10 * BLOCK, true)));
+        assert_eq!(sent(|_| Ok(())).ok(), Some((0, true)));
+        let write = large.clone();
+        let broken = sent(move |out| {
+            out.write_all(&write).expect("write");
+            Err(failed())
+        });
+        assert_eq!(broken.ok(), Some((10 * BLOCK, false)));
+        let broken = sent(move |out| {
+            out.write_all(&large).expect("write");
+            panic!("in the middle, as this test wants it");
+        });
+        assert_eq!(broken.map(|(_, whole)| whole).ok(), Some(false));
+        let early = sent(move |out| {
+            out.write_all(b"not yet a block").expect("write");
+            Err(failed())
+        });
+        assert_eq!(early.expect_err("nothing is out").kind(), Kind::Damaged);
+        let died = sent(|_| panic!("at once, as this test wants it"));
+        assert!(died.is_err_and(|e| e.to_string().contains("panic")));
+    }
+}
