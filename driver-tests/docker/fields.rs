@@ -219,14 +219,18 @@ fn sizes_limit_what_a_container_adds() {
     serve.ok("GraphDriver.CreateReadWrite", &json!({ "ID": "c-init", "Parent": "layer", "StorageOpt": options }));
     serve.ok("GraphDriver.CreateReadWrite", &json!({ "ID": "c", "Parent": "c-init", "StorageOpt": options }));
     serve.ok("GraphDriver.CreateReadWrite", &json!({ "ID": "free", "Parent": "layer", "StorageOpt": {} }));
-    assert_eq!((limit(&serve, "c"), limit(&serve, "free")), (Some(2 * MIB), None));
+    serve.ok("GraphDriver.Create", &json!({ "ID": "reserved", "Parent": "layer", "StorageOpt": { "SIZE": "3m" } }));
+    let limits = ["c", "free", "reserved"].map(|id| limit(&serve, id));
+    assert_eq!(limits, [Some(2 * MIB), None, Some(3 * MIB)]);
     let write = |id: &str| {
         let mut file = File::create(serve.get(id).join("new")).expect("create");
         file.write_all(&large).and_then(|()| file.sync_all())
     };
     write("free").expect("no limit");
-    let error = write("c").expect_err("a limit");
-    assert!([Some(libc::EDQUOT), Some(libc::ENOSPC)].contains(&error.raw_os_error()), "{error}");
+    for id in ["c", "reserved"] {
+        let error = write(id).expect_err("a limit");
+        assert!([Some(libc::EDQUOT), Some(libc::ENOSPC)].contains(&error.raw_os_error()), "{id}: {error}");
+    }
     for call in ["GraphDriver.Create", "GraphDriver.CreateReadWrite"] {
         for (name, value) in [("inodes", "7"), ("size", "large")] {
             let request = json!({ "ID": "odd", "Parent": "layer", "StorageOpt": { name: value } });

@@ -24,11 +24,14 @@ mod broken;
 mod fields;
 mod http;
 mod memory;
+mod metrics;
 mod parallel;
 mod serve;
 mod shutdown;
 mod state;
+mod systemd;
 mod tars;
+mod tending;
 mod wire;
 #[path = "../e2e/world.rs"]
 mod world;

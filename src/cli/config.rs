@@ -30,6 +30,7 @@ struct File {
     spares: Option<usize>,
     tend: Option<bool>,
     docker_socket: Option<PathBuf>,
+    metrics_socket: Option<PathBuf>,
     #[serde(deserialize_with = "size")]
     max_layer_size: Option<u64>,
     max_layer_entries: Option<u64>,
@@ -154,7 +155,10 @@ pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<(
     let open = |path: Option<PathBuf>, default: &str| {
         Some(path.unwrap_or_else(|| default.into())).filter(|path| !path.as_os_str().is_empty())
     };
-    let doors = Doors { docker: open(file.docker_socket, daemon::DOCKER_SOCKET) };
+    let doors = Doors {
+        docker: open(file.docker_socket, daemon::DOCKER_SOCKET),
+        metrics: open(file.metrics_socket, daemon::METRICS_SOCKET),
+    };
     Ok((settings, doors))
 }
 

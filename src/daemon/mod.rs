@@ -3,29 +3,36 @@
 //!
 //! ```text
 //! docker    Docker's graph-driver protocol, JSON and tars over HTTP
+//! metrics   what happens and what there is, for Prometheus
 //! ```
 //!
 //! Each request is worked on by a thread that may block, as all of the engine does; a stream has a thread of its own, so
-//! that however many wait for each other none waits for a thread.
+//! that however many wait for each other none waits for a thread. One more thread tends the store ([`tender`]).
 
 use std::future::IntoFuture;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::Router;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::engine::Engine;
 use crate::sys::memory;
 use crate::{Context, Error, Kind, Result};
 use flight::Flights;
+use socket::Socket;
+use tender::Tender;
 
 mod docker;
 mod flight;
+mod metrics;
+mod notify;
 mod socket;
-mod tending;
+mod tender;
 
 /// How long requests in flight may take after a signal to stop; then they are broken off.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,14 +42,27 @@ const IDLE: Duration = Duration::from_secs(2);
 
 /// Where Docker looks for plugins.
 pub const DOCKER_SOCKET: &str = "/run/docker/plugins/reflinkd.sock";
+pub const METRICS_SOCKET: &str = "/run/reflinkd/metrics.sock";
+
+/// What doors are called.
+const DOORS: [&str; 2] = ["docker", "metrics"];
 
 /// Where to listen; closed doors are `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Doors {
     pub docker: Option<PathBuf>,
+    pub metrics: Option<PathBuf>,
 }
 
-/// Answer at the doors until SIGTERM or SIGINT; then finish what was begun.
+impl Doors {
+    fn path(&self, door: &str) -> Option<&Path> {
+        let path = if door == "docker" { &self.docker } else { &self.metrics };
+        path.as_deref()
+    }
+}
+
+/// Answer at the doors until SIGTERM or SIGINT; then finish what was begun. Sockets that a service manager gives take the
+/// place of those of their doors.
 ///
 /// # Errors
 /// `Interrupted` if something wasn't finished: within [`PATIENCE`], or because a second signal came.
@@ -66,24 +86,77 @@ pub fn serve(engine: Engine, doors: &Doors) -> Result<()> {
 async fn answer(engine: Arc<Engine>, doors: &Doors) -> Result<()> {
     // Before anybody can have seen a socket.
     let mut signals = Signals::install()?;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
     let flights = Flights::default();
-    let mut open = JoinSet::new();
-    let mut files = Vec::new();
-    if let Some(path) = &doors.docker {
-        let router = docker::router(Arc::clone(&engine), flights.clone(), tending::start(Arc::clone(&engine)))?;
-        let (listener, file) = socket::listen(path)?;
-        files.push(file);
-        open.spawn(axum::serve(listener, router).with_graceful_shutdown(socket::until(stopped)).into_future());
-        tracing::info!("answering Docker at {}", path.display());
+    let tender = Tender::start(Arc::clone(&engine), flights.clone())?;
+    let sockets = open(doors)?;
+    let (stop, stopped) = watch::channel(false);
+    let (mut listening, mut files) = (JoinSet::new(), Vec::new());
+    let mut status = Vec::new();
+    for (door, socket) in sockets {
+        let router = match door {
+            "docker" => docker::router(Arc::clone(&engine), flights.clone(), tender.clone())?,
+            _ => metrics::router(Arc::clone(&engine), &flights.metrics),
+        };
+        status.push(format!("{door} at {socket}"));
+        files.push(listen(&mut listening, socket, router, stopped.clone()));
     }
+    let status = format!("answering {}", status.join(", "));
+    tracing::info!("{status}");
+    notify::ready(&status);
+    tokio::spawn(notify::watchdog(Arc::clone(&engine)));
     tokio::spawn(give_back_memory(flights.clone()));
     signals.next().await;
     tracing::info!("stopping");
+    notify::stopping("finishing what was begun");
     stop.send_replace(true);
+    finish(listening, &flights, &engine, &mut signals).await
+}
+
+/// The doors' sockets.
+fn open(doors: &Doors) -> Result<Vec<(&'static str, Socket)>> {
+    let mut given = notify::sockets()?;
+    let mut sockets = Vec::new();
+    for door in DOORS {
+        let of_door = given.iter().position(|(name, _)| name == door);
+        match (of_door.map(|at| given.swap_remove(at).1), doors.path(door)) {
+            (Some(listener), _) => sockets.push((door, Socket::given(listener)?)),
+            (None, Some(path)) => sockets.push((door, Socket::listen(path)?)),
+            (None, None) => {}
+        }
+    }
+    if let Some((door, _)) = given.first() {
+        return Err(Error::new(Kind::Invalid, format!("the service manager gives two sockets for {door}"))
+            .with_hint("give each its own FileDescriptorName= in its unit"));
+    }
+    if sockets.is_empty() {
+        return Err(Error::new(Kind::Invalid, "nobody could ask for anything: there is no socket to listen at")
+            .with_hint("name one by --docker, or as docker_socket in the configuration"));
+    }
+    Ok(sockets)
+}
+
+/// Answer at a socket until it is time to stop. The file to be removed then.
+fn listen(
+    listening: &mut JoinSet<std::io::Result<()>>,
+    socket: Socket,
+    router: Router,
+    stopped: watch::Receiver<bool>,
+) -> Option<socket::SocketFile> {
+    let (listener, file) = socket.into_parts();
+    listening.spawn(axum::serve(listener, router).with_graceful_shutdown(socket::until(stopped)).into_future());
+    file
+}
+
+/// Wait for what is in flight.
+async fn finish(
+    mut listening: JoinSet<std::io::Result<()>>,
+    flights: &Flights,
+    engine: &Engine,
+    signals: &mut Signals,
+) -> Result<()> {
     let ended = async {
         tokio::select! {
-            () = async { while open.join_next().await.is_some() {} } => flights.landed().await,
+            () = async { while listening.join_next().await.is_some() {} } => flights.landed().await,
             // A connection on which nothing is asked never ends by itself, and needn't be waited for.
             () = flights.quiet() => {}
         }

@@ -75,7 +75,9 @@ impl Engine {
                 return Ok(Some(lock));
             }
             if start.elapsed() > MOMENT {
-                return Err(Error::new(Kind::InUse, "another reflinkd is working in it"));
+                return Err(Error::new(Kind::InUse, "another reflinkd is working in it").with_hint(
+                    "stop reflinkd serve first, if it runs (systemctl stop reflinkd); else let the other command end",
+                ));
             }
             std::thread::sleep(POLL);
         }

@@ -14,6 +14,7 @@ use crate::store::{Content, Draft, Held, New, NewGroup, Owner, Record, State, St
 use crate::{Error, Kind, Result};
 
 pub mod bundle;
+pub mod census;
 pub mod commit;
 pub mod container;
 pub mod cp;

@@ -79,9 +79,21 @@ impl Engine {
         StopRequests { root: self.root().to_path_buf() }
     }
 
-    /// Whether what was done leaves work for somebody who tends the store, and nobody is about to begin with it.
+    /// Whether what was done leaves work for somebody who tends the store, and nobody is about to begin with it; and so much
+    /// that a process is worth it.
     pub fn needs_tending(&self) -> Result<bool> {
-        if !self.settings.tend || !self.keeps_spares() {
+        Ok(self.keeps_spares() && self.has_work()?)
+    }
+
+    /// Whether this is done without being asked for.
+    #[must_use]
+    pub fn tends(&self) -> bool {
+        self.settings.tend
+    }
+
+    /// The same for somebody who is there anyway: he drops the groups of removed trees, too.
+    pub fn has_work(&self) -> Result<bool> {
+        if !self.settings.tend {
             return Ok(false);
         }
         Ok((self.removed.load(Ordering::Relaxed) || self.missing_spare(&HashSet::new())?.is_some())

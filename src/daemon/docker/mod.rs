@@ -22,13 +22,13 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use crate::daemon::flight::{Flight, Flights};
-use crate::daemon::tending::Wake;
+use crate::daemon::tender::Tender;
 use crate::engine::Engine;
 use crate::engine::diff::DiffChange;
 use crate::engine::docker::Client;
 use crate::engine::keyed::{Keyspace, NewKeyed};
 use crate::layer::IdMaps;
-use crate::{Error, Kind, Result};
+use crate::{Context, Error, Kind, Result};
 use awaited::{Awaited, Rest};
 use stream::Incoming;
 
@@ -47,47 +47,50 @@ struct Docker {
     client: RwLock<Client>,
     awaited: Awaited,
     flights: Flights,
-    tender: Wake,
+    tender: Tender,
 }
 
+/// All calls, as they are called in metrics.
+const CALLS: [&str; 16] = [
+    "Activate",
+    "Init",
+    "Capabilities",
+    "Create",
+    "CreateReadWrite",
+    "Get",
+    "Put",
+    "Remove",
+    "Exists",
+    "Status",
+    "GetMetadata",
+    "Cleanup",
+    "Changes",
+    "DiffSize",
+    "Diff",
+    "ApplyDiff",
+];
+
 /// The answers to all calls.
-pub(super) fn router(engine: Arc<Engine>, flights: Flights, tender: Wake) -> Result<Router> {
+pub(super) fn router(engine: Arc<Engine>, flights: Flights, tender: Tender) -> Result<Router> {
     let client = RwLock::new(engine.docker_client()?);
-    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker {
-        engine,
-        client,
-        awaited: Awaited::default(),
-        flights,
-        tender,
-    })))
+    let awaited = Awaited::default();
+    Ok(Router::new().fallback(answer).with_state(Arc::new(Docker { engine, client, awaited, flights, tender })))
 }
 
 async fn answer(State(docker): State<Arc<Docker>>, request: Request) -> Response {
     let path = request.uri().path().to_string();
     let call = path.strip_prefix("/GraphDriver.").or_else(|| path.strip_prefix("/Plugin."));
-    let Some(call) = call.filter(|_| request.method() == Method::POST) else { return unknown(&path) };
-    let flight = docker.flights.begin();
+    let call = call.filter(|_| request.method() == Method::POST);
+    let Some(call) = call.and_then(|call| CALLS.into_iter().find(|known| *known == call)) else {
+        // Only when it has been sent: until then an answer may be taken for a broken connection.
+        let _ = read(request).await;
+        return unknown(&path);
+    };
+    let flight = docker.flights.begin("docker", call);
     match call {
         "Diff" => docker.diff(request, flight).await,
         "ApplyDiff" => docker.apply_diff(request, flight).await,
-        call => {
-            let call = call.to_string();
-            let body = match Bytes::from_request(request, &()).await {
-                Ok(body) => body,
-                Err(e) => return failure(&Error::new(Kind::BadInput, format!("cannot read the request: {e}"))),
-            };
-            let answered = tokio::task::spawn_blocking(move || {
-                let _flight = flight;
-                docker.call(&call, &body)
-            })
-            .await;
-            match answered {
-                Ok(Ok(Some(response))) => json(StatusCode::OK, &response),
-                Ok(Ok(None)) => unknown(&path),
-                Ok(Err(e)) => failure(&e),
-                Err(e) => failure(&Error::new(Kind::System, format!("the request ended in a panic: {e}"))),
-            }
-        }
+        call => docker.simple(call, request, flight).await,
     }
 }
 
@@ -100,17 +103,34 @@ struct Applied {
 }
 
 impl Docker {
-    /// `None` for a call that isn't one.
-    fn call(&self, call: &str, body: &[u8]) -> Result<Option<wire::Response>> {
+    /// A call whose request and answer are JSON.
+    async fn simple(self: Arc<Self>, call: &'static str, request: Request, flight: Arc<Flight>) -> Response {
+        let body = read(request).await;
+        let answered = tokio::task::spawn_blocking(move || {
+            let answered = body.and_then(|body| self.call(call, &body));
+            flight.ends(&answered);
+            if matches!(call, "Remove" | "Create" | "CreateReadWrite") {
+                self.tender.wake();
+            }
+            answered
+        });
+        match answered.await {
+            Ok(Ok(response)) => json(StatusCode::OK, &response),
+            Ok(Err(e)) => failure(&e),
+            Err(e) => failure(&Error::new(Kind::System, format!("the request ended in a panic: {e}"))),
+        }
+    }
+
+    fn call(&self, call: &str, body: &[u8]) -> Result<wire::Response> {
         let nothing = wire::Response::default();
         if call == "Init" {
-            return self.init(parsed(body)?).map(|()| Some(nothing));
+            return self.init(parsed(body)?).map(|()| nothing);
         }
         let request: wire::Request = parsed(body)?;
         let (client, key) = (self.client(), request.key());
         let trees = self.engine.docker_trees(&client);
         let parent = Some(request.parent.as_str()).filter(|parent| !parent.is_empty());
-        Ok(Some(match call {
+        Ok(match call {
             "Activate" => wire::Response { implements: Some(vec!["GraphDriver"]), ..nothing },
             "Capabilities" => {
                 let capabilities = wire::Capabilities { reproduces_exact_diffs: true };
@@ -126,7 +146,6 @@ impl Docker {
                 let size_limit = options::of_container(request.storage_opt.as_ref())?.or(client.size_limit);
                 trees.prepare(&new(&request, parent, size_limit)?)?;
                 self.awaited.add(key?);
-                self.tender.call();
                 nothing
             }
             "Get" => {
@@ -134,13 +153,10 @@ impl Docker {
                 let root = trees.root(key?, label)?;
                 wire::Response { dir: Some(root.to_string_lossy().into_owned()), ..nothing }
             }
-            // Nothing is mounted, so that there is nothing to undo.
-            "Put" | "Cleanup" => nothing,
             "Remove" => {
                 let key = key?;
                 trees.remove(key)?;
                 self.awaited.take(key);
-                self.tender.call();
                 nothing
             }
             "Exists" => wire::Response { exists: Some(trees.exists(key?)?), ..nothing },
@@ -148,8 +164,9 @@ impl Docker {
             "DiffSize" => wire::Response { size: Some(trees.diff_size(key?, parent)?), ..nothing },
             "GetMetadata" => wire::Response { metadata: Some(facts::of_tree(&trees, key?)?), ..nothing },
             "Status" => wire::Response { status: Some(facts::of_store(&self.engine)?), ..nothing },
-            _ => return Ok(None),
-        }))
+            // Put and Cleanup: nothing is mounted, so that there is nothing to undo.
+            _ => nothing,
+        })
     }
 
     fn client(&self) -> Client {
@@ -169,15 +186,9 @@ impl Docker {
     }
 
     async fn diff(self: Arc<Self>, request: Request, flight: Arc<Flight>) -> Response {
-        let request: wire::Request = match Bytes::from_request(request, &()).await {
-            Ok(body) => match parsed(&body) {
-                Ok(request) => request,
-                Err(e) => return failure(&e),
-            },
-            Err(e) => return failure(&Error::new(Kind::BadInput, format!("cannot read the request: {e}"))),
-        };
+        let request: Result<wire::Request> = read(request).await.and_then(|body| parsed(&body));
         let body = stream::outgoing(flight, move |out| {
-            let client = self.client();
+            let (request, client) = (request?, self.client());
             let parent = Some(request.parent.as_str()).filter(|parent| !parent.is_empty());
             self.engine.docker_trees(&client).diff(request.key()?, parent, out)
         });
@@ -194,10 +205,11 @@ impl Docker {
         };
         // Before any of it is read.
         let awaited = applied.as_ref().is_ok_and(|applied| self.awaited.take(&applied.id));
-        let mut tar = Incoming::of(request.into_body());
+        let mut tar = Incoming::of(request.into_body(), Arc::clone(&flight));
         let (answer, answered) = tokio::sync::oneshot::channel();
         // Not one of the threads for requests: as many as there are may wait for a Diff each, whose reader needs another.
-        std::thread::spawn(move || {
+        let worker = std::thread::Builder::new().name("apply".into());
+        let spawned = worker.spawn(move || {
             let size = match &applied {
                 Ok(Applied { id, parent }) if awaited => self.apply(id, parent, &mut tar),
                 Ok(Applied { id, parent }) => self.apply(id, parent, &mut Rest),
@@ -210,9 +222,14 @@ impl Docker {
             {
                 self.awaited.add(id);
             }
-            let _ = answer.send(applied.and(size));
+            let applied = applied.and(size);
+            flight.ends(&applied);
+            let _ = answer.send(applied);
             drop(flight);
         });
+        if let Err(e) = spawned.context(|| "start a thread") {
+            return failure(&e);
+        }
         match answered.await {
             Ok(Ok(size)) => json(StatusCode::OK, &wire::Response { size: Some(size), ..Default::default() }),
             Ok(Err(e)) => failure(&e),
@@ -243,6 +260,11 @@ fn changes(trees: &Keyspace<'_>, key: &str, parent: Option<&str>) -> Result<Vec<
         .into_iter()
         .map(|line| wire::Change { path: format!("/{}", line.path.display()), kind: kind(line.change) })
         .collect())
+}
+
+async fn read(request: Request) -> Result<Bytes> {
+    let body = Bytes::from_request(request, &()).await;
+    body.map_err(|e| Error::new(Kind::BadInput, format!("cannot read the request: {e}")))
 }
 
 /// A body, which may be missing.

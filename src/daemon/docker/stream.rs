@@ -9,7 +9,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::daemon::flight::Flight;
-use crate::{Error, Kind, Result};
+use crate::{Context, Error, Kind, Result};
 
 /// Blocks in flight.
 const DEPTH: usize = 4;
@@ -21,10 +21,11 @@ pub(super) struct Incoming {
     blocks: mpsc::Receiver<io::Result<Option<Bytes>>>,
     block: Bytes,
     ended: bool,
+    flight: Arc<Flight>,
 }
 
 impl Incoming {
-    pub(super) fn of(body: Body) -> Self {
+    pub(super) fn of(body: Body, flight: Arc<Flight>) -> Self {
         let (sender, blocks) = mpsc::channel(DEPTH);
         tokio::spawn(async move {
             let mut body = body.into_data_stream();
@@ -36,7 +37,7 @@ impl Incoming {
                 }
             }
         });
-        Self { blocks, block: Bytes::new(), ended: false }
+        Self { blocks, block: Bytes::new(), ended: false, flight }
     }
 
     /// Read what is left. Who is answered before he has sent all may take that for a broken connection, and try again with
@@ -50,7 +51,10 @@ impl Read for Incoming {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.block.is_empty() && !self.ended {
             match self.blocks.blocking_recv() {
-                Some(Ok(Some(block))) => self.block = block,
+                Some(Ok(Some(block))) => {
+                    self.flight.received(block.len());
+                    self.block = block;
+                }
                 Some(Ok(None)) => self.ended = true,
                 Some(Err(e)) => return Err(e),
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -85,9 +89,15 @@ pub(super) async fn outgoing(
     let (sender, mut blocks) = mpsc::channel(DEPTH);
     let (failed, failure) = tokio::sync::oneshot::channel();
     let writing = Arc::clone(&flight);
-    std::thread::spawn(move || {
+    let worker = std::thread::Builder::new().name("diff".into());
+    let spawned = worker.spawn(move || {
         let mut out = BufWriter::with_capacity(BLOCK, Outgoing(sender.clone()));
-        match write(&mut out) {
+        let written = write(&mut out);
+        // Of one whose reader has gone nothing is known.
+        if !sender.is_closed() {
+            writing.ends(&written);
+        }
+        match written {
             Ok(()) if out.flush().is_ok() => drop(sender.blocking_send(Ok(None))),
             // Nobody reads it any more.
             Ok(()) => {}
@@ -100,6 +110,7 @@ pub(super) async fn outgoing(
         }
         drop(writing);
     });
+    spawned.context(|| "start a thread")?;
     let first = blocks.recv().await;
     match first {
         Some(Ok(_)) => {}
@@ -111,22 +122,79 @@ pub(super) async fn outgoing(
     let mut ended = false;
     let blocks = tokio_stream::iter(first).chain(ReceiverStream::new(blocks)).map(Some);
     // Who dies in the middle closes the channel, and has sent no end.
-    let blocks = blocks.chain(tokio_stream::once(None)).filter_map(move |block| {
-        let _held = &flight;
-        match block {
-            Some(Ok(Some(block))) => Some(Ok(block)),
-            Some(Ok(None)) => {
-                ended = true;
-                None
-            }
-            Some(Err(e)) => {
-                tracing::warn!("an answer broke off: {e}");
-                ended = true;
-                Some(Err(e))
-            }
-            None if ended => None,
-            None => Some(Err(io::Error::other("who wrote it died"))),
+    let blocks = blocks.chain(tokio_stream::once(None)).filter_map(move |block| match block {
+        Some(Ok(Some(block))) => {
+            flight.sent(block.len());
+            Some(Ok(block))
         }
+        Some(Ok(None)) => {
+            ended = true;
+            None
+        }
+        Some(Err(e)) => {
+            tracing::warn!("an answer broke off: {e}");
+            ended = true;
+            Some(Err(e))
+        }
+        None if ended => None,
+        None => Some(Err(io::Error::other("who wrote it died"))),
     });
     Ok(Body::from_stream(blocks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::flight::Flights;
+
+    /// All that a client gets, and whether it is whole; or the error that it gets in place of it.
+    fn sent(write: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static) -> Result<(usize, bool)> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let flights = Flights::default();
+            let mut blocks = outgoing(flights.begin("docker", "Diff"), write).await?.into_data_stream();
+            let mut bytes = 0;
+            let whole = loop {
+                match blocks.next().await {
+                    Some(Ok(block)) => bytes += block.len(),
+                    Some(Err(_)) => break false,
+                    None => break true,
+                }
+            };
+            drop(blocks);
+            flights.landed().await;
+            Ok((bytes, whole))
+        })
+    }
+
+    #[test]
+    fn only_what_was_written_to_its_end_is_whole() {
+        let failed = || Error::new(Kind::Damaged, "damaged");
+        let large = vec![7; 10 * BLOCK];
+        let write = large.clone();
+        let whole = sent(move |out| {
+            out.write_all(&write).expect("write");
+            Ok(())
+        });
+        assert_eq!(whole.ok(), Some((10 * BLOCK, true)));
+        assert_eq!(sent(|_| Ok(())).ok(), Some((0, true)));
+        let write = large.clone();
+        let broken = sent(move |out| {
+            out.write_all(&write).expect("write");
+            Err(failed())
+        });
+        assert_eq!(broken.ok(), Some((10 * BLOCK, false)));
+        let broken = sent(move |out| {
+            out.write_all(&large).expect("write");
+            panic!("in the middle, as this test wants it");
+        });
+        assert_eq!(broken.map(|(_, whole)| whole).ok(), Some(false));
+        let early = sent(move |out| {
+            out.write_all(b"not yet a block").expect("write");
+            Err(failed())
+        });
+        assert_eq!(early.expect_err("nothing is out").kind(), Kind::Damaged);
+        let died = sent(|_| panic!("at once, as this test wants it"));
+        assert!(died.is_err_and(|e| e.to_string().contains("panic")));
+    }
 }
