@@ -74,11 +74,14 @@ def moment(lane):
     """Wait until a random moment, at which something is asked of the plugin if anything is; what that is."""
     time.sleep(lane.random.uniform(0, 0.7))
     done = time.monotonic() + UNDER_WAY
-    while not lane.proxy.in_flight() and time.monotonic() < done:
+    while time.monotonic() < done:
+        if lane.proxy.in_flight():
+            # Not always at its beginning.
+            time.sleep(lane.random.choice([0, 0, 0.002, 0.01]))
+            if found := lane.proxy.in_flight():
+                return found
         time.sleep(0.001)
-    # Not always at its beginning.
-    time.sleep(lane.random.choice([0, 0, 0.002, 0.01]))
-    return lane.proxy.in_flight()
+    return []
 
 
 def kill_again_and_again(lane, who, kill):

@@ -283,6 +283,21 @@ fn trees_are_judged_by_the_layer_database_of_their_own_home() {
 }
 
 #[test]
+fn spares_that_are_made_meanwhile_go_with_their_layer() {
+    let world = World::new().keeping(1);
+    let data = DataRoot::new(&world, "docker");
+    data.begins(&world);
+    load(&world, L1, None);
+    prepare(&world, C, Some(L1));
+    assert_eq!(world.double().tend().expect("tend").made, 1);
+    data.begins(&world);
+    let engine = world.double();
+    let orphans = engine.docker_orphans().expect("orphans").trees;
+    assert_eq!(engine.remove_orphans(orphans).expect("remove").len(), 2);
+    assert_eq!(world.places(), 0);
+}
+
+#[test]
 fn what_the_command_line_made_is_nobody_elses() {
     let world = World::with_base();
     world.create("web1");

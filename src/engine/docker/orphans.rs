@@ -68,10 +68,12 @@ impl Engine {
     }
 
     /// Remove them; those that were. Of one that somebody uses it is said who.
-    pub(in crate::engine) fn remove_orphans(&self, orphans: Vec<Record>) -> Result<Vec<Record>> {
+    pub fn remove_orphans(&self, orphans: Vec<Record>) -> Result<Vec<Record>> {
         let mut removed = Vec::new();
         for record in orphans {
-            match self.check_unused(&record).and_then(|()| self.remove_tree(&record)) {
+            // Whoever tends the store may have made one since.
+            let spares = || self.drop_spares(|spare| spare.parent == Some(record.uuid));
+            match self.check_unused(&record).and_then(|()| spares()).and_then(|_| self.remove_tree(&record)) {
                 Ok(()) => removed.push(record),
                 Err(e) if e.kind() == Kind::NotFound => {}
                 Err(e) if e.kind() == Kind::InUse => {
