@@ -9,9 +9,9 @@ need_compiler
 need_packages dpkg-dev xz-utils
 cd "$top"
 tools=$target/tools
-if [ "$("$tools/bin/cargo-deb" --version 2>/dev/null)" != "$version" ]; then
+if [ "$("$tools/bin/cargo-deb" --version 2>/dev/null)" != "cargo-deb $version" ]; then
     step "Build cargo-deb $version"
-    CARGO_TARGET_DIR=$tools/build run "$cargo" install --quiet --locked --root "$tools" --version "$version" cargo-deb
+    CARGO_TARGET_DIR=$tools/build run "$cargo" install --quiet --locked --force --root "$tools" --version "$version" cargo-deb
     rm -rf "$tools/build"
 fi
 run "$cargo" build --release --locked --bins

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::serve::DEADLINE;
+
 /// A connection, on which requests are written by hand.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -48,6 +50,9 @@ impl Connection {
 
     pub(crate) fn try_open(socket: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
+        // So that a test fails that would wait for ever.
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
         Ok(Self { reader: BufReader::new(stream.try_clone()?), stream })
     }
 

@@ -13,7 +13,7 @@ use crate::support::{Process, Scratch, reflinkd_command, scratch};
 use crate::world::World;
 
 /// Longer than anything takes that is alive.
-const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 const CHUNK: usize = 60_000;
 
 /// Try again until it is so. Fails only where it never would be.

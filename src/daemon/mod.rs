@@ -174,7 +174,7 @@ async fn finish(
     tokio::select! {
         () = flights.landed() => {}
         () = tokio::time::sleep(PATIENCE) => {}
-        () = signals.next() => return left("by a second signal"),
+        () = signals.next() => return left("by a second signal, after long waiting"),
     }
     left("after long waiting")
 }

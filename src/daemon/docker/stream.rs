@@ -172,10 +172,7 @@ mod tests {
         let failed = || Error::new(Kind::Damaged, "damaged");
         let large = vec![7; 10 * BLOCK];
         let write = large.clone();
-        let whole = sent(move |out| {
-            out.write_all(&write).expect("write");
-            Ok(())
-        });
+        let whole = sent(move |out| out.write_all(&write).context(|| "write"));
         assert_eq!(whole.ok(), Some((10 * BLOCK, true)));
         assert_eq!(sent(|_| Ok(())).ok(), Some((0, true)));
         let write = large.clone();
