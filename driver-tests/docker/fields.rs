@@ -60,7 +60,7 @@ fn ids_and_parents_lead_to_their_trees(ground: Ground) {
         assert!(error.contains("no key"), "{error}");
         // Again, as after an answer that was lost; but not on another parent.
         let error = serve.fails(&call, &json!({ "ID": "rw", "Parent": "one" }));
-        assert!(error.contains("another parent"), "{error}");
+        assert!(error.contains("based on upper and not on one"), "{error}");
     }
     serve.create_rw("rw", "upper");
     assert!(!serve.exists("orphan") && !serve.exists("") && serve.exists("rw"));

@@ -83,5 +83,7 @@ fn a_second_signal_ends_it_at_once() {
     assert!(serve.log().contains("stopped by a second signal, with 1 requests unfinished"), "{}", serve.log());
     assert!(!socket.exists());
     let serve = Serve::start_at(&world, &socket);
+    serve.remove("layer");
+    serve.create("layer", "");
     assert_eq!(serve.apply("layer", "", &tar), 2 << 20);
 }

@@ -40,8 +40,11 @@ fn the_calls_are_answered_as_docker_reads_them() {
     for row in [r#"["Backend","btrfs"]"#, r#"["Quota Mode","simple"]"#, r#"["Trees","0"]"#] {
         assert!(status.contains(row), "{row} in {status}");
     }
+    assert_eq!(call("/GraphDriver.Exists", "{}"), r#"{"Exists":false}"#);
     connection.send(b"POST /GraphDriver.Exists HTTP/1.1\r\n\r\n");
-    assert_eq!(connection.answer().text(), r#"{"Exists":false}"#);
+    let answer = connection.answer();
+    assert_eq!(answer.status, 500, "what says nothing is refused");
+    assert!(answer.text().contains("try again"), "{}", answer.text());
 }
 
 #[test]

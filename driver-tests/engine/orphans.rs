@@ -268,7 +268,8 @@ fn trees_are_judged_by_the_layer_database_of_their_own_home() {
     mapped.knows_layer(L2);
     plain.knows_layer(C);
     plain.begins(&world);
-    assert_eq!(client(&world.engine()).homes, [plain.home(), mapped.home()]);
+    let homes = client(&world.engine()).homes.into_iter().map(|home| home.path).collect::<Vec<_>>();
+    assert_eq!(homes, [plain.home(), mapped.home()]);
     let mut cleared = collected(&world);
     cleared.sort();
     assert_eq!(cleared, [L2, C]);
@@ -306,4 +307,22 @@ fn what_the_command_line_made_is_nobody_elses() {
     data.begins(&world);
     assert!(collected(&world).is_empty());
     assert_eq!(world.names(), ["web1"]);
+}
+
+#[test]
+fn a_data_root_that_is_not_mounted_makes_orphans_of_none() {
+    let world = World::new();
+    let root = DataRoot::new(&world, "docker");
+    root.begins(&world);
+    load(&world, L1, None);
+    root.begins(&world);
+    assert_eq!(world.engine().docker_orphans().expect("look").trees.len(), 1, "no dockerd knows it");
+    // What is at the path now is empty, too, but isn't what was there.
+    let engine = world.engine();
+    let mut moved = engine.docker_client().expect("client");
+    moved.homes[0].filesystem ^= 1;
+    engine.set_docker_client(&moved).expect("set");
+    let orphans = engine.docker_orphans().expect("look");
+    assert!(orphans.trees.is_empty());
+    assert!(orphans.unknown[0].to_string().contains("another filesystem"), "{}", orphans.unknown[0]);
 }

@@ -123,11 +123,18 @@ impl Docker {
 
     fn call(&self, call: &str, body: &[u8]) -> Result<wire::Response> {
         let nothing = wire::Response::default();
+        // dockerd tries again after a broken connection, and its code then sends nothing of what it has sent before: to take
+        // that for a request would be to say that something is removed which is still there.
+        let says_nothing = body.trim_ascii().is_empty();
+        if says_nothing && !matches!(call, "Activate" | "Capabilities" | "Put" | "Cleanup" | "Status") {
+            return Err(Error::new(Kind::BadInput, "the request doesn't say what it is about")
+                .with_hint("Docker sends such a one after a broken connection: try again"));
+        }
         if call == "Init" {
             return self.init(parsed(body)?).map(|()| nothing);
         }
         let request: wire::Request = parsed(body)?;
-        let (client, key) = (self.client(), request.key());
+        let (client, key) = (self.client(), request.id.as_str());
         let trees = self.engine.docker_trees(&client);
         let parent = Some(request.parent.as_str()).filter(|parent| !parent.is_empty());
         Ok(match call {
@@ -138,31 +145,30 @@ impl Docker {
             }
             "Create" => {
                 let size_limit = options::of_container(request.storage_opt.as_ref())?;
-                trees.reserve(&new(&request, parent, size_limit)?)?;
-                self.awaited.add(key?);
+                trees.reserve(&new(&request, parent, size_limit))?;
+                self.awaited.add(key);
                 nothing
             }
             "CreateReadWrite" => {
                 let size_limit = options::of_container(request.storage_opt.as_ref())?.or(client.size_limit);
-                trees.prepare(&new(&request, parent, size_limit)?)?;
-                self.awaited.add(key?);
+                trees.prepare(&new(&request, parent, size_limit))?;
+                self.awaited.add(key);
                 nothing
             }
             "Get" => {
                 let label = Some(request.mount_label.as_str()).filter(|label| !label.is_empty());
-                let root = trees.root(key?, label)?;
+                let root = trees.root(key, label)?;
                 wire::Response { dir: Some(root.to_string_lossy().into_owned()), ..nothing }
             }
             "Remove" => {
-                let key = key?;
                 trees.remove(key)?;
                 self.awaited.take(key);
                 nothing
             }
-            "Exists" => wire::Response { exists: Some(trees.exists(key?)?), ..nothing },
-            "Changes" => wire::Response { changes: Some(changes(&trees, key?, parent)?), ..nothing },
-            "DiffSize" => wire::Response { size: Some(trees.diff_size(key?, parent)?), ..nothing },
-            "GetMetadata" => wire::Response { metadata: Some(facts::of_tree(&trees, key?)?), ..nothing },
+            "Exists" => wire::Response { exists: Some(trees.exists(key)?), ..nothing },
+            "Changes" => wire::Response { changes: Some(changes(&trees, key, parent)?), ..nothing },
+            "DiffSize" => wire::Response { size: Some(trees.diff_size(key, parent)?), ..nothing },
+            "GetMetadata" => wire::Response { metadata: Some(facts::of_tree(&trees, key)?), ..nothing },
             "Status" => wire::Response { status: Some(facts::of_store(&self.engine)?), ..nothing },
             // Put and Cleanup: nothing is mounted, so that there is nothing to undo.
             _ => nothing,
@@ -175,7 +181,7 @@ impl Docker {
 
     /// dockerd begins.
     fn init(&self, init: wire::Init) -> Result<()> {
-        let home = init.home()?.into();
+        let home = init.home.into();
         let size_limit = options::of_daemon(init.opts.as_deref().unwrap_or_default())?;
         let ids = IdMaps::new(init.uid_maps.unwrap_or_default(), init.gid_maps.unwrap_or_default())?;
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
@@ -190,7 +196,7 @@ impl Docker {
         let body = stream::outgoing(flight, move |out| {
             let (request, client) = (request?, self.client());
             let parent = Some(request.parent.as_str()).filter(|parent| !parent.is_empty());
-            self.engine.docker_trees(&client).diff(request.key()?, parent, out)
+            self.engine.docker_trees(&client).diff(&request.id, parent, out)
         });
         match body.await {
             Ok(body) => ([(header::CONTENT_TYPE, "application/x-tar")], body).into_response(),
@@ -244,9 +250,9 @@ impl Docker {
     }
 }
 
-fn new<'a>(request: &'a wire::Request, parent: Option<&'a str>, size_limit: Option<u64>) -> Result<NewKeyed<'a>> {
+fn new<'a>(request: &'a wire::Request, parent: Option<&'a str>, size_limit: Option<u64>) -> NewKeyed<'a> {
     let label = Some(request.mount_label.as_str()).filter(|label| !label.is_empty());
-    Ok(NewKeyed { key: request.key()?, parent, size_limit, label })
+    NewKeyed { key: &request.id, parent, size_limit, label }
 }
 
 fn changes(trees: &Keyspace<'_>, key: &str, parent: Option<&str>) -> Result<Vec<wire::Change>> {

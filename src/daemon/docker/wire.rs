@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::IdRange;
-use crate::{Error, Kind, Result};
 
 /// Any request but Init.
 #[derive(Debug, Default, Deserialize)]
@@ -22,23 +21,6 @@ pub(super) struct Request {
     pub(super) storage_opt: Option<BTreeMap<String, String>>,
 }
 
-impl Request {
-    /// The key of the tree that this is about.
-    pub(super) fn key(&self) -> Result<&str> {
-        given(&self.id)
-    }
-}
-
-/// What a request can't do without. dockerd tries again after a broken connection, and its code then sends nothing of what it
-/// has sent before: to take that for a request would be to say that something is removed which is still there.
-fn given(value: &str) -> Result<&str> {
-    if value.is_empty() {
-        return Err(Error::new(Kind::BadInput, "the request doesn't say what it is about")
-            .with_hint("Docker sends such a one after a broken connection: try again"));
-    }
-    Ok(value)
-}
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Init {
@@ -50,12 +32,6 @@ pub(super) struct Init {
     pub(super) uid_maps: Option<Vec<IdRange>>,
     #[serde(rename = "GIDMaps")]
     pub(super) gid_maps: Option<Vec<IdRange>>,
-}
-
-impl Init {
-    pub(super) fn home(&self) -> Result<&str> {
-        given(&self.home)
-    }
 }
 
 /// Any response; what isn't an answer to the request is left out.

@@ -1,7 +1,7 @@
 //! What dockerd said when it began, kept for as long as it goes on: it says so only once, and not to a daemon that was
 //! started again in the middle. And which of its trees it doesn't know any more ([`orphans`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ pub struct Client {
     pub home: PathBuf,
     /// All homes that there have been, this one included. A tree's record has its home's number, from 0.
     #[serde(default)]
-    pub homes: Vec<PathBuf>,
+    pub homes: Vec<Home>,
     /// Most bytes that a container may add for which nothing else is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_limit: Option<u64>,
@@ -31,20 +31,36 @@ pub struct Client {
     pub ids: IdMaps,
 }
 
+/// Where a dockerd was at home.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    pub path: PathBuf,
+    /// What the kernel calls the filesystem that its data root was on, so that one which isn't mounted is no empty one; 0 if
+    /// that isn't known.
+    pub filesystem: u64,
+}
+
+/// What the kernel calls the filesystem that the data root of a home is on; 0 if there is none.
+fn filesystem_of(home: &Path) -> u64 {
+    let root = home.parent().unwrap_or(home);
+    rustix::fs::statvfs(root).map_or(0, |filesystem| filesystem.f_fsid)
+}
+
 impl Client {
     /// The dockerd that begins after this one.
     #[must_use]
     pub fn next(&self, home: PathBuf, size_limit: Option<u64>, ids: IdMaps) -> Self {
         let mut homes = self.homes.clone();
-        if !homes.contains(&home) {
-            homes.push(home.clone());
+        let this = Home { filesystem: filesystem_of(&home), path: home.clone() };
+        if !homes.contains(&this) {
+            homes.push(this);
         }
         Self { session: self.session + 1, home, homes, size_limit, ids }
     }
 
     /// The number of its home.
     fn home_number(&self) -> u32 {
-        let found = self.homes.iter().position(|home| *home == self.home);
+        let found = self.homes.iter().rposition(|home| home.path == self.home);
         found.and_then(|found| u32::try_from(found).ok()).unwrap_or(0)
     }
 }

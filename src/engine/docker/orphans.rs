@@ -141,14 +141,18 @@ fn known_at(client: &Client, home: u32) -> Result<Known> {
     let homes = client.homes.get(home as usize);
     let home = homes.ok_or_else(|| Error::new(Kind::Damaged, format!("nothing is kept of dockerd's home {home}")))?;
     (|| -> Result<_> {
-        let (root, database) = places_of(home)?;
+        let (root, database) = places_of(&home.path)?;
+        if home.filesystem != 0 && super::filesystem_of(&home.path) != home.filesystem {
+            let why = format!("another filesystem is at {} than when it was made", root.display());
+            return Err(Error::new(Kind::NotFound, why).with_hint("mount what was there"));
+        }
         let mut known = Known { buildkit: unchanged(&root.join("buildkit/snapshots.db"))?, ..Known::default() };
         // Never there without the rest: dockerd makes it when it begins.
         read_keys(&database, "sha256", &["cache-id"], &mut known.keys)?;
         read_keys(&database, "mounts", &["mount-id", "init-id"], &mut known.keys)?;
         Ok(known)
     })()
-    .context(|| format!("cannot tell which layers the dockerd with home {} knows", home.display()))
+    .context(|| format!("cannot tell which layers the dockerd with home {} knows", home.path.display()))
 }
 
 /// The data root, and the layer database in it.
