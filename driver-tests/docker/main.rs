@@ -23,6 +23,7 @@ macro_rules! on_btrfs_and_xfs {
 mod broken;
 mod fields;
 mod http;
+mod init;
 mod memory;
 mod metrics;
 mod parallel;

@@ -250,10 +250,10 @@ pub struct Init {
     /// Whether the record stands for that key, too. Not any more once the key was removed, or has a tree again.
     pub stands: bool,
     /// When that was, in ns since 1970: from the making of the tree until it became another one's. What has a change time in
-    /// between hasn't been changed since.
+    /// between, and was there when it was made, hasn't been changed since.
     pub begun: i64,
     pub taken: i64,
-    /// What had been made, or removed, by then; what had been changed isn't among it.
+    /// What had been made, or removed, by then. What had been changed is among it only where a clone has other inodes.
     pub entries: Vec<InitEntry>,
     /// A layer of what had been made: its tar, compressed by zstd, in hexadecimal digits.
     pub layer: String,

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{Keyspace, init};
+use super::Keyspace;
 use crate::backend::changes::{Changes, Comparison, walk};
 use crate::backend::{Access, CloneCost, Tree};
 use crate::engine::delta;
@@ -34,7 +34,9 @@ impl Keyspace<'_> {
             let tree = self.engine.tree(&record);
             let changes = match against {
                 Against::Parent => self.engine.changes(&record, false)?,
-                Against::Init(init) => init::since(&init, &tree.root(), self.engine.changes(&record, false)?)?,
+                Against::Init(init) => {
+                    self.since(&init, &record, &tree.root(), self.engine.changes(&record, false)?)?
+                }
                 against => self.compare(&record, &tree, &against)?,
             };
             Ok(folded(&changes, false).lines)
@@ -90,7 +92,7 @@ impl Keyspace<'_> {
         let count = || -> Result<u64> {
             let changes = match against {
                 Against::Parent => self.engine.changes(record, false)?,
-                Against::Init(init) => init::since(init, &tree.root(), self.engine.changes(record, false)?)?,
+                Against::Init(init) => self.since(init, record, &tree.root(), self.engine.changes(record, false)?)?,
                 against => self.compare(record, &tree, against)?,
             };
             pack::file_bytes(&tree.root(), &delta::items(&changes), &|| self.engine.is_cancelled())
@@ -144,7 +146,7 @@ impl Keyspace<'_> {
         let comparison = Comparison { parent: parent.as_ref(), tree, scratch: None, sizes: false };
         match against {
             Against::Parent => engine.backend.changes(&comparison),
-            Against::Init(init) => init::since(init, &tree.root(), engine.backend.changes(&comparison)?),
+            Against::Init(init) => self.since(init, record, &tree.root(), engine.backend.changes(&comparison)?),
             Against::Tree(_) | Against::Nothing => walk(&comparison),
         }
     }

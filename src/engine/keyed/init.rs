@@ -101,16 +101,18 @@ impl Keyspace<'_> {
         let made = match self.engine.backend.made(&tree)? {
             Some(mut made) => {
                 made.sort();
-                made.into_iter().map(|path| (path, false)).collect()
+                made.into_iter().map(|path| (path, What::Added)).collect()
             }
-            None => made_or_removed(&self.engine.changes(record, false)?),
+            // All of it: every inode of such a clone has a change time of after it was begun.
+            None => all_of(self.engine.changes(record, false)?),
         };
         if made.len() > MOST_ENTRIES {
             return Ok(None);
         }
         let root = open_root(&tree.root())?;
         let (mut entries, mut items) = (Vec::new(), Vec::new());
-        for (path, removed) in made {
+        for (path, what) in made {
+            let removed = what == What::Deleted;
             let Some(name) = path.to_str() else { return Ok(None) };
             let now = facts(&root, path.as_os_str().as_bytes())?;
             if removed != now.is_none() {
@@ -119,7 +121,11 @@ impl Keyspace<'_> {
             }
             let Facts { inode, ctime } = now.unwrap_or_default();
             let bytes = name.as_bytes().to_vec();
-            items.push(if removed { Item::Hide(bytes) } else { Item::Make(bytes) });
+            match what {
+                What::Added => items.push(Item::Make(bytes)),
+                What::Deleted => items.push(Item::Hide(bytes)),
+                _ => {}
+            }
             entries.push(InitEntry { path: name.to_string(), removed, inode, ctime });
         }
         let mut tar = Plain(Vec::new());
@@ -186,8 +192,9 @@ impl Keyspace<'_> {
     fn unchanged_since(&self, init: &Init, record: &Record) -> Result<Vec<u8>> {
         let (engine, root) = (self.engine, self.engine.tree(record).root());
         let changes = engine.changes(record, false)?;
-        let before = told(init, &root, Changes { list: changes.list, method: changes.method })?.before;
-        let items = delta::items(&Changes { list: before, method: changes.method });
+        let method = changes.method;
+        let before = self.told(init, record, &root, changes)?.before;
+        let items = delta::items(&Changes { list: before, method });
         let mut tar = Plain(Vec::new());
         pack::pack(&root, &items, &IdMaps::default(), MOST_COPIED, &mut tar, &|| engine.is_cancelled())?;
         Ok(tar.0)
@@ -287,27 +294,46 @@ struct Told {
     since: Vec<Change>,
 }
 
-/// What was changed since a tree became another one's, of all that is changed in it.
-pub(super) fn since(init: &Init, root: &Path, changes: Changes) -> Result<Changes> {
-    let method = changes.method;
-    Ok(Changes { list: told(init, root, changes)?.since, method })
+impl Keyspace<'_> {
+    /// What was changed since a tree became another one's, of all that is changed in it. `root` is that of the record's tree, or
+    /// of a fork of it.
+    pub(super) fn since(&self, init: &Init, record: &Record, root: &Path, changes: Changes) -> Result<Changes> {
+        let method = changes.method;
+        Ok(Changes { list: self.told(init, record, root, changes)?.since, method })
+    }
+
+    fn told(&self, init: &Init, record: &Record, root: &Path, changes: Changes) -> Result<Told> {
+        let base = self.engine.parent_tree(record)?.map(|parent| open_root(&parent.root())).transpose()?;
+        told(init, &open_root(root)?, base.as_ref(), changes)
+    }
 }
 
-fn told(init: &Init, root: &Path, changes: Changes) -> Result<Told> {
-    let root = open_root(root)?;
+fn told(init: &Init, root: &OwnedFd, base: Option<&OwnedFd>, changes: Changes) -> Result<Told> {
     let then: HashMap<&Path, &InitEntry> = init.entries.iter().map(|entry| (Path::new(&entry.path), entry)).collect();
+    // What was moved here since has a time of before, if only a directory above it was moved: but it isn't the inode that
+    // the tree began with, which clones keep the number of, or else the record has all names that were changed.
     let while_begun = |path: &Path| -> Result<bool> {
-        let now = facts(&root, path.as_os_str().as_bytes())?;
-        Ok(now.is_some_and(|now| init.begun <= now.ctime && now.ctime <= init.taken))
+        let path = path.as_os_str().as_bytes();
+        let Some(now) = facts(root, path)? else { return Ok(false) };
+        if now.ctime < init.begun || now.ctime > init.taken {
+            return Ok(false);
+        }
+        let Some(base) = base else { return Ok(true) };
+        Ok(facts(base, path)?.is_some_and(|began| began.inode == now.inode))
     };
     let (mut before, mut since) = (Vec::new(), Vec::new());
     let mut there = BTreeSet::new();
     for change in changes.list {
         let gone = change.what == What::Deleted;
         let Some(entry) = then.get(change.path.as_path()) else {
-            // What is gone has no time, but the directory that it was in has.
-            let told = if gone { change.path.parent().unwrap_or(&change.path) } else { &change.path };
-            if while_begun(told)? {
+            let told = match change.what {
+                // It had no such name then.
+                What::Added => false,
+                // What is gone has no time, but the directory that it was in has.
+                What::Deleted => while_begun(change.path.parent().unwrap_or(&change.path))?,
+                _ => while_begun(&change.path)?,
+            };
+            if told {
                 before.push(change);
             } else {
                 since.push(change);
@@ -319,7 +345,7 @@ fn told(init: &Init, root: &Path, changes: Changes) -> Result<Told> {
             (true, true) => before.push(change),
             (true, false) => since.push(Change { what: What::Added, ..change }),
             (false, _) => {
-                let now = facts(&root, change.path.as_os_str().as_bytes())?;
+                let now = facts(root, change.path.as_os_str().as_bytes())?;
                 if now == Some(Facts { inode: entry.inode, ctime: entry.ctime }) {
                     before.push(change);
                 } else {
@@ -330,23 +356,29 @@ fn told(init: &Init, root: &Path, changes: Changes) -> Result<Told> {
             }
         }
     }
-    let mut gone: Vec<PathBuf> = Vec::new();
     for entry in init.entries.iter().filter(|entry| !entry.removed) {
         let path = Path::new(&entry.path);
-        let hidden = gone.iter().any(|gone| path.starts_with(gone));
-        if !hidden && !there.contains(path) && facts(&root, entry.path.as_bytes())?.is_none() {
-            gone.push(path.to_path_buf());
+        // Without its directory it is gone with that, which has an entry or a change of its own.
+        if !there.contains(path) && facts(root, entry.path.as_bytes())?.is_none() && has_directory(root, path)? {
+            since.push(Change { path: path.into(), what: What::Deleted, kind: EntryKind::File, size: None });
         }
     }
-    let deleted = |path| Change { path, what: What::Deleted, kind: EntryKind::File, size: None };
-    since.extend(gone.into_iter().map(deleted));
     since.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(Told { before, since })
 }
 
-fn made_or_removed(changes: &Changes) -> Vec<(PathBuf, bool)> {
-    let listed = changes.list.iter().filter(|change| matches!(change.what, What::Added | What::Deleted));
-    listed.map(|change| (change.path.clone(), change.what == What::Deleted)).collect()
+/// Whether the directory that a name was in is there, through no symlink.
+fn has_directory(root: &OwnedFd, path: &Path) -> Result<bool> {
+    let Some(directory) = path.parent() else { return Ok(false) };
+    match rooted::beneath(root, directory.as_os_str().as_bytes(), OFlags::PATH | OFlags::DIRECTORY) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+        Err(e) => Err(e).context(|| format!("open {}", directory.display())),
+    }
+}
+
+fn all_of(changes: Changes) -> Vec<(PathBuf, What)> {
+    changes.list.into_iter().map(|change| (change.path, change.what)).collect()
 }
 
 /// The record of a tree that becomes another key's.

@@ -17,8 +17,9 @@
 //!
 //! Docker makes two trees for a container: `C-init`, into which it puts empty files to mount on, and `C` on it. Nothing else
 //! is ever based on `C-init`, so it isn't cloned: its tree becomes `C`'s, by writing another record ([`take_over`]). The record
-//! says when that was, and what had been made or removed by then ([`Init`]). What has a change time of before, or is as it was
-//! then, is left out of what `C` changed. Should anybody ask for the tree of `C-init`, it is made again.
+//! says when that was, and what had been made or removed by then ([`Init`]). What had its name by then and is as it was then,
+//! or has a change time of before, is left out of what `C` changed. Should anybody ask for the tree of `C-init`, it is made
+//! again.
 //!
 //! [`take_over`]: Keyspace::prepare
 //! [`Init`]: crate::store::Init
