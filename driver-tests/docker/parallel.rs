@@ -17,6 +17,7 @@ const MOST_OF_ITS_OWN: u64 = 8_000;
 
 on_btrfs_and_xfs! {
     clients_at_once_leave_nothing
+    a_container_that_was_made_stays_whoever_removes_its_init_layer
 }
 
 fn clients_at_once_leave_nothing(ground: Ground) {
@@ -72,5 +73,25 @@ fn live(serve: &Serve, name: &str) {
         serve.ok("GraphDriver.Put", &json!({ "ID": id }));
         serve.remove(id);
         assert!(!serve.exists(id), "{id}");
+    }
+}
+
+fn a_container_that_was_made_stays_whoever_removes_its_init_layer(ground: Ground) {
+    let world = World::on(ground);
+    let serve = Serve::start(&world);
+    serve.layer("base", "", &tar_of(&[("etc/passwd", b"root")]));
+    for round in 0..80 {
+        let (key, init) = (format!("c{round}"), format!("c{round}-init"));
+        serve.create_rw(&init, "base");
+        let made = thread::scope(|scope| {
+            let made = scope.spawn(|| {
+                let request = json!({ "ID": key, "Parent": init });
+                serve.call("GraphDriver.CreateReadWrite", &request).status == 200
+            });
+            serve.remove(&init);
+            made.join().expect("no panic")
+        });
+        assert_eq!(serve.exists(&key), made, "round {round}");
+        serve.remove(&key);
     }
 }

@@ -313,7 +313,7 @@ impl Keyspace<'_> {
     fn remove_tree(&self, record: &Record) -> Result<()> {
         let engine = self.engine;
         for _ in 0..ATTEMPTS {
-            match engine.remove_if_there(record) {
+            match self.remove_if_same(record) {
                 Err(e) if e.kind() == Kind::InUse && engine.keeps_spares() => {
                     let begun = engine.store.list_begun(TreeKind::Spare)?;
                     let mut spares = begun.into_iter().filter(|spare| spare.parent == Some(record.uuid)).peekable();
@@ -323,10 +323,28 @@ impl Keyspace<'_> {
                     spares.try_for_each(|spare| engine.store.wait_for(spare.uuid))?;
                     engine.drop_spares(|spare| spare.parent == Some(record.uuid))?;
                 }
-                removed => return removed.map(drop),
+                removed => return removed,
             }
         }
         Err(Error::new(Kind::InUse, "containers are based on it"))
+    }
+
+    /// `NotFound` if its key isn't the record's any more: the tree has become another one's since it was found, or is gone.
+    fn remove_if_same(&self, record: &Record) -> Result<()> {
+        let store = &self.engine.store;
+        let look_again = || Error::new(Kind::NotFound, "it is gone");
+        let removed = || -> Result<()> {
+            let held = store.hold(record.uuid)?;
+            let key = |record: &Record| record.keyed().map(|keyed| keyed.key.clone());
+            if key(held.record()) != key(record) {
+                return Err(look_again());
+            }
+            self.engine.remove_held(store.begin_removal_of(held)?)
+        };
+        match removed() {
+            Err(_) if store.get(record.uuid)?.is_none() => Err(look_again()),
+            removed => removed,
+        }
     }
 
     /// All trees, oldest first.
