@@ -45,7 +45,8 @@ mount -t sysfs -o ro sysfs "$root/sys"
 mount -t devtmpfs devtmpfs "$root/dev" 2>/dev/null || mount --bind /dev "$root/dev"
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod 755 "$root/usr/sbin/policy-rc.d"
-inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive "$@"; }
+clean_env=(/usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive)
+inside() { chroot "$root" "${clean_env[@]}" "$@"; }
 before=$(inside dpkg-query -W -f '${Package}\n' | sort)
 files() { (cd "$root" && find etc usr lib var -xdev \( -path var/lib/apt -o -path var/cache -o -path var/log -o -path var/lib/dpkg -o -path var/lib/reflinkd \) -prune -o -print | sort); }
 files >"$work/files.before"
@@ -81,7 +82,8 @@ tar -C "$work/tree" -c . | inside reflinkd import - base
 rm -rf "$work/tree"
 inside reflinkd create --image base web1 >/dev/null
 [ "$(inside chroot "$(inside reflinkd mount web1)" /bin/sh -c 'echo hello')" = hello ] || die "nothing runs in the container"
-inside reflinkd serve &
+# Not by the function, which would be a shell around it.
+chroot "$root" "${clean_env[@]}" reflinkd serve &
 serve_pid=$!
 socket=$root/run/docker/plugins/reflinkd.sock
 for _ in $(seq 100); do [ ! -S "$socket" ] || break; sleep 0.1; done

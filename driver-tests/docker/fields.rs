@@ -278,3 +278,22 @@ fn options_of_init_hold_for_containers_without_their_own() {
     assert_eq!(kept(&world)["home"], "/f");
     assert_eq!(made("after", json!({})), None);
 }
+
+#[test]
+fn a_limit_without_room_is_the_containers_and_not_the_init_layers() {
+    let world = World::simple();
+    let serve = Serve::start(&world);
+    serve.layer("layer", "", &tar_of(&[("etc/passwd", b"root")]));
+    let options = json!({ "size": "1k" });
+    serve.ok("GraphDriver.CreateReadWrite", &json!({ "ID": "c-init", "Parent": "layer", "StorageOpt": options }));
+    let root = serve.get("c-init");
+    fs::create_dir(root.join("dev")).expect("what dockerd makes has room");
+    fs::write(root.join("etc/hosts"), "").expect("what dockerd makes has room");
+    serve.ok("GraphDriver.CreateReadWrite", &json!({ "ID": "c", "Parent": "c-init", "StorageOpt": options }));
+    let refused = fs::write(serve.get("c").join("etc/new"), "x").expect_err("it is limited");
+    assert_eq!(refused.raw_os_error(), Some(libc::EDQUOT));
+    for id in ["c", "c-init", "layer"] {
+        serve.remove(id);
+    }
+    assert_eq!(world.places(), 0);
+}

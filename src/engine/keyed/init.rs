@@ -39,6 +39,12 @@ pub(super) fn is_init_of(init: &str, key: &str) -> bool {
     init.strip_suffix(SUFFIX) == Some(key)
 }
 
+/// The limit of a tree while only its client writes to it. An init layer has none yet: a limit that has no room for what dockerd
+/// puts into it is the container's, whose making fails where dockerd clears up.
+pub(super) fn limit_at_first(key: &str, limit: Option<u64>) -> Option<u64> {
+    limit.filter(|_| !key.ends_with(SUFFIX))
+}
+
 impl Keyspace<'_> {
     /// Make the active tree of `init` that of `new`. `false` if it has to be cloned.
     ///
@@ -53,7 +59,7 @@ impl Keyspace<'_> {
         }
         let Some(taken) = self.described(&keyed.key, held.record())? else { return Ok(false) };
         let tree = self.engine.tree(held.record());
-        if new.size_limit != keyed.size_limit {
+        if new.size_limit.is_some() {
             self.engine.set_limit(&tree, new.size_limit)?;
         }
         let becomes = Keyed {
@@ -66,7 +72,7 @@ impl Keyspace<'_> {
         };
         let amended = taken_over(held.record(), becomes);
         if let Err(e) = self.engine.store.amend_soon(&mut held, amended) {
-            self.engine.set_limit(&tree, keyed.size_limit)?;
+            self.engine.set_limit(&tree, None)?;
             return Err(e);
         }
         Ok(true)
@@ -88,6 +94,7 @@ impl Keyspace<'_> {
         if let Some(keyed) = held.record().keyed().cloned().filter(|keyed| is_init_of(&keyed.key, key)) {
             let (init, stands) = (keyed.key.clone(), true);
             let nothing = Init { key: init, stands, begun: 0, taken: 0, entries: Vec::new(), layer: String::new() };
+            self.engine.set_limit(&self.engine.tree(held.record()), keyed.size_limit)?;
             let becomes = Keyed { key: key.to_string(), init: Some(nothing), ..keyed };
             let amended = taken_over(held.record(), becomes);
             self.engine.store.amend(&mut held, amended)?;

@@ -181,13 +181,14 @@ impl Keyspace<'_> {
                 content: content.clone(),
             })?,
         };
+        let limit = init::limit_at_first(new.key, new.size_limit);
         let made = match reserved {
             true => Ok(()),
             false if uuid.is_none() => {
                 let tree = tree_at(draft.place().to_path_buf(), draft.record());
-                self.make_tree_for(draft.record(), &tree, new.size_limit)
+                self.make_tree_for(draft.record(), &tree, limit)
             }
-            false => engine.make_container(&draft, new.size_limit),
+            false => engine.make_container(&draft, limit),
         };
         let made = made.and_then(|()| if reserved { Ok(()) } else { self.labelled(draft.record(), parent) });
         match made {
@@ -274,7 +275,7 @@ impl Keyspace<'_> {
         let tree = tree_at(held.place().to_path_buf(), held.record());
         // What a process left that died before the record said so.
         self.engine.backend.destroy(&tree)?;
-        self.make_tree_for(held.record(), &tree, keyed.size_limit)?;
+        self.make_tree_for(held.record(), &tree, init::limit_at_first(&keyed.key, keyed.size_limit))?;
         let parent = held.record().parent.map(|parent| self.engine.store.get(parent)).transpose()?.flatten();
         self.labelled(held.record(), parent.as_ref())?;
         let amended =
