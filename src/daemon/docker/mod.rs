@@ -123,12 +123,8 @@ impl Docker {
 
     fn call(&self, call: &str, body: &[u8]) -> Result<wire::Response> {
         let nothing = wire::Response::default();
-        // dockerd tries again after a broken connection, and its code then sends nothing of what it has sent before: to take
-        // that for a request would be to say that something is removed which is still there.
-        let says_nothing = body.trim_ascii().is_empty();
-        if says_nothing && !matches!(call, "Activate" | "Capabilities" | "Put" | "Cleanup" | "Status") {
-            return Err(Error::new(Kind::BadInput, "the request doesn't say what it is about")
-                .with_hint("Docker sends such a one after a broken connection: try again"));
+        if !matches!(call, "Activate" | "Capabilities" | "Put" | "Cleanup" | "Status") {
+            check_says_something(body)?;
         }
         if call == "Init" {
             return self.init(parsed(body)?).map(|()| nothing);
@@ -192,7 +188,8 @@ impl Docker {
     }
 
     async fn diff(self: Arc<Self>, request: Request, flight: Arc<Flight>) -> Response {
-        let request: Result<wire::Request> = read(request).await.and_then(|body| parsed(&body));
+        let request: Result<wire::Request> =
+            read(request).await.and_then(|body| check_says_something(&body).and_then(|()| parsed(&body)));
         let body = stream::outgoing(flight, move |out| {
             let (request, client) = (request?, self.client());
             let parent = Some(request.parent.as_str()).filter(|parent| !parent.is_empty());
@@ -271,6 +268,16 @@ fn changes(trees: &Keyspace<'_>, key: &str, parent: Option<&str>) -> Result<Vec<
 async fn read(request: Request) -> Result<Bytes> {
     let body = Bytes::from_request(request, &()).await;
     body.map_err(|e| Error::new(Kind::BadInput, format!("cannot read the request: {e}")))
+}
+
+/// dockerd tries again after a broken connection, and its code then sends nothing of what it has sent before: to take that for
+/// a request would be to say that something is removed which is still there.
+fn check_says_something(body: &[u8]) -> Result<()> {
+    if !body.trim_ascii().is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::BadInput, "the request doesn't say what it is about")
+        .with_hint("Docker sends such a one after a broken connection: try again"))
 }
 
 /// A body, which may be missing.

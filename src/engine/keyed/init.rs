@@ -129,9 +129,9 @@ impl Keyspace<'_> {
             let Facts { inode, ctime } = now.unwrap_or_default();
             let bytes = name.as_bytes().to_vec();
             match what {
-                What::Added => items.push(Item::Make(bytes)),
+                What::Added | What::Modified | What::Replaced { .. } => items.push(Item::Make(bytes)),
                 What::Deleted => items.push(Item::Hide(bytes)),
-                _ => {}
+                What::Touched | What::Linked => {}
             }
             entries.push(InitEntry { path: name.to_string(), removed, inode, ctime });
         }
