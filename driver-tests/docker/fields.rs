@@ -297,3 +297,16 @@ fn a_limit_without_room_is_the_containers_and_not_the_init_layers() {
     }
     assert_eq!(world.places(), 0);
 }
+
+#[test]
+fn a_label_that_is_none_is_refused_at_once() {
+    let world = World::simple();
+    let serve = Serve::start(&world);
+    for call in ["Create", "CreateReadWrite"] {
+        let request = json!({ "ID": "odd", "MountLabel": "x" });
+        let error = serve.fails(&format!("GraphDriver.{call}"), &request);
+        assert!(error.contains("is no label"), "{error}");
+        assert!(!serve.exists("odd"));
+    }
+    assert_eq!(world.places(), 0);
+}

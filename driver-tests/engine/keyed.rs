@@ -146,6 +146,7 @@ fn the_init_layer_is_made_again_for_who_asks() {
     assert_eq!([read("dev/console"), read("etc/hosts"), read("etc/passwd")], ["", "", "root and others"]);
     assert!(!init.join("etc/gone").exists() && !init.join("later").exists());
     assert_eq!(told(&keys, "c", "c-init"), ["Changed etc", "Changed etc/hosts", "Added later"]);
+    assert_eq!(keys.diff_size("c-init", Some(KEY)).expect("size"), "root and others".len() as u64);
     keys.remove("c").expect("remove");
     assert!(keys.exists("c-init").expect("exists"));
     keys.remove("c-init").expect("remove");
@@ -171,4 +172,16 @@ fn a_container_whose_record_a_power_cut_took_back_is_there() {
     next.remove("c").expect("remove");
     next.remove("c-init").expect("nothing is left of it");
     assert_eq!(world.places(), 0);
+}
+
+#[test]
+fn what_no_layer_can_hold_keeps_nothing_from_becoming_a_container() {
+    let world = World::new();
+    let engine = world.engine();
+    let keys = trees(&engine);
+    keys.prepare(&NewKeyed { key: "c-init", ..NewKeyed::default() }).expect("prepare");
+    fs::write(keys.root("c-init", None).expect("root").join(".wh.odd"), "").expect("write");
+    keys.prepare(&NewKeyed { key: "c", parent: Some("c-init"), ..NewKeyed::default() }).expect("prepare");
+    assert_ne!(keys.root("c", None).expect("root"), keys.root("c-init", None).expect("root"), "it was cloned");
+    assert_eq!(told(&keys, "c", "c-init"), Vec::<String>::new());
 }

@@ -51,6 +51,14 @@ pub fn relabel(root: &Path, label: &str, cancelled: &dyn Fn() -> bool) -> Result
     }
 }
 
+/// Whether it is a label.
+///
+/// # Errors
+/// [`Kind::Invalid`].
+pub fn check_label(label: &str) -> Result<()> {
+    value_of(label).map(drop)
+}
+
 /// The label of a tree's root, if it has one.
 ///
 /// # Errors

@@ -88,7 +88,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Kind, Result};
 pub use extract::extract;
 pub use ids::{IdMaps, IdRange};
-pub use label::{label_of, relabel};
+pub use label::{check_label, label_of, relabel};
 
 /// What a layer may cost at most. A layer past a limit is refused with [`Kind::BadInput`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,9 @@ pub(super) fn of_container(options: Option<&BTreeMap<String, String>>) -> Result
         if !name.eq_ignore_ascii_case("size") {
             return Err(Error::new(Kind::Invalid, format!("unknown storage option {name}={value}")).with_hint(HINT));
         }
-        limit = Some(size(value)?);
+        if limit.replace(size(value)?).is_some() {
+            return Err(Error::new(Kind::Invalid, "the storage option size is given twice"));
+        }
     }
     Ok(limit)
 }
@@ -92,6 +94,8 @@ mod tests {
         assert_eq!(of_container(None).ok(), Some(None));
         let error = of_container(Some(&option("inodes", "7"))).expect_err("unknown");
         assert_eq!(error.to_string(), "unknown storage option inodes=7");
+        let twice = BTreeMap::from([("size", "1M"), ("SIZE", "2M")].map(|(a, b)| (a.to_string(), b.to_string())));
+        assert!(of_container(Some(&twice)).is_err(), "one of them would be ignored");
         assert_eq!(of_daemon(&["reflinkd.size=2G".into()]).ok(), Some(Some(2 << 30)));
         assert_eq!(of_daemon(&["size=2G".into()]).ok(), Some(Some(2 << 30)));
         for option in ["size", "btrfs.min_space=1G", "=", "sizes=1G"] {

@@ -13,12 +13,12 @@ use crate::store::{self, Content, Draft, Held, Keyed, New, NewGroup, Record, Sta
 use crate::{Context, Error, Kind, Result};
 
 impl Keyspace<'_> {
-    /// Unpack a layer's plain tar into the tree of a key on `parent` that is not committed, and commit it. Durable on return. The sum of
-    /// the lengths of the regular files in the tar, in bytes.
+    /// Unpack a layer's plain tar into the tree of a key on `parent` that is not committed, and commit it. Durable on return.
+    /// The sum of the lengths of the regular files in the tar, in bytes.
     ///
     /// # Errors
-    /// As [`layer::record`]; `Invalid` if it has another parent; `Exists` if it is committed; `BadInput` once a stream into it broke off: reading it failed, or
-    /// the process that read it died. After other errors the whole tar may be sent again.
+    /// As [`layer::record`]; `Invalid` if it has another parent; `Exists` if it is committed; `BadInput` once a stream into it
+    /// broke off: reading it failed, or the process that read it died. After other errors the whole tar may be sent again.
     pub fn apply(&self, key: &str, parent: Option<&str>, tar: &mut dyn Read) -> Result<u64> {
         (|| -> Result<_> {
             self.engine.tidy()?;
@@ -31,7 +31,9 @@ impl Keyspace<'_> {
             // Before anything can fail: our successor has to know that some of it is read.
             let stream = held.begin_stream()?;
             let ready = || {
-                self.check_parent(held.record(), parent)?;
+                if let Some(other) = self.other_parent(held.record(), parent)? {
+                    return Err(Error::new(Kind::Invalid, format!("it is {other}")));
+                }
                 self.engine.make_room(None)?;
                 self.engine.guard_host()
             };

@@ -31,15 +31,7 @@ impl Keyspace<'_> {
     pub fn changes(&self, key: &str, parent: Option<&str>) -> Result<Vec<DiffLine>> {
         let compared = || -> Result<_> {
             let (record, against) = self.compared(key, parent)?;
-            let tree = self.engine.tree(&record);
-            let changes = match against {
-                Against::Parent => self.engine.changes(&record, false)?,
-                Against::Init(init) => {
-                    self.since(&init, &record, &tree.root(), self.engine.changes(&record, false)?)?
-                }
-                against => self.compare(&record, &tree, &against)?,
-            };
-            Ok(folded(&changes, false).lines)
+            Ok(folded(&self.feed(&record, &against)?, false).lines)
         };
         compared().map_err(|e| e.context(cannot_compare(key, parent)))
     }
@@ -90,12 +82,8 @@ impl Keyspace<'_> {
     fn counted(&self, record: &Record, against: &Against) -> Result<u64> {
         let tree = self.engine.tree(record);
         let count = || -> Result<u64> {
-            let changes = match against {
-                Against::Parent => self.engine.changes(record, false)?,
-                Against::Init(init) => self.since(init, record, &tree.root(), self.engine.changes(record, false)?)?,
-                against => self.compare(record, &tree, against)?,
-            };
-            pack::file_bytes(&tree.root(), &delta::items(&changes), &|| self.engine.is_cancelled())
+            let items = delta::items(&self.feed(record, against)?);
+            pack::file_bytes(&tree.root(), &items, &|| self.engine.is_cancelled())
         };
         for _ in 1..ATTEMPTS {
             match count() {
@@ -135,6 +123,16 @@ impl Keyspace<'_> {
         Ok(())
     }
 
+    /// What a tree has that the other doesn't, as of one moment where clones are constant; subvolumes made inside are part of it.
+    fn feed(&self, record: &Record, against: &Against) -> Result<Changes> {
+        let tree = self.engine.tree(record);
+        match against {
+            Against::Parent => self.engine.changes(record, false),
+            Against::Init(init) => self.since(init, record, &tree.root(), self.engine.changes(record, false)?),
+            Against::Tree(_) | Against::Nothing => self.compare(record, &tree, against),
+        }
+    }
+
     /// Compare a tree that is the record's, or a fork of that, as it is.
     fn compare(&self, record: &Record, tree: &Tree, against: &Against) -> Result<Changes> {
         let engine = self.engine;
@@ -170,11 +168,7 @@ impl Keyspace<'_> {
 
     /// The tree of a key, and what it is compared with.
     fn compared(&self, key: &str, parent: Option<&str>) -> Result<(Record, Against)> {
-        let record = self.tree_of(key)?;
-        let record = match record.keyed().map(|keyed| &keyed.stage) {
-            Some(Stage::Reserved) => self.realise(&record)?,
-            _ => record,
-        };
+        let record = self.real_tree_of(key)?;
         let init = record.keyed().and_then(|keyed| keyed.init.as_ref());
         let against = match parent {
             None if record.parent.is_none() => Against::Parent,

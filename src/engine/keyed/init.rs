@@ -140,7 +140,8 @@ impl Keyspace<'_> {
             self.engine.is_cancelled()
         });
         match packed {
-            Err(e) if e.kind() == Kind::Invalid => return Ok(None),
+            // Too large, or what a layer can't hold.
+            Err(e) if matches!(e.kind(), Kind::Invalid | Kind::Unsupported) => return Ok(None),
             packed => packed?,
         };
         let layer = zstd::bulk::compress(&tar.0, 0).context(|| format!("compress what is in {key}"))?;
@@ -171,11 +172,10 @@ impl Keyspace<'_> {
         let made = (|| {
             self.make_tree_for(draft.record(), &tree, None)?;
             let limits = &engine.settings.layer_limits;
-            let mut apparent_size = 0;
             for tar in [unpacked_layer(&init)?, self.unchanged_since(&init, held.record())?] {
-                let unpacked = layer::unpack(&mut tar.as_slice(), &tree.root(), limits, &|| engine.is_cancelled())?;
-                apparent_size = unpacked.bytes.max(apparent_size);
+                layer::unpack(&mut tar.as_slice(), &tree.root(), limits, &|| engine.is_cancelled())?;
             }
+            let apparent_size = self.file_bytes(draft.record())?;
             let (method, size) = engine.backend.seal(&tree)?;
             let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size };
             let own = Keyed { key: init.key.clone(), stage, size_limit: None, init: None, ..keyed.clone() };

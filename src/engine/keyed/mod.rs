@@ -32,7 +32,7 @@
 use std::path::PathBuf;
 
 use super::{Engine, tree_at};
-use crate::layer::IdMaps;
+use crate::layer::{self, IdMaps};
 use crate::store::{Content, Keyed, New, NewGroup, Owner, Record, Stage, State, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
@@ -120,6 +120,7 @@ impl Keyspace<'_> {
 
     fn make(&self, new: &NewKeyed<'_>, stage: Stage) -> Result<()> {
         check_key(new.key)?;
+        new.label.map_or(Ok(()), layer::check_label)?;
         self.engine.tidy()?;
         self.engine.make_room(None)?;
         self.engine.guard_host()?;
@@ -206,10 +207,8 @@ impl Keyspace<'_> {
         let (Found::Tree(record) | Found::Lost(record)) = found else {
             return exists(", and its tree has become another one's");
         };
-        let own = self.parent_key(record)?;
-        if own.as_deref() != new.parent {
-            let (own, asked) = (own.as_deref().unwrap_or("nothing"), new.parent.unwrap_or("nothing"));
-            return exists(&format!(", based on {own} and not on {asked}"));
+        if let Some(other) = self.other_parent(record, new.parent)? {
+            return exists(&format!(", {other}"));
         }
         match record.keyed() {
             Some(keyed) if keyed.size_limit != new.size_limit => exists(" with another size limit"),
@@ -228,14 +227,12 @@ impl Keyspace<'_> {
         Ok(parent.and_then(|parent| parent.keyed().map(|keyed| keyed.key.clone())))
     }
 
-    fn check_parent(&self, record: &Record, parent: Option<&str>) -> Result<()> {
+    /// What a tree is based on in place of this parent, if it isn't on that.
+    fn other_parent(&self, record: &Record, parent: Option<&str>) -> Result<Option<String>> {
         let own = self.parent_key(record)?;
-        if own.as_deref() == parent {
-            return Ok(());
-        }
-        let told = |parent: Option<&str>| parent.map_or("nothing".to_string(), str::to_string);
-        let (own, parent) = (told(own.as_deref()), told(parent));
-        Err(Error::new(Kind::Invalid, format!("it is based on {own}, and not on {parent}")))
+        let told = |parent: Option<&str>| parent.unwrap_or("nothing").to_string();
+        let (is, asked) = (told(own.as_deref()), told(parent));
+        Ok((own.as_deref() != parent).then(|| format!("based on {is} and not on {asked}")))
     }
 
     /// Whether there is such a key.
@@ -249,11 +246,7 @@ impl Keyspace<'_> {
     /// `Unsupported` if they have another label.
     pub fn root(&self, key: &str, label: Option<&str>) -> Result<PathBuf> {
         (|| -> Result<_> {
-            let record = self.tree_of(key)?;
-            let record = match record.keyed().map(|keyed| &keyed.stage) {
-                Some(Stage::Reserved) => self.realise(&record)?,
-                _ => record,
-            };
+            let record = self.real_tree_of(key)?;
             label::check(&record, label)?;
             let root = self.engine.tree(&record).root();
             if !root.exists() {
@@ -361,6 +354,15 @@ impl Keyspace<'_> {
             Some(Found::Init(record)) => self.split(&record),
             Some(Found::Lost(record)) => self.found_again(key, &record),
             None => Err(Error::new(Kind::NotFound, format!("there is no {key}"))),
+        }
+    }
+
+    /// The same, with its tree: one that is reserved is made active.
+    fn real_tree_of(&self, key: &str) -> Result<Record> {
+        let record = self.tree_of(key)?;
+        match record.keyed().map(|keyed| &keyed.stage) {
+            Some(Stage::Reserved) => self.realise(&record),
+            _ => Ok(record),
         }
     }
 

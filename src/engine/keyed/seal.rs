@@ -7,11 +7,7 @@ use crate::store::{Content, Keyed, Record, Stage};
 impl Keyspace<'_> {
     /// The record of a key's tree, committed by now.
     pub(super) fn sealed(&self, key: &str) -> Result<Record> {
-        let record = self.tree_of(key)?;
-        let record = match record.keyed().map(|keyed| &keyed.stage) {
-            Some(Stage::Reserved) => self.realise(&record)?,
-            _ => record,
-        };
+        let record = self.real_tree_of(key)?;
         match record.keyed().map(|keyed| &keyed.stage) {
             Some(Stage::Committed { .. }) => Ok(record),
             _ => self.seal(&record),
