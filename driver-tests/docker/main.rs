@@ -4,21 +4,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-macro_rules! on_btrfs_and_xfs {
-    ($($case:ident)+) => {
-        $(mod $case {
-            use crate::world::Ground;
-            #[test]
-            fn btrfs() {
-                super::$case(Ground::SIMPLE);
-            }
-            #[test]
-            fn xfs() {
-                super::$case(Ground::Xfs);
-            }
-        })+
-    };
-}
+#[macro_use]
+#[path = "../e2e/grounds.rs"]
+mod grounds;
 
 mod broken;
 mod fields;

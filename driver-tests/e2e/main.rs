@@ -6,21 +6,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-macro_rules! on_btrfs_and_xfs {
-    ($($case:ident)+) => {
-        $(mod $case {
-            use crate::world::Ground;
-            #[test]
-            fn btrfs() {
-                super::$case(Ground::SIMPLE);
-            }
-            #[test]
-            fn xfs() {
-                super::$case(Ground::Xfs);
-            }
-        })+
-    };
-}
+#[macro_use]
+mod grounds;
 
 macro_rules! on_every_btrfs {
     ($($case:ident)+) => {
