@@ -184,4 +184,9 @@ fn what_no_layer_can_hold_keeps_nothing_from_becoming_a_container() {
     keys.prepare(&NewKeyed { key: "c", parent: Some("c-init"), ..NewKeyed::default() }).expect("prepare");
     assert_ne!(keys.root("c", None).expect("root"), keys.root("c-init", None).expect("root"), "it was cloned");
     assert_eq!(told(&keys, "c", "c-init"), Vec::<String>::new());
+    // It has a size, but is no layer.
+    fs::write(keys.root("c", None).expect("root").join(".wh.more"), "12345").expect("write");
+    assert_eq!(keys.diff_size("c", Some("c-init")).expect("size"), 5);
+    let error = keys.diff("c", Some("c-init"), &mut io::sink()).expect_err("no layer can hold it");
+    assert!(error.to_string().contains(".wh.more"), "{error}");
 }
