@@ -19,8 +19,12 @@ class Machine:
         self.guest = guest
         self.work = work
 
-    def boot(self, accelerator, kernel, initramfs, disk_bytes, seconds):
-        """Boot, wait for the end (at most `seconds`), and return what the second serial line said."""
+    def boot(self, accelerator, kernel, initramfs, disk_bytes, seconds, disks=()):
+        """Boot, wait for the end (at most `seconds`), and return what the second serial line said.
+
+        The guest has an empty scratch disk of so many bytes, and after it `disks`, images that stay as they are: what
+        it writes to those goes with it.
+        """
         disk, console, output = (self.work / name for name in ("disk", "console.log", "output.log"))
         for file in (disk, console, output):
             file.unlink(missing_ok=True)
@@ -37,6 +41,8 @@ class Machine:
             "-serial", f"file:{console}", "-serial", f"file:{output}",
             "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe,discard=unmap",
         ]
+        for path in disks:
+            command += ["-drive", f"file={path},format=raw,if=virtio,cache=unsafe,snapshot=on"]
         environment = {"PATH": "/usr/bin:/bin", "HOME": "/", "TMPDIR": str(self.work)}
         try:
             done = subprocess.run(command, timeout=seconds, env=environment, capture_output=True, text=True)

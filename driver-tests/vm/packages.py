@@ -2,9 +2,10 @@
 
 Each suite has an apt directory of its own below the cache, with an empty dpkg status: what is fetched is signed by
 Debian's keyring and has nothing to do with what this machine has installed. `vm-images/packages.lock` has the name,
-version and sha256 of each package by set (`kernel-6.12`, `guest`, `qemu`); only `lock` ever asks for newer ones.
+version and sha256 of each package by set (`kernel-6.12`, `guest`, `qemu`, `root-docker-20`); only `lock` ever asks for newer ones.
 """
 
+import contextlib
 import fcntl
 import fnmatch
 import hashlib
@@ -40,6 +41,8 @@ class Packages:
         for name in ("guest", "qemu"):
             part = self.matrix[name]
             yield name, part["suite"], False, part["packages"], ["*"]
+        for name, part in self.matrix.get("root", {}).items():
+            yield f"root-{name}", part["suite"], False, part["packages"], ["*"]
 
     # -- resolving
 
@@ -77,14 +80,19 @@ class Packages:
             raise Unavailable(f"{self.lock_file} has no packages for {name}: make vm-lock")
         return found
 
+    def files(self, name):
+        """The packages of a set, fetched if need be."""
+        suite, security = next((s[1], s[2]) for s in self.sets() if s[0] == name)
+        with self.alone():
+            return self.fetch(suite, security, self.locked(name))
+
     def unpacked(self, name):
         """The directory that the packages of a set are unpacked in, fetched if need be."""
         suite, security = next((s[1], s[2]) for s in self.sets() if s[0] == name)
         locked = self.locked(name)
         key = hashlib.sha256(repr(locked).encode()).hexdigest()[:16]
         done = self.cache / f"{name}-{key}"
-        with open(self.cache / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self.alone():
             if done.is_dir():
                 return done
             files = self.fetch(suite, security, locked)
@@ -96,6 +104,13 @@ class Packages:
                 subprocess.run(["dpkg-deb", "-x", file, half], check=True)
             half.rename(done)
         return done
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Whoever fetches here is the only one."""
+        with open(self.cache / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def fetch(self, suite, security, locked):
         store = self.cache / "debs"
