@@ -105,4 +105,5 @@ def files(top, lane, reflinkd):
 
 def job(name, lane):
     """What the guest's first process is to do for the lane."""
-    return f"lane {name} {lane['seconds']} driver-tests/vm/lanes/{lane['program']}\n"
+    arguments = " ".join(lane.get("arguments", ()))
+    return f"lane {name} {lane['seconds']} driver-tests/vm/lanes/{lane['program']} {arguments}\n"
