@@ -31,7 +31,8 @@ def eventually(so, what, seconds=60):
 
 def ask(*command, **options):
     """Run a command; what it came to, with its output as text."""
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
+               "errors": "backslashreplace"} | options
     return subprocess.run([str(word) for word in command], timeout=120, **options)
 
 

@@ -364,6 +364,17 @@ class Ground:
             with self.audit.denying(r"denied .*container_t:s0:c1,c2 .*container_ro_file_t:s0"):
                 self._denied(self.one, ONE, script, (layer, "/mnt"))
 
+    def restorecon_leaves_containers_alone_if_told_to(self):
+        """As docs/docker.md has it: the rule is what semanage writes."""
+        command = ["restorecon", "-R", "-n", "-v", self.one]
+        expect("Would relabel" in ok(*command), "without the rule it labels a container's files anew")
+        rules = Path("/etc/selinux/default/contexts/files/file_contexts.local")
+        rules.write_text(f"{self.store.root}/.*    <<none>>\n")
+        try:
+            equal(ok(*command), "", "what restorecon would do")
+        finally:
+            rules.unlink()
+
     def a_commit_has_the_label_of_layers(self):
         with Docker(self.store) as docker:
             changed = {change["Path"] for change in docker.ok("Changes", ID="one", Parent="one-init")["Changes"]}
