@@ -15,7 +15,7 @@ use reflinkd::sys::xfs::quota::ProjectQuotas;
 use reflinkd::sys::xfs::space::free_preallocated;
 use reflinkd::{Error, Kind, Result};
 
-use crate::support::{GIB, KIB, LoopFs, QuotaSetup};
+use crate::support::{GIB, KIB, LoopFs, QuotaSetup, kernel_since};
 
 /// Upper half of the ids of this store's groups: Btrfs level-1 qgroups `1/(PREFIX << 32 | group)`.
 const PREFIX: u16 = 0x7e57;
@@ -151,8 +151,9 @@ impl Setup {
     /// Most bytes that may be charged above the blocks written.
     pub(crate) fn overhead(self) -> u64 {
         match self {
-            // Directories.
-            Self::XfsPrjquota => 16 * KIB,
+            // Directories; and where the kernel frees it only after a while, what is preallocated for one file's changes.
+            Self::XfsPrjquota if kernel_since(5, 11) => 16 * KIB,
+            Self::XfsPrjquota => (16 + 128) * KIB,
             Self::Memory | Self::Xfs | Self::ReflinkOnBtrfs => 0,
             _ => 128 * KIB,
         }

@@ -9,7 +9,7 @@ use reflinkd::backend::{Access, Guarantee, QuotaMode, Quotas, Tree};
 
 use crate::fixture::{Fixture, Setup};
 use crate::nested::make_subvolume;
-use crate::support::{MB, MIB, fill, random_bytes, write_random};
+use crate::support::{MB, MIB, fill, kernel_since, random_bytes, write_random};
 
 const LIMIT: u64 = 10 * MIB;
 
@@ -187,7 +187,14 @@ pub(crate) fn quota_mode_can_be_switched(f: &Fixture) {
             }
         }
         Setup::None | Setup::Zstd => {
-            for mode in [QuotaMode::Simple, QuotaMode::None, QuotaMode::Full, QuotaMode::None] {
+            let simple = kernel_since(6, 7);
+            if !simple {
+                let error =
+                    f.refused(Kind::Unsupported, f.fs().path(), || f.backend.set_quota_mode(QuotaMode::Simple));
+                assert!(error.hint().is_some_and(|hint| hint.contains("Linux 6.7")), "{error:?}");
+            }
+            let first = if simple { QuotaMode::Simple } else { QuotaMode::Full };
+            for mode in [first, QuotaMode::None, QuotaMode::Full, QuotaMode::None] {
                 switch(mode);
                 switch(mode);
                 let tree = f.created(&format!("in-{mode:?}-{:?}", f.group()));

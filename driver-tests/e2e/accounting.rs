@@ -4,7 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::support::image::{Packing, TestImage, tar_of};
-use crate::support::{KIB, MB, MIB, QuotaSetup, large_file, or_emulated, run, tree_digest, write_blocks, write_random};
+use crate::support::{
+    KIB, MB, MIB, QuotaSetup, large_file, or_emulated, run, tree_digest, write_blocks, write_random,
+};
 use crate::world::{Ground, World, bytes};
 
 const SLACK: u64 = 128 * KIB;

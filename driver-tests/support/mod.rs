@@ -33,6 +33,13 @@ pub(crate) fn or_emulated(count: u64, emulated: u64) -> u64 {
     if std::env::var_os("REFLINKD_EMULATED").is_some() { emulated } else { count }
 }
 
+/// Whether this kernel is of that version or later.
+pub(crate) fn kernel_since(major: u32, minor: u32) -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("read the kernel's version");
+    let mut numbers = release.split('.').map(|number| number.parse().expect("6.12.1"));
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
 /// Bytes of a file that takes its time to be read.
 pub(crate) fn large_file() -> u64 {
     or_emulated(GIB, 32 * MIB)

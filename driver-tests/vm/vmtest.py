@@ -12,6 +12,7 @@ runnable are failures.
 """
 
 import argparse
+import fcntl
 import os
 import signal
 import sys
@@ -172,6 +173,13 @@ def main():
     matrix = plan.read()
     work = arguments.target.resolve() / "vm"
     packages = Packages(matrix, plan.IMAGES / "packages.lock", work)
+    # One run at a time: the next would put its files in place of this one's.
+    alone = open(work / "run.lock", "w")
+    try:
+        fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"error: another run has {work}\nhint: wait for its end, or give this one a CARGO_TARGET_DIR", file=sys.stderr)
+        return 1
     try:
         if arguments.lock:
             packages.lock()

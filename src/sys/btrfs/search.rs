@@ -283,6 +283,15 @@ pub fn extents(any: &BtrfsFd, id: u64, inode: u64, since: u64, mut each: impl Fn
     Ok(())
 }
 
+/// The generation of inode `inode` of subvolume `id`, as handles of it have it. ENOENT without such an inode.
+pub fn generation(any: &BtrfsFd, id: u64, inode: u64) -> nix::Result<u32> {
+    let key = Key::new(inode, raw::INODE_ITEM, 0);
+    let mut search = Search::new(any, id, key, key);
+    let generation = search.next_item()?.ok_or(Errno::ENOENT)?.le64(0)?;
+    // As much of it as the kernel's inode holds.
+    Ok(generation as u32)
+}
+
 /// Whether subvolume `id` exists or is deleted but not yet cleaned up.
 pub fn has_root(any: &BtrfsFd, id: u64) -> nix::Result<bool> {
     let (from, to) = (Key::new(id, raw::ROOT_ITEM, 0), Key::new(id, raw::ROOT_ITEM, u64::MAX));

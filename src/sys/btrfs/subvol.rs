@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use nix::errno::Errno;
 use uuid::Uuid;
 
-use super::{BtrfsFd, raw};
+use super::{BtrfsFd, raw, search};
 
 /// How a subvolume comes into being.
 #[derive(Debug, Clone, Copy, Default)]
@@ -166,7 +166,7 @@ pub fn get_subvol_info(within: &BtrfsFd) -> nix::Result<SubvolInfo> {
     })
 }
 
-/// `struct file_handle` with Btrfs's id without a parent: inode, subvolume, and generation 0 for any.
+/// `struct file_handle` with Btrfs's id without a parent: inode, subvolume, generation.
 #[repr(C)]
 struct Handle {
     bytes: u32,
@@ -176,14 +176,27 @@ struct Handle {
 }
 
 /// open_by_handle_at(2): open directory `inode` of subvolume `id` without walking to it, so that neither the depth
-/// of its path nor what is mounted over it matters. Needs CAP_DAC_READ_SEARCH.
+/// of its path nor what is mounted over it matters. Needs `CAP_DAC_READ_SEARCH`.
 ///
 /// # Errors
 /// ESTALE if there is no such inode; ENOTDIR.
 pub fn open_directory(any: &BtrfsFd, id: u64, inode: u64) -> io::Result<BtrfsFd> {
+    match open_by_handle(any, id, inode, 0) {
+        // 5.10 and 6.1 take the inode's own generation only, later kernels 0 for any.
+        Err(stale) if stale.raw_os_error() == Some(libc::ESTALE) => match search::generation(any, id, inode) {
+            Ok(generation) => open_by_handle(any, id, inode, generation),
+            Err(Errno::ENOENT) => Err(stale),
+            Err(e) => Err(e.into()),
+        },
+        opened => opened,
+    }
+}
+
+fn open_by_handle(any: &BtrfsFd, id: u64, inode: u64, generation: u32) -> io::Result<BtrfsFd> {
     let mut fid = [0; 20];
     fid[..8].copy_from_slice(&inode.to_ne_bytes());
     fid[8..16].copy_from_slice(&id.to_ne_bytes());
+    fid[16..].copy_from_slice(&generation.to_ne_bytes());
     let mut handle = Handle { bytes: 20, kind: raw::FILEID_BTRFS_WITHOUT_PARENT, fid };
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     // SAFETY: handle is a file_handle whose handle_bytes bytes follow the two numbers.
