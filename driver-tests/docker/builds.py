@@ -70,7 +70,7 @@ def commit(lane):
     return "no layer without changes; else exactly the changes, and a container of it is the same tree"
 
 
-def build(lane):
+def build(lane, times=2):
     # A base that shows in the filesystem's use if it is stored twice.
     layer = [*images.base_layer(), images.file("opt/big", os.urandom(20_000_000))]
     lane.docker("import", "-c", "ENV PATH=/bin", "-", "big:1", input=images.tar_of(layer))
@@ -78,20 +78,20 @@ def build(lane):
     context.mkdir(exist_ok=True)
     (context / "Dockerfile").write_text(DOCKERFILE.format(base="big:1"))
     before = lane.fs.steady()
-    for number in (1, 2):
+    for number in range(1, times + 1):
         (context / "hello.txt").write_text(f"hello {number}\n")
         lane.docker("build", "-q", *RUN, "-t", f"app:{number}", context)
         expect(len(diff_ids(lane, f"app:{number}")), len(diff_ids(lane, "big:1")) + 3, "the number of layers")
         expect(once(lane, f"app:{number}", "sh", "-c", "pwd; cat hello.txt; echo $X"), f"/app\nhello {number}\nmore\n1",
                "what a container of the build prints")
-    grown = lane.fs.settles(before + 2_000_000, "after two builds on one base, which is to be stored once") - before
+    grown = lane.fs.settles(before + 2_000_000, f"after {times} builds on one base, which is to be stored once") - before
     form = "{{.CreatedBy}}\t{{.Size}}"
     shown = [line.split("\t") for line in lane.docker("history", "--no-trunc", "--format", form, "app:1").splitlines()]
     expect([size for _, size in shown][:-1], ["13B", "8B", "0B", "0B", "0B"], "docker history")
     expect(asked(lane, "image", "{{.Config.Labels.a}}", "app:1"), "b", "the label")
-    lane.docker("rmi", "-f", "app:1", "app:2", "big:1")
+    lane.docker("rmi", "-f", *(f"app:{number}" for number in range(1, times + 1)), "big:1")
     lane.docker("image", "prune", "-f")
-    return f"the base's layers + 3, 0B for the rest; two images on a base of 20 MB take {grown} bytes"
+    return f"the base's layers + 3, 0B for the rest; {times} images on a base of 20 MB take {grown} bytes"
 
 
 def save(lane):

@@ -56,10 +56,11 @@ def end(process, kind=signal.SIGTERM):
 
 
 class Filesystem:
-    """A Btrfs or an XFS of 6 GiB."""
+    """A Btrfs or an XFS of 6 GiB. Of Btrfs's `quotas` there are `simple` and `full`, of XFS's `prjquota` or none."""
 
-    def __init__(self, kind, work):
+    def __init__(self, kind, work, quotas=None):
         self.kind, self.disk, self.mnt = kind, work / "disk", work / "mnt"
+        self.quotas = quotas or ("simple" if kind == "btrfs" else None)
 
     def __enter__(self):
         self.mnt.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ class Filesystem:
         with open(self.disk, "wb") as disk:
             disk.truncate(6 << 30)
         sh(f"mkfs.{self.kind}", "-q", self.disk)
-        sh("mount", "-o", "loop", self.disk, self.mnt)
+        sh("mount", "-o", "loop,prjquota" if self.quotas == "prjquota" else "loop", self.disk, self.mnt)
         return self
 
     def __exit__(self, *_):
@@ -122,7 +123,7 @@ class Plugin:
     def __enter__(self):
         self.reflinkd("init")
         if self.fs.kind == "btrfs":
-            self.reflinkd("quota", "enable", "--simple", "--yes")
+            self.reflinkd("quota", "enable", f"--{self.fs.quotas}", "--yes")
         self.start()
         return self
 

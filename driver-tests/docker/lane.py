@@ -168,4 +168,5 @@ def main():
     print(f"\n   {lanes} lanes in {time.monotonic() - started:.0f} s", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -7,8 +7,8 @@ from host import Failed, expect
 import images
 
 
-def table(lane):
-    """One image, five containers, 10 to 50 MB."""
+def table(lane, step=10):
+    """One image, five containers: the first writes `step` MB, each of the others as much more than the one before."""
     image = int(asked(lane, "image", "{{.Size}}", "base:1"))
     names = [f"web{number}" for number in range(1, 6)]
     for name in names:
@@ -16,13 +16,14 @@ def table(lane):
     before = lane.fs.steady()
     written = 0
     for number, name in enumerate(names, 1):
-        inside(lane, name, f"dd if=/dev/urandom of=/srv/data bs=1000000 count={number * 10} 2>/dev/null")
-        written += number * 10_000_000
-        expect(bytes_written(lane, name), (number * 10_000_000, image + number * 10_000_000), f"bytes of {name}")
+        own = number * step * 1_000_000
+        inside(lane, name, f"dd if=/dev/urandom of=/srv/data bs=1000000 count={number * step} 2>/dev/null")
+        written += own
+        expect(bytes_written(lane, name), (own, image + own), f"bytes of {name}")
     shown = dict(line.split("\t") for line in lane.docker("ps", "-as", "--format", "{{.Names}}\t{{.Size}}").splitlines())
     for number, name in enumerate(names, 1):
-        expect(shown[name].split(" (virtual ")[0], f"{number}0MB", f"SIZE of {name}")
-        virtual = f"{(image + number * 10_000_000) / 1e6:.3g}MB"
+        expect(shown[name].split(" (virtual ")[0], f"{number * step}MB", f"SIZE of {name}")
+        virtual = f"{(image + number * step * 1_000_000) / 1e6:.3g}MB"
         expect(shown[name].split(" (virtual ")[1], f"{virtual})", f"virtual size of {name}")
     grown = lane.fs.used() - before
     slack = written // 50 + (1 << 20)
@@ -49,33 +50,38 @@ def fills(lane, name, millions):
     return done.returncode == 0
 
 
-def holds(lane, name, image, *options):
-    """A container with a limit of 50 MB: 20 MB fit, 100 MB don't, and neither do they later."""
+def holds(lane, name, image, *options, step=10):
+    """A container with a limit of 5 x `step` MiB: 2 x fit, 10 x don't, and neither do they later."""
     running(lane, name, image, *options)
-    expect(fills(lane, name, 20), True, "whether 20 MB fit")
-    expect(fills(lane, name, 100), False, "whether 100 MB fit into a limit of 50 MB")
-    expect(bytes_written(lane, name)[0] <= 50 << 20, True, "whether what was written is within the limit")
-    inside(lane, name, "rm /srv/100; sync")
+    expect(fills(lane, name, 2 * step), True, f"whether {2 * step} MB fit")
+    expect(fills(lane, name, 10 * step), False, f"whether {10 * step} MB fit into a limit of {5 * step} MB")
+    expect(bytes_written(lane, name)[0] <= 5 * step << 20, True, "whether what was written is within the limit")
+    inside(lane, name, f"rm /srv/{10 * step}; sync")
     removed(lane, name)
 
 
-def limit(lane):
+def limit(lane, step=10, small_image=True):
+    """Of an image that is larger than the limit, and of one that isn't, if asked to."""
+    size = f"{5 * step}M"
     if lane.limits == "none":
-        said = fails_without_trace(lane, "create", "--storage-opt", "size=50M", *RUN, "base:1", saying=["quota", "limit"])
+        said = fails_without_trace(lane, "create", "--storage-opt", f"size={size}", *RUN, "base:1", saying=["quota", "limit"])
         return f"none can be held on this filesystem, and it says so: {said.splitlines()[-1]}"
-    holds(lane, "work", "base:1", "--storage-opt", "size=50M")
+    if small_image:
+        holds(lane, "work", "base:1", "--storage-opt", f"size={size}", step=step)
     if lane.limits == "with the image":
-        return "50M: 20 MB fit, 100 MB don't (this driver counts the image)"
-    layer = [*images.base_layer(), images.file("opt/big", os.urandom(60_000_000))]
+        return f"{size}: {2 * step} MB fit, {10 * step} MB don't (this driver counts the image)"
+    layer = [*images.base_layer(), images.file("opt/big", os.urandom(6_000_000 * step))]
     lane.docker("import", "-c", "ENV PATH=/bin", "-", "large:1", input=images.tar_of(layer))
-    holds(lane, "work", "large:1", "--storage-opt", "size=50M")
-    # What isn't limited isn't.
-    running(lane, "work", "base:1")
-    expect(fills(lane, "work", 100), True, "whether 100 MB fit into no limit")
-    removed(lane, "work")
+    holds(lane, "work", "large:1", "--storage-opt", f"size={size}", step=step)
+    if small_image:
+        # What isn't limited isn't.
+        running(lane, "work", "base:1")
+        expect(fills(lane, "work", 10 * step), True, f"whether {10 * step} MB fit into no limit")
+        removed(lane, "work")
     lane.docker("rmi", "large:1")
     fails_without_trace(lane, "create", "--storage-opt", "size=much", *RUN, "base:1", saying=["much"])
-    return "50M: 20 MB fit, 100 MB don't, on an image of 2 MB and one of 62 MB"
+    on = f"an image of {2 + 6 * step} MB" + (" and one of 2 MB" if small_image else "")
+    return f"{size}: {2 * step} MB fit, {10 * step} MB don't, on {on}"
 
 
 def default_limit(lane):
