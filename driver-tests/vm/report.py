@@ -16,6 +16,7 @@ class Outcome:
     failed: bool
     said: str
     seconds: int = 0
+    passed: int = 0
     # (name, whether it passed) of each test.
     tests: list = field(default_factory=list)
     # The kernel lacks what the cell needs, as the matrix says.
@@ -36,11 +37,11 @@ def judge(step, output):
     passed, failed = (sum(int(count[i]) for count in counts) for i in (0, 1))
     if step.sign is not None:
         lacking = status != 0 and passed == 0 and failed == 1 and step.sign in said
-        return Outcome("n/a" if lacking else "not n/a", not lacking, said, seconds, tests, lacking)
+        return Outcome("n/a" if lacking else "not n/a", not lacking, said, seconds, passed, tests, lacking)
     if status == 0 and passed > 0 and failed == 0:
-        return Outcome(f"{passed} in {seconds} s", False, said, seconds, tests)
+        return Outcome(f"{passed} in {seconds} s", False, said, seconds, passed, tests)
     why = {137: "killed"}.get(status, "no test" if passed + failed == 0 else f"{failed} of {passed + failed} failed")
-    return Outcome(f"{why}, {seconds} s", True, said, seconds, tests)
+    return Outcome(f"{why}, {seconds} s", True, said, seconds, passed, tests)
 
 
 def summary(outcomes):
@@ -50,7 +51,7 @@ def summary(outcomes):
         return wrong[0].upper()
     if any(outcome.lacking for outcome in outcomes):
         return "n/a"
-    return f"{sum(len(outcome.tests) for outcome in outcomes)} in {sum(outcome.seconds for outcome in outcomes)} s"
+    return f"{sum(outcome.passed for outcome in outcomes)} in {sum(outcome.seconds for outcome in outcomes)} s"
 
 
 def table(kernels, cells, found):

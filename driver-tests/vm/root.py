@@ -37,9 +37,9 @@ FREE_BYTES = 64 << 20
 
 def disk(packages, name):
     """The image of [root.NAME]: made anew when its packages, this file or policy.py change."""
-    locked = packages.locked(f"root-{name}")
+    content = packages.present(f"root-{name}")
     makers = b"".join(Path(module).read_bytes() for module in (__file__, policy.__file__))
-    key = hashlib.sha256(repr(locked).encode() + makers).hexdigest()[:16]
+    key = hashlib.sha256(repr(content).encode() + makers).hexdigest()[:16]
     done = packages.cache / f"root-{name}-{key}.ext4"
     with open(packages.cache / "root.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
