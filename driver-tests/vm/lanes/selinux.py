@@ -61,7 +61,10 @@ def labels(root):
     """The labels that are on a tree's inodes."""
     found = {label(root)}
     for directory, directories, files in os.walk(root):
-        found |= {label(os.path.join(directory, name)) for name in directories + files}
+        for name in directories + files:
+            # What reflinkd tends in the background may vanish meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                found.add(label(os.path.join(directory, name)))
     return found
 
 
