@@ -1,7 +1,7 @@
 """Debian's SELinux policy as a kernel loads it, in a root that has the package selinux-policy-default.
 
-The package has modules only, of which its maintainer script would make the policy, by semodule and as root. The steps here
-are semodule's: each module becomes CIL, and all of that one policy with its file contexts.
+The package has modules only, of which its maintainer script would make the policy, by semodule and as root. The steps
+here are semodule's: each module becomes CIL, and all of that one policy with its file contexts.
 """
 
 import bz2

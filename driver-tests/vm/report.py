@@ -55,9 +55,10 @@ def summary(outcomes):
 
 
 def table(kernels, cells, found):
-    """Kernels x cells. `found`: by (kernel, cell), what its steps came to."""
+    """Kernels x cells. `found`: by (kernel, cell), what its steps came to; nothing where there are none, as with lanes."""
     rows = [["", *cells]]
-    rows += [[kernel, *(summary(found[kernel, cell]) for cell in cells)] for kernel in kernels]
+    for kernel in kernels:
+        rows.append([kernel, *(summary(found[kernel, cell]) if (kernel, cell) in found else "" for cell in cells)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("   " + "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
 

@@ -84,7 +84,7 @@ class Laboratory:
     def run(self, boot, cpus):
         """Boot, and judge what comes out: (step, outcome) of each step, and of what the kernel itself complained of."""
         if boot.lane:
-            script = root.job(boot.name, boot.lane)
+            script = root.job(boot.steps[0].name, boot.lane)
             seconds = BOOT_SECONDS + boot.lane["seconds"]
         else:
             script = f"disk {self.built.scratch}\n" + "".join(step.job for step in boot.steps)

@@ -18,7 +18,7 @@ SO_RCVBUFFORCE = 33
 
 
 class Audit:
-    """The denials since the last look. Nothing is missed: each look ends at a record of our own, and an overrun is an error."""
+    """The denials since the last look. None is missed: a look ends at a record of our own, an overrun is an error."""
 
     def __init__(self):
         self.reader = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_AUDIT)
@@ -33,7 +33,8 @@ class Audit:
         self.marks += 1
         mark = f"mark-{self.marks}-{time.monotonic_ns()}".encode()
         text = mark + b"\0"
-        self.writer.sendto(HEADER.pack(HEADER.size + len(text), AUDIT_USER, NLM_F_REQUEST, self.marks, 0) + text, (0, 0))
+        header = HEADER.pack(HEADER.size + len(text), AUDIT_USER, NLM_F_REQUEST, self.marks, 0)
+        self.writer.sendto(header + text, (0, 0))
         found = []
         while True:
             expect(select.select([self.reader], [], [], 60)[0], "the kernel says nothing any more")

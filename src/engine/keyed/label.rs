@@ -51,7 +51,7 @@ impl Keyspace<'_> {
         match self.relabel(work, LAYER) {
             Ok(()) => Ok(Some(LAYER.to_string())),
             // This policy doesn't know it: the files have what the policy gives to new ones.
-            Err(e) if e.kind() != Kind::NoSpace => {
+            Err(e) if !matches!(e.kind(), Kind::NoSpace | Kind::Interrupted) => {
                 tracing::warn!("cannot label a layer: {e}");
                 Ok(None)
             }
