@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-deb fuzz vmtest vm-lock lint bench bench-docker build deb install uninstall clean
+.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-deb fuzz vmtest vmtest-quick vm-shell vm-lock lint bench bench-docker build deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,8 +37,14 @@ test-deb: ## Install the Debian package in a clean Debian, use it, and remove it
 fuzz: ## Fuzz layers, archives and manifests: MINUTES=20, TARGETS="tar unpack" (needs root and cargo-fuzz)
 	@driver-tests/fuzz/run.sh
 
-vmtest: ## Boot Debian's kernels and run the suites in them: K=6.12, K="5.10 6.1", K=all; FS=xfs-prjquota
+vmtest: ## Boot Debian's kernels and run the suites in them: K="5.10 6.1"; FS=xfs-prjquota; LANE=docker
 	@driver-tests/vm/run.sh
+
+vmtest-quick: ## Boot one kernel, and run there what this machine's own kernel can't show
+	@driver-tests/vm/run.sh quick
+
+vm-shell: ## Get a shell in a guest, with a filesystem of the matrix at /mnt: K=6.1 FS=btrfs
+	@driver-tests/vm/run.sh shell
 
 vm-lock: ## Ask Debian for the present kernels and tools, and write vm-images/packages.lock
 	@driver-tests/vm/run.sh lock

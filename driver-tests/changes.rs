@@ -5,6 +5,8 @@
 mod edits;
 #[path = "changes/fixture.rs"]
 mod fixture;
+#[path = "changes/grounds.rs"]
+mod grounds;
 #[path = "changes/kernel.rs"]
 mod kernel;
 #[path = "changes/manifest.rs"]

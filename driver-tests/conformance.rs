@@ -39,6 +39,8 @@ suite! {
     btrfs_full: Setup::Full;
     btrfs_none: Setup::None;
     btrfs_inconsistent: Setup::Inconsistent;
+    btrfs_zstd: Setup::Zstd;
+    btrfs_zstd_simple: Setup::ZstdSimple;
     xfs: Setup::Xfs;
     reflink_on_btrfs: Setup::ReflinkOnBtrfs;
     => cases

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,19 @@ use rustix::fs::{
     fallocate, lremovexattr, lsetxattr, mknodat, renameat_with, utimensat,
 };
 use rustix::fs::{Gid, Uid};
+
+/// Edits that a layer is made with.
+pub(crate) const FILLING: usize = 80;
+/// Edits between two comparisons.
+pub(crate) const STEPS: usize = 25;
+
+/// The first so many, or what CHANGES_SEED says: one number, or a range (`20..500`).
+pub(crate) fn seeds(most: u64) -> Range<u64> {
+    let Ok(text) = std::env::var("CHANGES_SEED") else { return 0..most };
+    let number = |text: &str| text.parse().expect("CHANGES_SEED is a number, or two with .. between");
+    let one = || number(&text)..number(&text) + 1;
+    text.split_once("..").map_or_else(one, |(from, to)| number(from)..number(to))
+}
 
 /// xorshift64*: the same numbers for the same seed, everywhere.
 #[derive(Debug)]

@@ -29,6 +29,11 @@ impl Fixture {
         Self { backend: Box::new(Btrfs::open(fs.path(), PREFIX).expect("open btrfs")), next: Cell::new(1), fs }
     }
 
+    pub(crate) fn btrfs_zstd() -> Self {
+        let fs = LoopFs::btrfs_zstd(8 * GIB, QuotaSetup::None);
+        Self { backend: Box::new(Btrfs::open(fs.path(), PREFIX).expect("open btrfs")), next: Cell::new(1), fs }
+    }
+
     /// Plain directories whose files share their blocks.
     pub(crate) fn reflink(fs: LoopFs) -> Self {
         Reflink::make(fs.path()).expect("make the trash");

@@ -10,11 +10,10 @@ use reflinkd::layer::pack::{self, Packed, pack_tree};
 use reflinkd::layer::sink::{Plain, Sink};
 use reflinkd::layer::{IdMaps, Limits, unpack};
 
-use crate::edits::{Editor, Edits};
+use crate::edits::{Editor, Edits, FILLING, STEPS, seeds};
 use crate::fixture::Fixture;
-use crate::random::{FILLING, STEPS, seeds};
 use crate::support::digest::assert_same;
-use crate::support::{EntryFacts, QuotaSetup, tree_digest};
+use crate::support::{EntryFacts, tree_digest};
 
 /// Each tree is compared after so many times [`STEPS`] edits.
 const ROUNDS: usize = 3;
@@ -89,7 +88,7 @@ fn check(fixture: &Fixture, layer: &Tree, container: &Tree, empty: &Tree) {
     fixture.backend.destroy(&copy).expect("destroy");
 }
 
-fn edits_as_layers(fixture: &Fixture, most: u64) {
+pub(crate) fn edits_as_layers(fixture: &Fixture, most: u64) {
     let (empty, unused) = fixture.pair(|_| ());
     fixture.backend.destroy(&unused).expect("destroy");
     for seed in seeds(most) {
@@ -115,19 +114,4 @@ fn edits_as_layers(fixture: &Fixture, most: u64) {
         fixture.backend.destroy(&container).expect("destroy");
         fixture.backend.destroy(&layer).expect("destroy");
     }
-}
-
-#[test]
-fn on_btrfs_without_quotas() {
-    edits_as_layers(&Fixture::btrfs(QuotaSetup::None), 12);
-}
-
-#[test]
-fn on_btrfs_with_simple_quotas() {
-    edits_as_layers(&Fixture::btrfs(QuotaSetup::Simple), 6);
-}
-
-#[test]
-fn on_xfs() {
-    edits_as_layers(&Fixture::xfs(), 12);
 }

@@ -5,22 +5,11 @@ use std::ops::Range;
 use reflinkd::backend::Access;
 use reflinkd::backend::changes::FeedMethod;
 
-use crate::edits::{Editor, Edits};
+use crate::edits::{Editor, Edits, FILLING, STEPS, seeds};
 use crate::fixture::Fixture;
 use crate::support::QuotaSetup;
 
-/// Edits that a layer is made with.
-pub(crate) const FILLING: usize = 80;
-/// Edits between two comparisons, and comparisons of each container.
-pub(crate) const STEPS: usize = 25;
 const ROUNDS: usize = 6;
-
-pub(crate) fn seeds(most: u64) -> Range<u64> {
-    let Ok(text) = std::env::var("CHANGES_SEED") else { return 0..most };
-    let number = |text: &str| text.parse().expect("CHANGES_SEED is a number, or two with .. between");
-    let one = || number(&text)..number(&text) + 1;
-    text.split_once("..").map_or_else(one, |(from, to)| number(from)..number(to))
-}
 
 /// Every other round the container goes on as a fork of what it was, where `forks`.
 fn compare(fixture: &Fixture, seeds: Range<u64>, edits: Edits, forks: bool, method: FeedMethod) {

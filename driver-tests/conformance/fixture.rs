@@ -32,6 +32,9 @@ pub(crate) enum Setup {
     Full,
     None,
     Inconsistent,
+    /// As None and Simple, compressing what is written.
+    Zstd,
+    ZstdSimple,
     /// Reflink trees on XFS mounted without quotas.
     Xfs,
     /// Reflink trees on XFS mounted with project quotas, which hosts seldom have.
@@ -49,6 +52,8 @@ impl Setup {
             Self::Full => LoopFs::btrfs(size, QuotaSetup::Full),
             Self::None => LoopFs::btrfs(size, QuotaSetup::None),
             Self::Inconsistent => LoopFs::btrfs(size, QuotaSetup::Inconsistent),
+            Self::Zstd => LoopFs::btrfs_zstd(size, QuotaSetup::None),
+            Self::ZstdSimple => LoopFs::btrfs_zstd(size, QuotaSetup::Simple),
             Self::Xfs => LoopFs::xfs(size),
             Self::XfsPrjquota => LoopFs::xfs_mounted(size, "prjquota"),
             Self::ReflinkOnBtrfs => LoopFs::btrfs(size, QuotaSetup::None),
@@ -66,7 +71,7 @@ impl Setup {
             Self::Xfs | Self::XfsPrjquota | Self::ReflinkOnBtrfs => {
                 Box::new(Reflink::open(root, PREFIX).expect("open the reflink backend"))
             }
-            Self::Simple | Self::Full | Self::None | Self::Inconsistent => {
+            Self::Simple | Self::Full | Self::None | Self::Inconsistent | Self::Zstd | Self::ZstdSimple => {
                 Box::new(Btrfs::open(root, PREFIX).expect("open the btrfs backend"))
             }
         }
@@ -74,7 +79,12 @@ impl Setup {
 
     /// Whether trees are subvolumes, which can be nested, and can refuse writes.
     pub(crate) fn is_btrfs(self) -> bool {
-        matches!(self, Self::Simple | Self::Full | Self::None | Self::Inconsistent)
+        matches!(self, Self::Full | Self::None | Self::Inconsistent | Self::Zstd) || self.counts_simply()
+    }
+
+    /// Whether simple quotas count.
+    pub(crate) fn counts_simply(self) -> bool {
+        matches!(self, Self::Simple | Self::ZstdSimple)
     }
 
     /// Whether subvolumes can be made inside of trees.
@@ -89,8 +99,8 @@ impl Setup {
 
     pub(crate) fn mode(self) -> QuotaMode {
         match self {
-            Self::Memory | Self::None | Self::Xfs | Self::ReflinkOnBtrfs => QuotaMode::None,
-            Self::Simple => QuotaMode::Simple,
+            Self::Memory | Self::None | Self::Zstd | Self::Xfs | Self::ReflinkOnBtrfs => QuotaMode::None,
+            Self::Simple | Self::ZstdSimple => QuotaMode::Simple,
             Self::Full => QuotaMode::Full,
             Self::Inconsistent => QuotaMode::Inconsistent,
             Self::XfsPrjquota => QuotaMode::Project,
@@ -100,16 +110,16 @@ impl Setup {
     pub(crate) fn method(self) -> SizeMethod {
         match self {
             Self::Memory => SizeMethod::Blocks,
-            Self::Simple => SizeMethod::SimpleQuota,
+            Self::Simple | Self::ZstdSimple => SizeMethod::SimpleQuota,
             Self::Full => SizeMethod::Qgroup,
             Self::XfsPrjquota => SizeMethod::ProjectQuota,
-            Self::None | Self::Inconsistent | Self::Xfs | Self::ReflinkOnBtrfs => SizeMethod::Extents,
+            Self::None | Self::Inconsistent | Self::Zstd | Self::Xfs | Self::ReflinkOnBtrfs => SizeMethod::Extents,
         }
     }
 
     /// Whether limits are held.
     pub(crate) fn limits(self) -> bool {
-        matches!(self, Self::Simple | Self::Full | Self::XfsPrjquota)
+        matches!(self, Self::Full | Self::XfsPrjquota) || self.counts_simply()
     }
 
     /// What a writer is told at a limit.
@@ -125,7 +135,7 @@ impl Setup {
 
     /// Whether a tree's [`GroupId`] is known from the filesystem alone. Full qgroups charge each subvolume by itself.
     pub(crate) fn by_group(self) -> bool {
-        self == Self::Simple || self.is_reflink()
+        self.counts_simply() || self.is_reflink()
     }
 
     /// Whether blocks that several files of a tree share are charged once.
@@ -141,10 +151,10 @@ impl Setup {
     /// Most bytes that may be charged above the blocks written.
     pub(crate) fn overhead(self) -> u64 {
         match self {
-            Self::Simple | Self::Full | Self::None | Self::Inconsistent => 128 * KIB,
             // Directories.
             Self::XfsPrjquota => 16 * KIB,
             Self::Memory | Self::Xfs | Self::ReflinkOnBtrfs => 0,
+            _ => 128 * KIB,
         }
     }
 }

@@ -266,7 +266,7 @@ pub(crate) fn groups_are_charged_for_what_their_forks_keep(f: &Fixture) {
     let groups = [web.group().expect("it has one")].into();
     let charged = || f.backend.charged(&groups).expect("charged");
     let before = charged();
-    assert_eq!(before.is_some(), f.setup == Setup::Simple);
+    assert_eq!(before.is_some(), f.setup.counts_simply());
     let Some(before) = before else { return };
     assert!((WRITTEN.start..WRITTEN.end + f.setup.overhead()).contains(&before), "{before}");
     let kept = Tree::new(f.place("kept"), web.group());

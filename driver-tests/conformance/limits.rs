@@ -154,7 +154,7 @@ pub(crate) fn subvolumes_inside_count_as_guaranteed(f: &Fixture) {
         fs::create_dir(&inner).expect("mkdir");
     }
     match (f.setup, quotas(f).guarantee()) {
-        (Setup::Simple, Guarantee::Holds) | (Setup::XfsPrjquota, Guarantee::CountsTheClone) => {
+        (Setup::Simple | Setup::ZstdSimple, Guarantee::Holds) | (Setup::XfsPrjquota, Guarantee::CountsTheClone) => {
             assert_stops(f, &inner.join("log"), LIMIT);
         }
         (Setup::Full, Guarantee::EscapedByNestedSubvolumes) => write_random(&inner.join("log"), 2 * LIMIT),
@@ -186,7 +186,7 @@ pub(crate) fn quota_mode_can_be_switched(f: &Fixture) {
                 f.refused(Kind::Unsupported, f.fs().path(), || f.backend.set_quota_mode(mode));
             }
         }
-        Setup::None => {
+        Setup::None | Setup::Zstd => {
             for mode in [QuotaMode::Simple, QuotaMode::None, QuotaMode::Full, QuotaMode::None] {
                 switch(mode);
                 switch(mode);
@@ -198,7 +198,7 @@ pub(crate) fn quota_mode_can_be_switched(f: &Fixture) {
                 f.reclaim(&[]);
             }
         }
-        Setup::Simple | Setup::Full => {
+        Setup::Simple | Setup::ZstdSimple | Setup::Full => {
             switch(f.setup.mode());
             switch(QuotaMode::None);
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use reflinkd::Kind;
 use reflinkd::backend::{Access, Tree};
 
-use crate::fixture::{Fixture, Setup, entries};
+use crate::fixture::{Fixture, entries};
 use crate::forks::{changes, fill, write};
 use crate::nested::make_subvolume;
 use crate::support::digest::{assert_same, tree_digest};
@@ -180,7 +180,7 @@ pub(crate) fn a_limit_outlives_a_roll_back(f: &Fixture) {
     let was = Tree::new(f.place("was"), web.group());
     f.backend.roll_back(&kept, &web, Some(LIMIT), &was, &mut || Ok(())).expect("roll back");
     // Btrfs's simple quotas charge the group for what is kept.
-    let counted = if f.setup == Setup::Simple { 8 * MIB } else { 0 };
+    let counted = if f.setup.counts_simply() { 8 * MIB } else { 0 };
     let stops = |room: u64, name: &str| {
         let written = crate::support::fill(&web.root().join(name), 10 * LIMIT);
         let expected = room.saturating_sub(2 * MIB)..=room + f.setup.overhead();

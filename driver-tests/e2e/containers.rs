@@ -260,6 +260,7 @@ fn a_bundle_is_run_by_runc(ground: Ground) {
         serde_json::from_slice(&fs::read(bundle.join("config.json")).expect("read")).expect("JSON");
     assert_eq!(spec["annotations"]["org.opencontainers.image.stopSignal"], "SIGQUIT");
     assert_eq!(spec["root"]["path"], world.tree("c").to_str().expect("UTF-8"));
+    assert_eq!(spec["linux"]["resources"], json!({ "devices": [{ "allow": false, "access": "rwm" }] }));
     let id = format!("reflinkd-test-{}-{}", ground.filesystem(), std::process::id());
     let output = run("runc", &["run", "-b", directory, &id]);
     let lines: Vec<_> = output.lines().collect();

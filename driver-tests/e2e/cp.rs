@@ -1,9 +1,10 @@
 //! `cp`: what `docker cp` documents, case by case, and what is kept.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -24,6 +25,7 @@ on_btrfs_and_xfs! {
     a_directory_goes_where_dockers_table_has_it
     links_are_named_or_followed
     all_that_a_tree_has_is_kept
+    labels_of_selinux_stay_behind
     files_share_their_blocks_on_one_filesystem
     owners_are_whose_they_are_said_to_be
     a_read_only_container_is_only_copied_from
@@ -277,6 +279,32 @@ fn one_of_everything(at: &Path) {
     for path in ["d/file", "d/link", "fifo", "null", "holes", "acl", "d/e", "d", ""] {
         utimensat(CWD, at.join(path), &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).expect("utimens");
     }
+}
+
+/// As with `docker cp`: what is copied has the label of where it is, else a container couldn't read what it was given.
+fn labels_of_selinux_stay_behind(ground: Ground) {
+    const LABEL: &str = "security.selinux";
+    let c = Copying::on(ground);
+    let host = c.outside("host");
+    fs::create_dir(&host).expect("mkdir");
+    one_of_everything(&host);
+    let all = facts_of(&host);
+    let label = |path: &Path, label: &str| {
+        lsetxattr(path, LABEL, label.as_bytes(), XattrFlags::empty()).expect("setxattr");
+    };
+    for path in all.keys() {
+        label(&host.join(OsStr::from_bytes(path)), "system_u:object_r:user_home_t:s0\0");
+    }
+    c.cp(&["-a", arg(&host), "web1:/in"]);
+    assert_eq!(facts_of(&c.inside("in")), all);
+    label(&c.inside("in/d"), "system_u:object_r:container_file_t:s0\0");
+    c.cp(&["-a", "web1:/in", arg(&c.outside("out"))]);
+    assert_eq!(facts_of(&c.outside("out")), all);
+    // What is there already keeps its own.
+    c.cp(&["-a", &format!("{}/.", host.display()), "web1:/in"]);
+    let merged = facts_of(&c.inside("in"));
+    let with = merged.iter().filter(|(_, facts)| facts.xattrs.contains_key(LABEL.as_bytes()));
+    assert_eq!(with.map(|(path, _)| &path[..]).collect::<Vec<_>>(), [b"d"]);
 }
 
 fn all_that_a_tree_has_is_kept(ground: Ground) {

@@ -111,17 +111,40 @@ fn other_commands_make_a_store_in_place_or_name_init() {
         ok(&reflinkd(&root, &["ps"]));
         is(&root, made);
     }
-    for (host, name) in [(Host::XfsWithoutReflink, "xfs"), (Host::Ext4, "ext4"), (Host::Tmpfs, "tmpfs")] {
-        let fs = host.make();
-        let root = fs.path().join("store");
-        let answer = reflinkd(&root, &["ps"]);
+}
+
+/// Whatever is asked for: the answer names the filesystem and what to do, and nothing is left.
+fn refuses(host: Host, name: &str) {
+    let fs = host.make();
+    let root = fs.path().join("store");
+    for args in [&["ps"][..], &["create", "--image", "a", "b"], &["df"], &["gc"]] {
+        let answer = reflinkd(&root, args);
         let error = refused(&answer);
         for part in [&format!("it lies on {name}"), " init ", "--pool-fs xfs", "on Btrfs or XFS with --root"] {
             assert!(error.contains(part), "{part} is not in: {error}");
         }
-        assert!(!root.exists());
-        let left = fs::read_dir(fs.path()).expect("read").map(|entry| entry.expect("entry").file_name());
-        assert_eq!(left.filter(|name| name != "lost+found").count(), 0, "the attempt left nothing on {name}");
+    }
+    assert!(!root.exists());
+    let left = fs::read_dir(fs.path()).expect("read").map(|entry| entry.expect("entry").file_name());
+    assert_eq!(left.filter(|name| name != "lost+found").count(), 0, "they left nothing on {name}");
+}
+
+mod what_shares_no_blocks_is_refused {
+    use super::{Host, refuses};
+
+    #[test]
+    fn ext4() {
+        refuses(Host::Ext4, "ext4");
+    }
+
+    #[test]
+    fn tmpfs() {
+        refuses(Host::Tmpfs, "tmpfs");
+    }
+
+    #[test]
+    fn xfs_without_reflink() {
+        refuses(Host::XfsWithoutReflink, "xfs");
     }
 }
 

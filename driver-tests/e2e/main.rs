@@ -34,6 +34,10 @@ macro_rules! on_every_btrfs {
         fn inconsistent() {
             super::$case(Ground::Btrfs(QuotaSetup::Inconsistent));
         }
+        #[test]
+        fn zstd() {
+            super::$case(Ground::Zstd);
+        }
     };
 }
 

@@ -138,7 +138,7 @@ fn a_container_is_as_its_snapshot_again_and_what_it_was_is_kept(ground: Ground) 
     assert!(label.starts_with("a@20"), "a label is made of the time: {label}");
     world.ok(&["snapshot", "a", "before"]);
     assert_eq!(tree_digest(&world.tree("a@before")), then);
-    if let Ground::Btrfs(_) = ground {
+    if ground.filesystem() == "btrfs" {
         let refused = fs::write(world.tree("a@before").join("x"), "x").expect_err("a snapshot refuses writes");
         assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
     }
@@ -243,7 +243,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing(ground: Ground) {
     refused(&["rollback", "a", "s"], &format!("process {} (sleep) has its working directory there", user.id()));
     drop(user);
 
-    if let Ground::Btrfs(_) = ground {
+    if ground.filesystem() == "btrfs" {
         let inside = tree.join("inside");
         run("btrfs", &["subvolume", "create", inside.to_str().expect("UTF-8")]);
         refused(&["snapshot", "a", "t"], "holds subvolumes of its own: inside");

@@ -22,6 +22,8 @@ use crate::support::{Answer, LoopFs, MIB, QuotaSetup, Scratch, arg, reflinkd, re
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ground {
     Btrfs(QuotaSetup),
+    /// Btrfs that compresses what is written, without quotas.
+    Zstd,
     /// Without project quotas.
     Xfs,
     /// With them, which only few machines' kernels have: see e2e_vm.rs.
@@ -33,14 +35,14 @@ impl Ground {
 
     pub(crate) fn filesystem(self) -> &'static str {
         match self {
-            Self::Btrfs(_) => "btrfs",
+            Self::Btrfs(_) | Self::Zstd => "btrfs",
             Self::Xfs | Self::XfsPrjquota => "xfs",
         }
     }
 
     pub(crate) fn backend(self) -> &'static str {
         match self {
-            Self::Btrfs(_) => "btrfs",
+            Self::Btrfs(_) | Self::Zstd => "btrfs",
             Self::Xfs | Self::XfsPrjquota => "reflink",
         }
     }
@@ -50,7 +52,7 @@ impl Ground {
         match self {
             Self::Btrfs(QuotaSetup::Simple) => "simple-quota",
             Self::Btrfs(QuotaSetup::Full) => "qgroup",
-            Self::Btrfs(QuotaSetup::None | QuotaSetup::Inconsistent) | Self::Xfs => "extents",
+            Self::Btrfs(QuotaSetup::None | QuotaSetup::Inconsistent) | Self::Zstd | Self::Xfs => "extents",
             Self::XfsPrjquota => "project-quota",
         }
     }
@@ -61,7 +63,7 @@ impl Ground {
             Self::Btrfs(QuotaSetup::Simple) => "simple",
             Self::Btrfs(QuotaSetup::Full) => "full",
             Self::Btrfs(QuotaSetup::Inconsistent) => "inconsistent",
-            Self::Btrfs(QuotaSetup::None) | Self::Xfs => "none",
+            Self::Btrfs(QuotaSetup::None) | Self::Zstd | Self::Xfs => "none",
             Self::XfsPrjquota => "project",
         }
     }
@@ -79,7 +81,7 @@ impl Ground {
     /// A number of files or containers that takes its time on each, but not longer: a tree of XFS is cloned file by file.
     pub(crate) fn many(self, count: usize) -> usize {
         match self {
-            Self::Btrfs(_) => count,
+            Self::Btrfs(_) | Self::Zstd => count,
             Self::Xfs | Self::XfsPrjquota => count / 2,
         }
     }
@@ -109,6 +111,7 @@ impl World {
         require_root();
         let fs = match ground {
             Ground::Btrfs(quota) => LoopFs::btrfs(size, quota),
+            Ground::Zstd => LoopFs::btrfs_zstd(size, QuotaSetup::None),
             Ground::Xfs => LoopFs::xfs(size),
             Ground::XfsPrjquota => LoopFs::xfs_mounted(size, "prjquota"),
         };
@@ -178,7 +181,7 @@ impl World {
     /// Give metadata a block group of the size that the kernel picks. mkfs.btrfs with single metadata makes one of 8 MiB,
     /// of which the kernel reserves most: once data has taken all else, not even an empty filesystem can make a directory.
     pub(crate) fn with_room_for_metadata(self) -> Self {
-        if let Ground::Btrfs(_) = self.ground {
+        if self.ground.filesystem() == "btrfs" {
             run("btrfs", &["balance", "start", "-m", arg(self.fs.path())]);
         }
         self
@@ -204,7 +207,7 @@ impl World {
     /// All trees below the store: subvolumes by Btrfs's own program, or directories in places.
     pub(crate) fn all_trees(&self) -> Vec<String> {
         match self.ground {
-            Ground::Btrfs(_) => {
+            Ground::Btrfs(_) | Ground::Zstd => {
                 let list = run("btrfs", &["subvolume", "list", arg(self.fs.path())]);
                 let paths = list.lines().filter_map(|line| line.split(" path ").nth(1));
                 paths.filter(|path| path.contains("snapshots/")).map(str::to_string).collect()
@@ -220,7 +223,9 @@ impl World {
     pub(crate) fn remains(&self) -> Vec<String> {
         match self.ground {
             // With full qgroups a tree has no group but its subvolume's own, which goes with it.
-            Ground::Btrfs(QuotaSetup::None | QuotaSetup::Full | QuotaSetup::Inconsistent) => Vec::new(),
+            Ground::Btrfs(QuotaSetup::None | QuotaSetup::Full | QuotaSetup::Inconsistent) | Ground::Zstd => {
+                Vec::new()
+            }
             Ground::Btrfs(QuotaSetup::Simple) => {
                 let list = run("btrfs", &["qgroup", "show", arg(self.fs.path())]);
                 list.lines().filter(|line| line.starts_with("1/")).map(str::to_string).collect()
@@ -234,7 +239,7 @@ impl World {
     /// Make an empty tree where nobody expects one.
     pub(crate) fn make_tree(&self, path: &Path) {
         match self.ground {
-            Ground::Btrfs(_) => drop(run("btrfs", &["subvolume", "create", arg(path)])),
+            Ground::Btrfs(_) | Ground::Zstd => drop(run("btrfs", &["subvolume", "create", arg(path)])),
             Ground::Xfs | Ground::XfsPrjquota => fs::create_dir(path).expect("mkdir"),
         }
     }
@@ -242,7 +247,7 @@ impl World {
     /// Clone a tree by the filesystem's own means.
     pub(crate) fn clone_tree(&self, from: &Path, to: &Path) {
         match self.ground {
-            Ground::Btrfs(_) => run("btrfs", &["subvolume", "snapshot", arg(from), arg(to)]),
+            Ground::Btrfs(_) | Ground::Zstd => run("btrfs", &["subvolume", "snapshot", arg(from), arg(to)]),
             Ground::Xfs | Ground::XfsPrjquota => run("cp", &["-a", "--reflink=always", arg(from), arg(to)]),
         };
     }
@@ -251,7 +256,7 @@ impl World {
     pub(crate) fn check_root(&self) {
         let mode = fs::metadata(self.root()).expect("ROOT").permissions().mode();
         assert_eq!(mode & 0o7777, 0o700);
-        if let Ground::Btrfs(_) = self.ground {
+        if self.ground.filesystem() == "btrfs" {
             assert!(run("btrfs", &["subvolume", "show", arg(self.root())]).contains("store"));
         }
     }

@@ -51,6 +51,13 @@ impl LoopFs {
         fs
     }
 
+    /// The same, compressing what is written. Random data stay as long as they are, in extents of at most 128 KiB.
+    pub(crate) fn btrfs_zstd(size: u64, quota: QuotaSetup) -> Self {
+        let fs = Self::btrfs(size, quota);
+        run("mount", &["-o", "remount,compress=zstd", arg(&fs.mount)]);
+        fs
+    }
+
     /// ext4 of `size` bytes (sparse).
     pub(crate) fn ext4(size: u64) -> Self {
         Self::on_image("ext4", size, &["mkfs.ext4", "-q", "-F"], "loop")

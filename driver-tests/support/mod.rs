@@ -12,7 +12,7 @@ pub(crate) mod image;
 pub(crate) mod loopfs;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,12 +28,14 @@ pub(crate) const KIB: u64 = 1 << 10;
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
 
-/// Bytes of a file that takes its time to be read: 1 GiB, or what a machine that emulates its processor asks for.
+/// The first number, or where REFLINKD_EMULATED says that the processor is emulated, twenty times slower, the second.
+pub(crate) fn or_emulated(count: u64, emulated: u64) -> u64 {
+    if std::env::var_os("REFLINKD_EMULATED").is_some() { emulated } else { count }
+}
+
+/// Bytes of a file that takes its time to be read.
 pub(crate) fn large_file() -> u64 {
-    match std::env::var("REFLINKD_LARGE_FILE") {
-        Ok(bytes) => bytes.parse().expect("REFLINKD_LARGE_FILE is a number of bytes"),
-        Err(_) => GIB,
-    }
+    or_emulated(GIB, 32 * MIB)
 }
 
 /// Panics unless this is root on a machine with loop devices.
@@ -134,7 +136,7 @@ impl Drop for Process {
 /// That many bytes which no filesystem can compress or share.
 pub(crate) fn random_bytes(count: u64) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(count).expect("fits in memory")];
-    File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).expect("read /dev/urandom");
+    fastrand::fill(&mut bytes);
     bytes
 }
 

@@ -2,63 +2,105 @@
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
-from packages import loader
+from packages import Unavailable, loader
 
 # Long enough for a guest under KVM to come up and go down again, and short enough to try.
 PROBE_SECONDS = 15
-COMMAND_LINE = "console=ttyS0 panic=-1 quiet no_timer_check tsc=reliable random.trust_cpu=on"
-# All that QEMU can emulate, but for what makes a kernel choose what is slow here: strings copied byte by byte (erms, fsrm),
-# page tables of five levels (la57), and protections that end a block of emulated code at each change (smap, pku).
-EMULATED_CPU = "max,-erms,-fsrm,-la57,-smap,-pku"
+# All that the emulation can, but what tells the kernel that copying byte by byte (rep movsb) is fast: here it isn't.
+EMULATED_PROCESSOR = "max,-erms,-fsrm"
+COMMAND_LINE = "console=ttyS0 panic=-1 quiet no_timer_check tsc=reliable random.trust_cpu=on log_buf_len=4M"
 
 
 class Machine:
-    """QEMU of the unpacked packages below `root`."""
+    """QEMU of the unpacked packages below `root`, for a guest of the matrix, with its files in `work`."""
+
+    # Those that run, so that all can be ended; None from then on.
+    running = set()
+    lock = threading.Lock()
 
     def __init__(self, root, guest, work):
         self.root = root
         self.guest = guest
         self.work = work
 
-    def boot(self, accelerator, kernel, initramfs, disk_bytes, seconds, disks=()):
-        """Boot, wait for the end (at most `seconds`), and return what the second serial line said.
-
-        The guest has an empty scratch disk of so many bytes, and after it `disks`, images that stay as they are: what
-        it writes to those goes with it.
-        """
-        disk, console, output = (self.work / name for name in ("disk", "console.log", "output.log"))
-        for file in (disk, console, output):
-            file.unlink(missing_ok=True)
-        with open(disk, "wb") as file:
-            file.truncate(disk_bytes)
-        # x86-64's own cmpxchg16b is what older emulations get wrong.
-        cpu = "host" if accelerator == "kvm" else EMULATED_CPU
+    def command(self, accelerator, kernel, initramfs, cpus, disks=(), append=""):
+        """QEMU's command but for the second serial line. `disks` keep what they have: what a guest writes to them is lost."""
         command = [
             *loader(self.root), self.root / "usr/bin/qemu-system-x86_64",
             "-L", self.root / "usr/share/qemu", "-L", self.root / "usr/share/seabios",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35",
-            "-accel", accelerator, "-cpu", cpu, "-smp", str(self.guest["cpus"]), "-m", self.guest["memory"],
-            "-kernel", kernel, "-initrd", initramfs, "-append", COMMAND_LINE,
-            "-serial", f"file:{console}", "-serial", f"file:{output}",
-            "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe,discard=unmap",
+            "-accel", accelerator, "-cpu", "host" if accelerator == "kvm" else EMULATED_PROCESSOR,
+            "-smp", str(cpus), "-m", self.guest["memory"],
+            "-kernel", kernel, "-initrd", initramfs, "-append", f"{COMMAND_LINE} {append}".strip(),
+            "-serial", f"file:{self.work / 'console.log'}",
+            "-drive", f"file={self.work / 'disk'},format=raw,if=virtio,cache=unsafe,discard=unmap",
         ]
         for path in disks:
             command += ["-drive", f"file={path},format=raw,if=virtio,cache=unsafe,snapshot=on"]
+        return command
+
+    def start(self, command, disk_bytes, **streams):
+        """The process. The scratch disk is made for it, empty."""
+        with open(self.work / "disk", "wb") as file:
+            file.truncate(disk_bytes)
         environment = {"PATH": "/usr/bin:/bin", "HOME": "/", "TMPDIR": str(self.work)}
+        with self.lock:
+            if Machine.running is None:
+                raise Unavailable("told to end")
+            process = subprocess.Popen(command, env=environment, **streams)
+            Machine.running.add(process)
+        return process
+
+    def ended(self, process):
+        process.kill()
+        process.wait()
+        with self.lock:
+            if Machine.running is not None:
+                Machine.running.discard(process)
+        (self.work / "disk").unlink(missing_ok=True)
+
+    @classmethod
+    def end_all(cls):
+        """End all that run, and let no other begin."""
+        with cls.lock:
+            for process in Machine.running or ():
+                process.kill()
+            Machine.running = None
+
+    def boot(self, accelerator, kernel, initramfs, disk_bytes, seconds, disks=(), cpus=1, append=""):
+        """Boot, wait for the end (at most `seconds`), and return what the second serial line said, and what QEMU did.
+
+        The guest has an empty scratch disk of so many bytes, and after it `disks`.
+        """
+        console, output = (self.work / name for name in ("console.log", "output.log"))
+        for file in (console, output):
+            file.unlink(missing_ok=True)
+        command = [*self.command(accelerator, kernel, initramfs, cpus, disks, append), "-serial", f"file:{output}"]
+        process = self.start(command, disk_bytes, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
-            done = subprocess.run(command, timeout=seconds, env=environment, capture_output=True, text=True)
-            ended = done.stderr.strip() if done.returncode else ""
+            _, errors = process.communicate(timeout=seconds)
+            ended = errors.strip() if process.returncode else ""
         except subprocess.TimeoutExpired:
             ended = f"not done after {seconds} s, killed"
         finally:
-            disk.unlink(missing_ok=True)
+            self.ended(process)
         said = output.read_text(errors="replace").replace("\r", "") if output.exists() else ""
         return said, ended
 
-    def accelerator(self, kernel, initramfs):
-        """`kvm` or `tcg`, found by booting; remembered until this machine boots anew.
+    def talk(self, accelerator, kernel, initramfs, disk_bytes, cpus):
+        """Boot with the second serial line on this process's terminal; QEMU's exit status."""
+        command = [*self.command(accelerator, kernel, initramfs, cpus), "-serial", "mon:stdio"]
+        process = self.start(command, disk_bytes)
+        try:
+            return process.wait()
+        finally:
+            self.ended(process)
+
+    def accelerator(self, kernel, initramfs, cache):
+        """`kvm` or `tcg`, found by booting; remembered in the directory `cache` until this machine boots anew.
 
         The device node proves nothing: inside some virtual machines it is there, and no guest gets past its first
         instructions.
@@ -66,7 +108,7 @@ class Machine:
         if not os.access("/dev/kvm", os.R_OK | os.W_OK):
             return "tcg"
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        found = self.work / "accelerator"
+        found = cache / "accelerator"
         if found.exists() and found.read_text().split()[0] == boot:
             return found.read_text().split()[1]
         said, _ = self.boot("kvm", kernel, initramfs, 1 << 20, PROBE_SECONDS)

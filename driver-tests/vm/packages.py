@@ -2,7 +2,8 @@
 
 Each suite has an apt directory of its own below the cache, with an empty dpkg status: what is fetched is signed by
 Debian's keyring and has nothing to do with what this machine has installed. `vm-images/packages.lock` has the name,
-version and sha256 of each package by set (`kernel-6.12`, `guest`, `qemu`, `root-docker-20`); only `lock` ever asks for newer ones.
+version and sha256 of each package by set (`kernel-6.12`, `guest`, `qemu`, `root-docker-20`). Debian keeps no old versions:
+a set with one that is gone is resolved anew, which is said (docs/decisions/012).
 """
 
 import contextlib
@@ -32,6 +33,8 @@ class Packages:
         self.lock_file = lock_file
         self.cache = cache
         self.updated = set()
+        # Sets as they can be had, once asked for.
+        self.found = {}
         cache.mkdir(parents=True, exist_ok=True)
 
     def sets(self):
@@ -49,17 +52,15 @@ class Packages:
     def lock(self):
         """Resolve every set anew and write the lock file."""
         lines = []
-        for name, suite, security, wanted, patterns in self.sets():
-            self.update(suite, security)
-            found = [line for line in self.resolve(suite, wanted) if any(fnmatch.fnmatch(line[0], p) for p in patterns)]
-            if not found:
-                raise Unavailable(f"{suite} has nothing for {name} like {' '.join(patterns)}")
-            lines += [f"{name} {package} {version} {digest}\n" for package, version, digest in sorted(found)]
+        for name, *_ in self.sets():
+            lines += [f"{name} {package} {version} {digest}\n" for package, version, digest in self.resolve(name)]
         head = "# Written by `make vm-lock`: set, package, version, sha256.\n"
         self.lock_file.write_text(head + "".join(lines))
 
-    def resolve(self, suite, wanted):
-        """Package, version and sha256 of these packages with all that they depend on."""
+    def resolve(self, name):
+        """Package, version and sha256 of what a set has at present: what is asked for, with all that it depends on."""
+        _, suite, security, wanted, patterns = self.set(name)
+        self.update(suite, security)
         plan = self.apt(suite, "apt-get", "install", "-qq", "-y", "--no-install-recommends", "--simulate", *wanted)
         chosen = re.findall(r"^Inst (\S+) \((\S+) ", plan, re.MULTILINE)
         shown = self.apt(suite, "apt-cache", "show", *[f"{package}={version}" for package, version in chosen])
@@ -68,7 +69,10 @@ class Packages:
             fields = dict(re.findall(r"^(Package|Version|SHA256): (.*)$", record, re.MULTILINE))
             if fields:
                 digests[fields["Package"], fields["Version"]] = fields["SHA256"]
-        return [(package, version, digests[package, version]) for package, version in chosen]
+        kept = [(p, version) for p, version in chosen if any(fnmatch.fnmatch(p, pattern) for pattern in patterns)]
+        if not kept:
+            raise Unavailable(f"{suite} has nothing for {name} like {' '.join(patterns)}")
+        return sorted((package, version, digests[package, version]) for package, version in kept)
 
     # -- fetching
 
@@ -80,22 +84,43 @@ class Packages:
             raise Unavailable(f"{self.lock_file} has no packages for {name}: make vm-lock")
         return found
 
+    def set(self, name):
+        return next(found for found in self.sets() if found[0] == name)
+
+    def present(self, name):
+        """(package, version, sha256) of a set: what the lock file says, or if Debian has dropped any of that, what it has now."""
+        if name not in self.found:
+            _, suite, security, *_ = self.set(name)
+            locked = self.locked(name)
+            missing = [line for line in locked if not self.stored(line[2]).exists()]
+            gone = missing and self.gone(suite, security, missing)
+            self.found[name] = self.resolve(name) if gone else locked
+            for package, version in gone:
+                now = [f"{p} {v}" for p, v, _ in self.found[name] if p == package or len(self.found[name]) == 1]
+                print(f"   Debian {suite} has dropped {package} {version} of {name}; this run has {' '.join(now) or 'none'}: "
+                      "`make vm-lock` writes that down", flush=True)
+        return self.found[name]
+
+    def gone(self, suite, security, wanted):
+        """Those that the suite doesn't have any more."""
+        self.update(suite, security)
+        listed = self.apt(suite, "apt-cache", "madison", *[package for package, _, _ in wanted])
+        there = {tuple(part.strip() for part in line.split("|")[:2]) for line in listed.splitlines()}
+        return [(package, version) for package, version, _ in wanted if (package, version) not in there]
+
     def files(self, name):
         """The packages of a set, fetched if need be."""
-        suite, security = next((s[1], s[2]) for s in self.sets() if s[0] == name)
         with self.alone():
-            return self.fetch(suite, security, self.locked(name))
+            return self.fetch(name)
 
     def unpacked(self, name):
         """The directory that the packages of a set are unpacked in, fetched if need be."""
-        suite, security = next((s[1], s[2]) for s in self.sets() if s[0] == name)
-        locked = self.locked(name)
-        key = hashlib.sha256(repr(locked).encode()).hexdigest()[:16]
-        done = self.cache / f"{name}-{key}"
         with self.alone():
+            key = hashlib.sha256(repr(self.present(name)).encode()).hexdigest()[:16]
+            done = self.cache / f"{name}-{key}"
             if done.is_dir():
                 return done
-            files = self.fetch(suite, security, locked)
+            files = self.fetch(name)
             for old in self.cache.glob(f"{name}-*"):
                 if re.fullmatch(r"[0-9a-f]{16}(\.new)?", old.name.removeprefix(f"{name}-")):
                     shutil.rmtree(old)
@@ -112,11 +137,15 @@ class Packages:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def fetch(self, suite, security, locked):
-        store = self.cache / "debs"
-        store.mkdir(exist_ok=True)
-        missing = [line for line in locked if not (store / f"{line[2]}.deb").exists()]
+    def stored(self, digest):
+        return self.cache / "debs" / f"{digest}.deb"
+
+    def fetch(self, name):
+        _, suite, security, *_ = self.set(name)
+        wanted = self.present(name)
+        missing = [line for line in wanted if not self.stored(line[2]).exists()]
         if missing:
+            (self.cache / "debs").mkdir(exist_ok=True)
             print(f"   fetching {len(missing)} packages of Debian {suite}", flush=True)
             self.update(suite, security)
             fresh = self.cache / "fresh"
@@ -127,8 +156,8 @@ class Packages:
             for package, version, digest in missing:
                 if digest not in by_digest:
                     raise Unavailable(f"{package} {version} isn't what {self.lock_file} says: its sha256 differs")
-                by_digest[digest].rename(store / f"{digest}.deb")
-        return [store / f"{digest}.deb" for _, _, digest in locked]
+                by_digest[digest].rename(self.stored(digest))
+        return [self.stored(digest) for _, _, digest in wanted]
 
     # -- apt
 

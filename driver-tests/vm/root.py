@@ -6,7 +6,7 @@
     machine.boot(..., disks=[disk])                           # /dev/vdb; what the guest writes to it is lost
 
 The set `root-NAME` of packages.lock is unpacked, not installed: no maintainer script runs. What those would have made,
-and a lane needs, is in FILES and LINKS here, or made by the lane's program.
+and a lane needs, is in FILES and LINKS here, in policy.py, or made by the lane's program.
 """
 
 import fcntl
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import policy
 from packages import Unavailable, loader
 
 # Debian's one /usr, which its installer makes.
@@ -35,9 +36,10 @@ FREE_BYTES = 64 << 20
 
 
 def disk(packages, name):
-    """The image of [root.NAME]: made anew when its packages or this file change."""
-    locked = packages.locked(f"root-{name}")
-    key = hashlib.sha256(repr(locked).encode() + Path(__file__).read_bytes()).hexdigest()[:16]
+    """The image of [root.NAME]: made anew when its packages, this file or policy.py change."""
+    content = packages.present(f"root-{name}")
+    makers = b"".join(Path(module).read_bytes() for module in (__file__, policy.__file__))
+    key = hashlib.sha256(repr(content).encode() + makers).hexdigest()[:16]
     done = packages.cache / f"root-{name}-{key}.ext4"
     with open(packages.cache / "root.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -73,6 +75,7 @@ def fill(tree, debs):
             raise Unavailable(f"{deb} can't be unpacked")
     for name, text in FILES.items():
         (tree / name).write_text(text)
+    policy.write(tree)
     (tree / "tmp").chmod(0o1777)
 
 

@@ -1,8 +1,11 @@
 #!/bin/bash
-# Behind `make vmtest` and `make vm-lock`: what the virtual machines are made of, then vmtest.py.
+# Behind `make vmtest` and its like: what the virtual machines are made of, then vmtest.py.
 #
-#   K        kernels of vm-images/matrix.toml, or all; without it the matrix's default
+#   K        kernels of vm-images/matrix.toml; without it all
 #   FS       its cells; without it all
+#   LANE     its lanes; without it all, but none with FS
+#   run.sh quick   one boot of what the matrix has for it
+#   run.sh shell   a shell in the kernel K, with the filesystem FS at /mnt
 #   run.sh lock    asks Debian for the present packages, and writes vm-images/packages.lock
 
 . "$(dirname "$0")/../tools/lib.sh"
@@ -13,7 +16,8 @@ triple=x86_64-unknown-linux-musl
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] ||
     die "there are no keys here to check Debian's packages with" "apt-get install debian-archive-keyring"
 mkdir -p "$target"
-if [ "${1:-}" = lock ]; then exec python3 -B "$here/vmtest.py" --target "$target" --lock; fi
+action=${1:-}
+if [ "$action" = lock ]; then exec python3 -B "$here/vmtest.py" --target "$target" --lock; fi
 
 find_cargo
 missing=()
@@ -29,6 +33,7 @@ if ! [ -d "$(rustc --print target-libdir --target "$triple")" ]; then
 fi
 
 status=0
-python3 -B "$here/vmtest.py" --target "$target" --cargo "$cargo" --kernels "${K:-}" --cells "${FS:-}" || status=$?
+python3 -B "$here/vmtest.py" --target "$target" --cargo "$cargo" ${action:+"--$action"} \
+    --kernels "${K:-}" --cells "${FS:-}" --lanes "${LANE:-}" || status=$?
 give_back
 exit "$status"

@@ -1,21 +1,25 @@
 """The judge of what a guest said, the archives that a guest is made of, and the matrix itself."""
 
+import contextlib
 import fnmatch
+import io
 import os
 import sys
 import tempfile
 import tomllib
 import unittest
 from pathlib import Path
+from xml.etree import ElementTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import image  # noqa: E402
-import vmtest  # noqa: E402
+import plan  # noqa: E402
+import report  # noqa: E402
 from packages import Packages, Unavailable  # noqa: E402
 
 # Below target/, as all that the tests write.
-SCRATCH = Path(os.environ.get("CARGO_TARGET_DIR", vmtest.TOP / "target")) / "tmp"
-MATRIX = tomllib.loads((vmtest.IMAGES / "matrix.toml").read_text())
+SCRATCH = Path(os.environ.get("CARGO_TARGET_DIR", plan.TOP / "target")) / "tmp"
+MATRIX = plan.read()
 
 
 def said(text, status, done=True):
@@ -29,11 +33,11 @@ def result(passed, failed):
 
 
 class Judge(unittest.TestCase):
-    step = vmtest.Step("cell", "suite", ["word"])
-    probe = vmtest.Step("cell", "suite", ["one::test"], sign="Invalid argument")
+    step = plan.Step("cell", "suite", ("word",))
+    probe = plan.Step("cell", "suite", ("one::test",), sign="Invalid argument")
 
     def check(self, step, output, shown, failed):
-        outcome = vmtest.judge(step, output)
+        outcome = report.judge(step, output)
         self.assertEqual((outcome.shown, outcome.failed), (shown, failed))
 
     def test_a_step_passes_with_tests_that_passed(self):
@@ -65,15 +69,40 @@ class Judge(unittest.TestCase):
         other = said(result(5, 0), 0).replace("cell/suite", "cell/suite-two")
         self.check(self.step, other, "not run", True)
 
+    def test_tests_are_known_by_name(self):
+        text = "test a::b ... ok\ntest c has been running for over 60 seconds\ntest c ... FAILED\n" + result(1, 1)
+        self.assertEqual(report.judge(self.step, said(text, 101)).tests, [("a::b", True), ("c", False)])
+
+
+class Report(unittest.TestCase):
+    fine = report.Outcome("5 in 7 s", False, "", 7, 5, [("a", True), ("b", True)])
+    bad = report.Outcome("died", True, "\x1b[1mOops", 0, 0, [("a", True)])
+    lacking = report.Outcome("n/a", False, "", 1, 0, [("probe", False)], lacking=True)
+
     def test_the_table_has_a_row_for_each_kernel(self):
-        fine, bad = vmtest.Outcome("5 in 7 s", False, ""), vmtest.Outcome("died", True, "")
-        table = vmtest.table(["6.1", "6.12"], ["xfs"], {("6.1", "xfs"): [fine, fine], ("6.12", "xfs"): [bad]})
-        self.assertEqual(table.split("\n"), ["         xfs", "   6.1   5 in 7 s + 5 in 7 s", "   6.12  died"])
+        found = {("6.1", "xfs"): [self.fine, self.fine], ("6.12", "xfs"): [self.fine, self.bad],
+                 ("6.1", "ext4"): [self.lacking], ("6.12", "ext4"): [self.fine]}
+        table = report.table(["6.1", "6.12"], ["xfs", "ext4"], found)
+        self.assertEqual(table.split("\n"), ["         xfs         ext4", "   6.1   10 in 14 s  n/a", "   6.12  DIED        5 in 7 s"])
+
+    def test_junit_has_a_case_for_each_test_and_what_is_not_one(self):
+        step = plan.Step("xfs", "suite")
+        boot = plan.Boot("6.1", "6.1", (step,))
+        probe = plan.Step("simple", "suite", ("probe",), "Invalid argument")
+        xml = report.junit([(boot, [(step, self.fine), (step, self.bad), (probe, self.lacking)])], 2)
+        root = ElementTree.fromstring(xml)
+        facts = [(s.get("name"), s.get("tests"), s.get("failures"), s.get("skipped")) for s in root]
+        self.assertEqual(facts, [
+            ("6.1.xfs.suite", "2", "0", "0"), ("6.1.xfs.suite", "2", "1", "0"), ("6.1.simple.suite", "1", "0", "1"),
+        ])
+        self.assertEqual(root.get("retries"), "2")
+        self.assertEqual([case.get("name") for case in root[1]][:2], ["a", "died"])
+        self.assertEqual(root[1].find("system-out").text, "\ufffd[1mOops")
 
 
 class Matrix(unittest.TestCase):
     def test_names_are_known(self):
-        cargo = tomllib.loads((vmtest.TOP / "Cargo.toml").read_text())
+        cargo = tomllib.loads((plan.TOP / "Cargo.toml").read_text())
         there = {test["name"] for test in cargo["test"]}
         self.assertIn(MATRIX["default"], MATRIX["kernel"])
         for name, cell in MATRIX["cell"].items():
@@ -83,23 +112,72 @@ class Matrix(unittest.TestCase):
     def test_every_set_is_locked(self):
         SCRATCH.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=SCRATCH) as cache:
-            packages = Packages(MATRIX, vmtest.IMAGES / "packages.lock", Path(cache))
+            packages = Packages(MATRIX, plan.IMAGES / "packages.lock", Path(cache))
             for name, _, _, _, patterns in packages.sets():
                 for package, _, digest in packages.locked(name):
                     self.assertTrue(any(fnmatch.fnmatch(package, pattern) for pattern in patterns), package)
                     self.assertRegex(digest, "^[0-9a-f]{64}$")
 
+    def test_what_debian_has_dropped_is_replaced_and_said(self):
+        class Mirror(Packages):
+            """With a newer kernel than the lock file's."""
+
+            def update(self, suite, security):
+                pass
+
+            def apt(self, suite, program, *arguments, cwd=None):
+                new = "linux-image-6.12.999+deb13-cloud-amd64"
+                return {
+                    ("apt-cache", "madison"): f" {new} | 6.12.999-1 | mirror\n",
+                    ("apt-get", "install"): f"Inst {new} (6.12.999-1 Debian)\nInst kmod (34 Debian)\n",
+                    ("apt-cache", "show"): f"Package: {new}\nVersion: 6.12.999-1\nSHA256: 00ff\n\n"
+                                           "Package: kmod\nVersion: 34\nSHA256: 11\n",
+                }[program, arguments[0]]
+
+        SCRATCH.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=SCRATCH) as cache, io.StringIO() as said:
+            packages = Mirror(MATRIX, plan.IMAGES / "packages.lock", Path(cache))
+            with contextlib.redirect_stdout(said):
+                found = packages.present("kernel-6.12")
+            self.assertEqual(found, [("linux-image-6.12.999+deb13-cloud-amd64", "6.12.999-1", "00ff")])
+            ((name, version, _),) = packages.locked("kernel-6.12")
+            self.assertIn(f"has dropped {name} {version} of kernel-6.12; this run has {found[0][0]} 6.12.999-1", said.getvalue())
+
     def test_a_cell_that_a_kernel_lacks_runs_its_probe_alone(self):
-        (step,) = vmtest.steps_of(MATRIX, "6.1", ["btrfs-simple"])
+        (step,) = plan.steps_of(MATRIX, "6.1", ["btrfs-simple"])
         self.assertIn("Invalid argument", step.sign)
-        self.assertIn(" --exact btrfs_simple::", step.job({"conformance": "/tests/conformance"}))
-        self.assertGreater(len(vmtest.steps_of(MATRIX, "6.12", ["btrfs-simple"])), 1)
+        self.assertIn("/tests/conformance --exact btrfs_simple::", step.job)
+        self.assertGreater(len(plan.steps_of(MATRIX, "6.12", ["btrfs-simple"])), 1)
+
+    def test_each_kernel_is_booted_once_and_each_lane(self):
+        boots = plan.boots(MATRIX)
+        self.assertEqual([boot.name for boot in boots], [*MATRIX["kernel"], *MATRIX["lane"]])
+        self.assertEqual(boots[0].cells, list(MATRIX["cell"]))
+        names = [[boot.name for boot in plan.boots(MATRIX, *asked)] for asked in (("6.1",), ("6.1", "xfs"), ("", "", "docker"))]
+        self.assertEqual(names[0], ["6.1", *(name for name, lane in MATRIX["lane"].items() if lane["kernel"] == "6.1")])
+        self.assertEqual(names[1], ["6.1"])
+        self.assertEqual(names[2], [name for name in MATRIX["lane"] if name.startswith("docker-")])
+        with self.assertRaisesRegex(Unavailable, "no lane of selinux is on a kernel of 5.10"):
+            plan.boots(MATRIX, "5.10", "", "selinux")
+
+    def test_the_quick_run_is_one_boot(self):
+        (boot,) = plan.quick(MATRIX)
+        self.assertEqual(boot.kernel, MATRIX["default"])
+        self.assertTrue(boot.steps)
+
+    def test_lanes_are_whole(self):
+        for name, lane in MATRIX["lane"].items():
+            self.assertIn(lane["kernel"], MATRIX["kernel"], name)
+            self.assertIn(lane["root"], MATRIX["root"], name)
+            program = plan.TOP / "driver-tests/vm/lanes" / lane["program"]
+            self.assertTrue(os.access(program, os.X_OK), program)
 
     def test_who_asks_for_what_is_not_there_is_told(self):
-        self.assertEqual(vmtest.choose("b, a", ["a", "b", "c"], "cell"), ["a", "b"])
-        self.assertEqual(vmtest.choose("all", ["a", "b"], "cell"), ["a", "b"])
+        self.assertEqual(plan.choose("b, a", ["a", "b", "c"], "cell"), ["a", "b"])
+        self.assertEqual(plan.choose("all", ["a", "b"], "cell"), ["a", "b"])
+        self.assertEqual(plan.choose("btrfs", ["btrfs-none", "btrfs-full", "xfs"], "cell"), ["btrfs-none", "btrfs-full"])
         with self.assertRaisesRegex(Unavailable, "no cell d in .*: a b"):
-            vmtest.choose("a d", ["a", "b"], "cell")
+            plan.choose("a d", ["a", "b"], "cell")
 
 
 def unpack(data):

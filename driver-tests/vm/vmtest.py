@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Boot each kernel asked for, run each cell's tests in it, and say what came out.
 
-    vmtest.py --target target --cargo cargo [--kernels "6.12 newest"] [--cells "xfs btrfs-simple"]
+    vmtest.py --target target --cargo cargo [--kernels "6.12 newest"] [--cells "xfs btrfs-simple"] [--lanes docker-20]
+    vmtest.py --target target --cargo cargo --quick
+    vmtest.py --target target --cargo cargo --shell --kernels 6.1 --cells btrfs
     vmtest.py --target target --lock
 
 `vm-images/matrix.toml` says what there is. The exit status is 0 if every cell is as the matrix expects, with at
@@ -10,155 +12,148 @@ runnable are failures.
 """
 
 import argparse
-import re
+import os
 import signal
 import sys
 import time
-import tomllib
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import image
+import plan
+import report
+import root
 import tests
 from machine import Machine
 from packages import Packages, Unavailable
 
-TOP = Path(__file__).resolve().parents[2]
-IMAGES = TOP / "vm-images"
-# A step that hangs is ended by this; a busy machine that emulates may need a third of it.
-STEP_SECONDS = 1800
 BOOT_SECONDS = 300
 DISK_BYTES = 24 << 30
-# What the suites take for a large file where it is read twenty times slower.
-EMULATED_LARGE_FILE = 128 << 20
+# What the suites ask: where all is twenty times slower they take smaller files and fewer rounds.
+EMULATED = "export REFLINKD_EMULATED=1 CHANGES_SEED=0..2\n"
 
 
-@dataclass
-class Step:
-    """One test binary in one cell, and what it has to do there."""
+class Laboratory:
+    """What all boots share: packages, user space, tests, and how to run a guest here."""
 
-    cell: str
-    # A [[test]] of Cargo.toml, and words of which a test's name has to have one; all tests without any.
-    binary: str
-    filters: list
-    # For a kernel that lacks what the cell needs: the text that its failure has to have.
-    sign: str | None = None
+    def __init__(self, matrix, packages, work, built):
+        self.matrix, self.packages, self.work, self.built = matrix, packages, work, built
+        self.guest = packages.unpacked("guest")
+        self.qemu = packages.unpacked("qemu")
+        self.base = work / "base.cpio"
+        image.write_user_space(self.base, self.guest, matrix["guest"], plan.IMAGES)
+        # Guests that died before they began, and got another go.
+        self.retries = 0
+        self.accelerator = None
 
-    @property
-    def name(self):
-        return f"{self.cell}/{self.binary}"
+    def parts(self, boot):
+        """The kernel to boot, its initramfs so far, and the directory of the boot's own files."""
+        work = self.work / "boots" / boot.name
+        work.mkdir(parents=True, exist_ok=True)
+        kernel_root = self.packages.unpacked(f"kernel-{boot.kernel}")
+        modules = work / "modules.cpio"
+        wanted = [*self.matrix["guest"]["modules"], *((boot.lane or {}).get("modules", ()))]
+        image.write_modules(modules, kernel_root, wanted)
+        return image.kernel_image(kernel_root), [self.base, modules], work
 
-    def job(self, paths):
-        exact = ["--exact"] if self.sign else []
-        return " ".join(["step", self.name, str(STEP_SECONDS), paths[self.binary], *exact, *self.filters]) + "\n"
+    def find_accelerator(self, boot):
+        """Whether guests come up under KVM; tried with a boot that has nothing to do."""
+        kernel, parts, work = self.parts(boot)
+        job, initramfs = work / "job.cpio", work / "initramfs"
+        image.write_job(job, {}, "")
+        image.join(initramfs, [*parts, job])
+        self.accelerator = Machine(self.qemu, self.matrix["guest"], work).accelerator(kernel, initramfs, self.work)
 
+    def prepare(self, boot, script):
+        """Kernel, initramfs, machine and disks of a boot that is to do `script` after the common beginning."""
+        kernel, parts, work = self.parts(boot)
+        files, disks = self.built.files, []
+        if boot.lane:
+            files = root.files(plan.TOP, boot.lane, self.built.program)
+            disks = [root.disk(self.packages, boot.lane["root"])] if "root" in boot.lane else []
+        facts = self.matrix["kernel"][boot.kernel]
+        head = f"export MKFS_XFS='{facts.get('mkfs_xfs', '')}'\n"
+        if self.accelerator == "tcg":
+            head += EMULATED
+        job, initramfs = work / "job.cpio", work / "initramfs"
+        image.write_job(job, files, head + script)
+        image.join(initramfs, [*parts, job])
+        return kernel, initramfs, Machine(self.qemu, self.matrix["guest"], work), disks
 
-@dataclass
-class Outcome:
-    """What a step came to: `shown` in the table, `failed` for the exit status, `said` for whoever looks into it."""
-
-    shown: str
-    failed: bool
-    said: str
-
-
-def steps_of(matrix, kernel, cells):
-    """The steps of these cells on this kernel."""
-    steps = []
-    for name in cells:
-        cell = matrix["cell"][name]
-        if kernel in cell.get("lacking", ()):
-            steps.append(Step(name, cell["steps"][0][0], [cell["probe"]], cell["sign"]))
+    def run(self, boot, cpus):
+        """Boot, and judge what comes out: (step, outcome) of each step, and of what the kernel itself complained of."""
+        if boot.lane:
+            script = root.job(boot.name, boot.lane)
+            seconds = BOOT_SECONDS + boot.lane["seconds"]
         else:
-            steps += [Step(name, binary, filters) for binary, *filters in cell["steps"]]
-    return steps
+            script = f"disk {self.built.scratch}\n" + "".join(step.job for step in boot.steps)
+            seconds = BOOT_SECONDS + plan.STEP_SECONDS * len(boot.steps)
+        kernel, initramfs, machine, disks = self.prepare(boot, script)
+        append = (boot.lane or {}).get("append", "")
+        started = time.monotonic()
+        # A guest that dies before its first process says a word proves nothing about us, and gets another go.
+        for last in (False, True):
+            output, ended = machine.boot(
+                self.accelerator, kernel, initramfs, DISK_BYTES, seconds, disks=disks, cpus=cpus, append=append
+            )
+            if last or "@@ up " in output:
+                break
+            self.retries += 1
+            print(f"   {boot.name}: the guest died before its first process ({ended or 'panic or reset'}): once more", flush=True)
+        log = machine.work / "output.log"
+        print(f"   {boot.name}: {kernel.name}, {time.monotonic() - started:.0f} s; all that was said: {log}", flush=True)
+        if "@@ done" not in output:
+            console = machine.work / "console.log"
+            print(f"   {boot.name}: the guest died: {ended or 'panic or reset'}; its console: {console}", flush=True)
+        return [(step, report.judge(step, output)) for step in (*boot.steps, plan.KERNEL_LOG)]
 
 
-def judge(step, output):
-    """The outcome of a step, from what the guest said on its second serial line."""
-    _, begun, rest = output.partition(f"@@ begin {step.name}\n")
-    said, ended, tail = rest.partition(f"@@ end {step.name} ")
-    if not begun:
-        return Outcome("not run", True, "the guest ended before")
-    if not ended:
-        return Outcome("died", True, said)
-    status, seconds = (int(number) for number in tail.split(maxsplit=2)[:2])
-    counts = re.findall(r"^test result: \w+\. (\d+) passed; (\d+) failed", said, re.MULTILINE)
-    passed, failed = (sum(int(count[i]) for count in counts) for i in (0, 1))
-    if step.sign is not None:
-        lacking = status != 0 and passed == 0 and failed == 1 and step.sign in said
-        return Outcome("n/a" if lacking else "not n/a", not lacking, said)
-    if status == 0 and passed > 0 and failed == 0:
-        return Outcome(f"{passed} in {seconds} s", False, said)
-    why = {137: "killed"}.get(status, "no test" if passed + failed == 0 else f"{failed} of {passed + failed} failed")
-    return Outcome(f"{why}, {seconds} s", True, said)
+def run_all(laboratory, boots):
+    """All boots, as many at a time as there are processors; what came out, in the order of `boots`."""
+    processors = os.cpu_count() or 1
+    workers = min(len(boots), processors)
+    cpus = max(1, processors // workers)
+    print(f"   {len(boots)} boots by {laboratory.accelerator}, {workers} at a time, each with {cpus} processors", flush=True)
+    with ThreadPoolExecutor(workers) as pool:
+        # The longest first, so that none is left to run alone at the end.
+        order = sorted(boots, key=lambda boot: -len(boot.steps))
+        futures = {boot.name: pool.submit(laboratory.run, boot, cpus) for boot in order}
+        try:
+            return [(boot, futures[boot.name].result()) for boot in boots]
+        except BaseException:
+            # Such as being told to end: the machines that run are ended, those that wait never begin.
+            pool.shutdown(wait=False, cancel_futures=True)
+            Machine.end_all()
+            raise
 
 
-def table(kernels, cells, outcomes):
-    """Kernels x cells; `outcomes` by (kernel, cell): a list of what its steps came to."""
-    rows = [["", *cells]]
-    for kernel in kernels:
-        shown = (" + ".join(outcome.shown for outcome in outcomes[kernel, cell]) for cell in cells)
-        rows.append([kernel, *shown])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("   " + "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
+def conclude(matrix, work, results, retries):
+    """Print what failed and the table, write the JUnit file; the exit status."""
+    found = {}
+    for boot, outcomes in results:
+        for step, outcome in outcomes:
+            found.setdefault((boot.name, step.cell), []).append(outcome)
+            if outcome.failed:
+                print(f"\n== {boot.name} {step.name}: {outcome.shown}\n{outcome.said.strip()}")
+    print()
+    for lanes in (False, True):
+        rows = [boot for boot, _ in results if bool(boot.lane) == lanes]
+        if rows:
+            cells = list(dict.fromkeys(cell for boot in rows for cell in [*boot.cells, plan.KERNEL_LOG.cell]))
+            print(report.table([boot.name for boot in rows], cells, found))
+    file = work / "junit.xml"
+    file.write_text(report.junit(results, retries))
+    print(f"\n   {retries} guests died before they began and were booted again; JUnit: {file}")
+    return 1 if any(outcome.failed for _, outcomes in results for _, outcome in outcomes) else 0
 
 
-def choose(asked, there, what):
-    """The names asked for, in the matrix's order; all of them for `all`."""
-    wanted = asked.replace(",", " ").split()
-    unknown = [name for name in wanted if name not in there and name != "all"]
-    if unknown:
-        raise Unavailable(f"there is no {what} {' '.join(unknown)} in {IMAGES / 'matrix.toml'}: {' '.join(there)}")
-    return [name for name in there if name in wanted or "all" in wanted]
-
-
-def boot(machine, accelerator, kernel_file, initramfs, seconds):
-    """Boot once; a guest that dies before its first process says a word proves nothing about us, and gets another go."""
-    for last in (False, True):
-        output, ended = machine.boot(accelerator, kernel_file, initramfs, DISK_BYTES, seconds)
-        if last or "@@ up " in output:
-            return output, ended
-        print(f"   the guest died before its first process ({ended or 'panic or reset'}): once more", flush=True)
-
-
-def run_kernel(matrix, packages, work, kernel, cells, built):
-    """Boot one kernel; the outcomes by cell."""
-    guest, facts = matrix["guest"], matrix["kernel"][kernel]
-    roots = {name: packages.unpacked(name) for name in (f"kernel-{kernel}", "guest", "qemu")}
-    kernel_root = roots[f"kernel-{kernel}"]
-    kernel_file = image.kernel_image(kernel_root)
-    base, modules, job, initramfs = (work / f"{part}.cpio" for part in ("base", "modules", "job", "initramfs"))
-    image.write_user_space(base, roots["guest"], guest, IMAGES)
-    image.write_modules(modules, kernel_root, guest["modules"])
-    machine = Machine(roots["qemu"], guest, work)
-
-    image.write_job(job, {}, "")
-    image.join(initramfs, [base, modules, job])
-    accelerator = machine.accelerator(kernel_file, initramfs)
-
-    steps = steps_of(matrix, kernel, cells)
-    script = f"export MKFS_XFS='{facts.get('mkfs_xfs', '')}'\ndisk {built.scratch}\n"
-    if accelerator == "tcg":
-        script += f"export REFLINKD_LARGE_FILE={EMULATED_LARGE_FILE}\n"
-    script += "".join(step.job(built.paths) for step in steps)
-    image.write_job(job, built.files, script)
-    image.join(initramfs, [base, modules, job])
-    print(f"   {kernel}: {kernel_file.name} by {accelerator}, {len(steps)} steps", flush=True)
-    started = time.monotonic()
-    output, ended = boot(machine, accelerator, kernel_file, initramfs, BOOT_SECONDS + STEP_SECONDS * len(steps))
-    log = work / f"{kernel}.log"
-    log.write_text(output)
-    print(f"   {kernel}: {time.monotonic() - started:.0f} s; all that was said: {log}")
-    if "@@ done" not in output:
-        print(f"   {kernel}: the guest died: {ended or 'panic or reset'}; its console: {work / 'console.log'}")
-    found = {cell: [] for cell in cells}
-    for step in steps:
-        outcome = judge(step, output)
-        found[step.cell].append(outcome)
-        if outcome.failed:
-            print(f"\n== {kernel} {step.name}: {outcome.shown}\n{outcome.said.strip()}")
-    return found
+def shell(laboratory, boot, cell):
+    """A shell in the guest, on this terminal, with the cell's filesystem at /mnt."""
+    setup = laboratory.matrix["cell"][cell]["shell"]
+    script = "".join(f"{line}\n" for line in ["mkdir -p /mnt", *setup, "shell"])
+    kernel, initramfs, machine, disks = laboratory.prepare(boot, script)
+    print(f"   {boot.kernel}: {kernel.name} by {laboratory.accelerator}; `exit` ends it, Ctrl-A X kills it", flush=True)
+    return machine.talk(laboratory.accelerator, kernel, initramfs, DISK_BYTES, os.cpu_count() or 1)
 
 
 def main():
@@ -166,31 +161,40 @@ def main():
     parser.add_argument("--target", type=Path, required=True, help="cargo's target directory; all that is kept is in vm/")
     parser.add_argument("--cargo", default="cargo")
     parser.add_argument("--lock", action="store_true", help="resolve the packages anew and write packages.lock")
-    parser.add_argument("--kernels", default="", help="names from the matrix, or all; its default without any")
+    parser.add_argument("--quick", action="store_true", help="one boot of what the matrix has for it")
+    parser.add_argument("--shell", action="store_true", help="a shell in one kernel, with one cell's filesystem")
+    parser.add_argument("--kernels", default="", help="names from the matrix; all without any")
     parser.add_argument("--cells", default="", help="names from the matrix; all without any")
+    parser.add_argument("--lanes", default="", help="names from the matrix; all without any")
     arguments = parser.parse_args()
     # So that a QEMU that runs is ended, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    matrix = tomllib.loads((IMAGES / "matrix.toml").read_text())
+    matrix = plan.read()
     work = arguments.target.resolve() / "vm"
-    packages = Packages(matrix, IMAGES / "packages.lock", work)
+    packages = Packages(matrix, plan.IMAGES / "packages.lock", work)
     try:
         if arguments.lock:
             packages.lock()
             return 0
-        kernels = choose(arguments.kernels or matrix["default"], list(matrix["kernel"]), "kernel")
-        cells = choose(arguments.cells or "all", list(matrix["cell"]), "cell")
-        names = sorted({step.binary for kernel in kernels for step in steps_of(matrix, kernel, cells)})
-        built = tests.build(TOP, arguments.cargo, arguments.target, names, work)
-        outcomes = {}
-        for kernel in kernels:
-            found = run_kernel(matrix, packages, work, kernel, cells, built)
-            outcomes |= {(kernel, cell): found[cell] for cell in cells}
+        if arguments.quick:
+            boots = plan.quick(matrix)
+        elif arguments.shell:
+            boots = plan.boots(matrix, arguments.kernels or matrix["default"], arguments.cells or "btrfs")[:1]
+        else:
+            boots = plan.boots(matrix, arguments.kernels, arguments.cells, arguments.lanes)
+        names = {step.binary for boot in boots if not boot.lane for step in boot.steps}
+        built = tests.build(plan.TOP, arguments.cargo, arguments.target, sorted(names), work)
+        laboratory = Laboratory(matrix, packages, work, built)
+        laboratory.find_accelerator(boots[0])
+        if arguments.shell:
+            (boot,) = boots
+            there = [cell for cell in boot.cells if boot.kernel not in matrix["cell"][cell].get("lacking", ())]
+            return shell(laboratory, boot, there[0])
+        results = run_all(laboratory, boots)
     except Unavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n" + table(kernels, cells, outcomes))
-    return 1 if any(outcome.failed for found in outcomes.values() for outcome in found) else 0
+    return conclude(matrix, work, results, laboratory.retries)
 
 
 if __name__ == "__main__":

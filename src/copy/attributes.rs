@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::facts::{owner, times};
 use crate::sys::reflink::{self, Extras};
+use crate::sys::selinux::LABEL;
 use crate::{Context, Result};
 
 /// linux/limits.h: `XATTR_SIZE_MAX` and `XATTR_LIST_MAX`.
@@ -36,18 +37,25 @@ pub(crate) struct Attributes {
     me: Option<(Uid, Gid)>,
     /// Xattrs that the filesystem can't hold: left out and counted here, if it is to be so.
     unheld: Option<u64>,
+    /// Whether SELinux's label goes along. Else that of what is there stands, or what the policy gives to new inodes.
+    labels: bool,
     names: Vec<u8>,
     value: Vec<u8>,
 }
 
 impl Attributes {
     pub(crate) fn new(me: Option<(Uid, Gid)>) -> Self {
-        Self { me, unheld: None, names: vec![0; XATTR_MAX], value: vec![0; XATTR_MAX] }
+        Self { me, unheld: None, labels: true, names: vec![0; XATTR_MAX], value: vec![0; XATTR_MAX] }
     }
 
     /// Leave out xattrs that a filesystem has no place for, instead of failing.
     pub(crate) fn lenient(self) -> Self {
         Self { unheld: Some(0), ..self }
+    }
+
+    /// Leave SELinux's labels out: for copies in another place, whose files others may read than the source's.
+    pub(crate) fn without_labels(self) -> Self {
+        Self { labels: false, ..self }
     }
 
     /// How many were left out.
@@ -144,7 +152,9 @@ impl Attributes {
         };
         let names = self.names[..length].split(|&b| b == 0).filter(|name| !name.is_empty());
         // XFS lists each ACL a second time, as what it stores.
-        for name in names.filter(|name| !name.starts_with(b"trusted.SGI_ACL_")) {
+        let skipped =
+            |name: &[u8]| name.starts_with(b"trusted.SGI_ACL_") || (!self.labels && name == LABEL.as_bytes());
+        for name in names.filter(|name| !skipped(name)) {
             let why = |call: &str| format!("{call} its xattr {}", name.escape_ascii());
             let length = match get(name, &mut self.value) {
                 Err(Errno::NODATA | Errno::NOENT) => continue, // somebody removed it meanwhile

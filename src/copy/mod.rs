@@ -23,7 +23,8 @@
 //!
 //! Types, modes, times to the ns, xattrs with ACLs and capabilities, holes, and hard links within what is copied. Owners
 //! are kept, or all the same; in the second case set-user-ID and set-group-ID bits of files go with the owner that they
-//! spoke of. Blocks are shared where both sides can. Sockets are left out: nobody listens at a copy.
+//! spoke of. Blocks are shared where both sides can. Sockets are left out: nobody listens at a copy. So are labels of
+//! SELinux: a copy has the one that is given to what is made where it is.
 //!
 //! Files, links and devices are made under another name and renamed when they are whole: what stood there stays until
 //! then. Directories merge. A copy of a tree that fails leaves what was done so far.

@@ -54,7 +54,7 @@ pub fn copy(
         to,
         owner: owner.map(|(uid, gid)| (Uid::from_raw(uid), Gid::from_raw(gid))),
         descriptors: descriptors()?,
-        attributes: Attributes::new(None).lenient(),
+        attributes: Attributes::new(None).lenient().without_labels(),
         links: HashMap::new(),
         cancelled,
         copied: Copied::default(),

@@ -20,6 +20,7 @@ use crate::backend::btrfs::{Btrfs, root as subvolume};
 use crate::backend::reflink::Reflink;
 use crate::backend::{Backend, QuotaMode};
 use crate::store::{self, Identity, Lock};
+use crate::sys::selinux;
 use crate::{Context, Error, Kind, Result};
 
 /// How a store keeps its trees.
@@ -115,6 +116,7 @@ impl BackendKind {
 
     /// Make the store in a filesystem of its own, mounted at `root`, that has none.
     pub(super) fn fill_pool(self, root: &Path) -> Result<()> {
+        selinux::inherit(root).context(|| format!("label {}", root.display()))?;
         match self {
             Self::Btrfs => set_up_btrfs(root)?,
             Self::Reflink => Reflink::make(root)?,

@@ -6,6 +6,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use crate::sys::btrfs::{BtrfsFd, Create, subvol};
+use crate::sys::selinux;
 use crate::{Context, Error, Kind, Result};
 
 /// Make the subvolume `root`, root:root 0700; its parent directory must be there. An empty directory in its place is
@@ -21,6 +22,7 @@ pub fn make(root: &Path) -> Result<()> {
     let parent = BtrfsFd::open(parent).context(|| format!("open {}", parent.display()))?;
     subvol::subvol_create(&parent, name, &Create::default())
         .context(|| format!("BTRFS_IOC_SUBVOL_CREATE_V2 {}", root.display()))?;
+    selinux::inherit(root).context(|| format!("label {}", root.display()))?;
     rustix::fs::chmod(root, rustix::fs::Mode::RWXU).context(|| format!("chmod {}", root.display()))
 }
 

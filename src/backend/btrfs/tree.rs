@@ -12,6 +12,7 @@ use rustix::fs::{Mode, RenameFlags};
 use super::{Btrfs, Descendant};
 use crate::backend::{Access, Backend, Nested, QuotaMode, SizeMethod, Tree, Want};
 use crate::sys::btrfs::{BtrfsFd, Create, search, subvol};
+use crate::sys::selinux;
 use crate::{Context, Error, Kind, Result};
 
 /// Open the subvolume at `path`; `None` if there is nothing, or no directory around it.
@@ -65,6 +66,7 @@ impl Btrfs {
             // The kernel applies the umask and the caller's fsuid.
             rustix::fs::fchown(fd.as_fd(), Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT))
                 .context(|| format!("chown {}", root.display()))?;
+            selinux::inherit(&root).context(|| format!("label {}", root.display()))?;
             rustix::fs::fchmod(fd.as_fd(), Mode::from_raw_mode(0o755)).context(|| format!("chmod {}", root.display()))
         };
         finish().inspect_err(|_| self.undo(&root))

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Capability, LinuxNamespaceType, Mount, MountBuilder, RootBuilder, Spec, UserBuilder,
+    Capabilities, Capability, LinuxDeviceCgroupBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder,
+    Mount, MountBuilder, RootBuilder, Spec, UserBuilder,
 };
 
 use super::user::Identity;
@@ -87,6 +88,9 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<Vec<u8>> {
     }
     spec.set_mounts(Some(mounts));
 
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_resources(Some(no_devices().map_err(invalid)?));
+    }
     if parts.options.network == Network::Host
         && let Some(linux) = spec.linux_mut()
     {
@@ -130,6 +134,13 @@ fn capabilities(uid: u32) -> oci_spec::runtime::LinuxCapabilities {
     set.set_inheritable(Some(Capabilities::new()));
     set.set_ambient(Some(Capabilities::new()));
     set
+}
+
+/// Runtimes add the devices of each container (/dev/null and so on) to what is allowed. Without a rule all devices are:
+/// with `CAP_MKNOD`, which it has, a container would read and write the host's disks.
+fn no_devices() -> oci_spec::Result<LinuxResources> {
+    let rule = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
+    LinuxResourcesBuilder::default().devices([rule]).build()
 }
 
 fn bind(volume: &Volume) -> oci_spec::Result<Mount> {
