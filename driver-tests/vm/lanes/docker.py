@@ -6,7 +6,6 @@ emulates is twenty times slower. A ground is a filesystem with the quotas that i
 step is a test, in the words of a libtest; the first that fails ends its ground.
 """
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -57,17 +56,14 @@ address = "{run}/containerd.sock"
 """
 
 
-def containerd(run, log):
+# In dockerd's mount namespace: containers find their network's there.
+START = "containerd -c $0/containerd.toml >$1 2>&1 & shift; while ! [ -S $0/containerd.sock ]; do sleep 0.2; done; exec dockerd $*"
+
+
+def with_containerd(dockerd, run, log):
     """A containerd as Debian's service is: one that dockerd starts itself has to be up within 15 seconds."""
-    config = run / "containerd.toml"
-    config.write_text(CONTAINERD.format(run=run))
-    with open(log, "wb") as out:
-        process = subprocess.Popen(["containerd", "-c", config], stdout=out, stderr=out)
-    done = time.monotonic() + host.START_SECONDS
-    while not (run / "containerd.sock").exists():
-        if process.poll() is not None or time.monotonic() > done:
-            raise host.Failed("containerd doesn't start")
-        time.sleep(0.1)
+    (run / "containerd.toml").write_text(CONTAINERD.format(run=run))
+    dockerd.program = ["/bin/sh", "-c", START, run, log]
 
 
 class Tests:
@@ -104,10 +100,10 @@ def ground(tests, peer, name):
         plugin = host.Plugin(REFLINKD, fs, "store", run, logs[0])
         options = ["--containerd", run / "containerd.sock"]
         dockerd = host.Dockerd(peer, "reflinkd", fs.mnt / "docker", run, logs[2], plugin, options)
+        with_containerd(dockerd, run, logs[1])
 
         def start():
             plugin.__enter__()
-            containerd(run, logs[1])
             dockerd.start()
             return f"dockerd {peer.version}, reflinkd on {name}"
 
