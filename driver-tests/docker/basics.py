@@ -35,10 +35,14 @@ def asked(lane, kind, form, name):
     return lane.docker("inspect", "--type", kind, "-f", form, name)
 
 
+def bytes_written_by(lane, names):
+    """The exact numbers behind `ps -s`, and those with the image, by name."""
+    said = lane.docker("inspect", "-s", "--type", "container", "-f", "{{.SizeRw}} {{.SizeRootFs}}", *names)
+    return {name: tuple(map(int, line.split())) for name, line in zip(names, said.splitlines(), strict=True)}
+
+
 def bytes_written(lane, name):
-    """The exact number behind `ps -s`, and that with the image."""
-    own, whole = lane.docker("inspect", "-s", "--type", "container", "-f", "{{.SizeRw}} {{.SizeRootFs}}", name).split()
-    return int(own), int(whole)
+    return bytes_written_by(lane, [name])[name]
 
 
 def apparent(lane, layers):

@@ -70,9 +70,9 @@ def commit(lane):
     return "no layer without changes; else exactly the changes, and a container of it is the same tree"
 
 
-def build(lane, times=2):
+def build(lane, times=2, base=20):
     # A base that shows in the filesystem's use if it is stored twice.
-    layer = [*images.base_layer(), images.file("opt/big", os.urandom(20_000_000))]
+    layer = [*images.base_layer(), images.file("opt/big", os.urandom(base * 1_000_000))]
     lane.docker("import", "-c", "ENV PATH=/bin", "-", "big:1", input=images.tar_of(layer))
     context = lane.work / "context"
     context.mkdir(exist_ok=True)
@@ -91,7 +91,7 @@ def build(lane, times=2):
     expect(asked(lane, "image", "{{.Config.Labels.a}}", "app:1"), "b", "the label")
     lane.docker("rmi", "-f", *(f"app:{number}" for number in range(1, times + 1)), "big:1")
     lane.docker("image", "prune", "-f")
-    return f"the base's layers + 3, 0B for the rest; {times} images on a base of 20 MB take {grown} bytes"
+    return f"the base's layers + 3, 0B for the rest; {times} images on a base of {base} MB take {grown} bytes"
 
 
 def save(lane):

@@ -174,6 +174,7 @@ class Dockerd:
     def __init__(self, peer, driver, data, run, log, plugin=None, options=(), remap=False):
         self.peer, self.driver, self.data, self.run, self.log = peer, driver, data, run, log
         self.options, self.remap = list(options), remap
+        self.program = ["/usr/sbin/dockerd"]
         self.address = f"unix://{run}/docker.sock"
         self.etc = run / "etc"
         self.process = None
@@ -218,7 +219,7 @@ class Dockerd:
         command = [
             "unshare", "--mount", "--propagation", "slave", "--", "/bin/sh", "-ec", script, "sh",
             *[path for bind in binds for path in bind], "--",
-            "/usr/sbin/dockerd", "--data-root", self.data, "--exec-root", self.run / "exec", "-p", self.run / "pid",
+            *self.program, "--data-root", self.data, "--exec-root", self.run / "exec", "-p", self.run / "pid",
             "-H", self.address, "--storage-driver", self.driver, "--iptables=false", "--ip6tables=false",
             "--bridge=none", "--ip-masq=false", "--shutdown-timeout=1", *self.options, *more,
         ]

@@ -2,7 +2,7 @@
 
 import os
 
-from basics import RUN, asked, bytes_written, fails_without_trace, inside, once, removed, running
+from basics import RUN, asked, bytes_written, bytes_written_by, fails_without_trace, inside, once, removed, running
 from host import Failed, expect
 import images
 
@@ -14,17 +14,15 @@ def table(lane, step=10):
     for name in names:
         running(lane, name, "base:1")
     before = lane.fs.steady()
-    written = 0
-    for number, name in enumerate(names, 1):
-        own = number * step * 1_000_000
-        inside(lane, name, f"dd if=/dev/urandom of=/srv/data bs=1000000 count={number * step} 2>/dev/null")
-        written += own
-        expect(bytes_written(lane, name), (own, image + own), f"bytes of {name}")
+    own = {name: number * step * 1_000_000 for number, name in enumerate(names, 1)}
+    for name, size in own.items():
+        inside(lane, name, f"dd if=/dev/urandom of=/srv/data bs=1000000 count={size // 1_000_000} 2>/dev/null")
+    expect(bytes_written_by(lane, names), {name: (size, image + size) for name, size in own.items()}, "bytes written")
     shown = dict(line.split("\t") for line in lane.docker("ps", "-as", "--format", "{{.Names}}\t{{.Size}}").splitlines())
-    for number, name in enumerate(names, 1):
-        expect(shown[name].split(" (virtual ")[0], f"{number * step}MB", f"SIZE of {name}")
-        virtual = f"{(image + number * step * 1_000_000) / 1e6:.3g}MB"
-        expect(shown[name].split(" (virtual ")[1], f"{virtual})", f"virtual size of {name}")
+    for name, size in own.items():
+        expect(shown[name].split(" (virtual ")[0], f"{size // 1_000_000}MB", f"SIZE of {name}")
+        expect(shown[name].split(" (virtual ")[1], f"{(image + size) / 1e6:.3g}MB)", f"virtual size of {name}")
+    written = sum(own.values())
     grown = lane.fs.used() - before
     slack = written // 50 + (1 << 20)
     expect(abs(grown - written) <= slack, True, f"whether use grew by {written} bytes, 2 % and 1 MiB aside ({grown})")
