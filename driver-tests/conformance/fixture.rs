@@ -151,9 +151,9 @@ impl Setup {
     /// Most bytes that may be charged above the blocks written.
     pub(crate) fn overhead(self) -> u64 {
         match self {
-            // Directories; and where the kernel frees it only after a while, what is preallocated for one file's changes.
+            // Directories; and where the kernel frees it only after a while, what is preallocated for changes of two files.
             Self::XfsPrjquota if kernel_since(5, 11) => 16 * KIB,
-            Self::XfsPrjquota => (16 + 128) * KIB,
+            Self::XfsPrjquota => (16 + 2 * 128) * KIB,
             Self::Memory | Self::Xfs | Self::ReflinkOnBtrfs => 0,
             _ => 128 * KIB,
         }
