@@ -13,5 +13,5 @@ cd "$top"
 run "$cargo" fmt --all --check
 run "$cargo" clippy --locked --all-targets -- -D warnings
 # What only virtual machines run isn't among all targets.
-run "$cargo" clippy --locked --test conformance_vm --test e2e_vm -- -D warnings
+run "$cargo" clippy --locked --test conformance_vm --test e2e_vm --test changes_vm -- -D warnings
 give_back
