@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +16,24 @@ EMULATED_PROCESSOR = "max,-erms,-fsrm,-xsave,-avx,-avx2,-smap,-smep,-umip,-la57,
 COMMAND_LINE = "console=ttyS0 panic=-1 quiet no_timer_check tsc=reliable random.trust_cpu=on log_buf_len=4M"
 # The same of the kernel's own: guards against other programs, which there are none of.
 EMULATED_COMMAND_LINE = "mitigations=off init_on_alloc=0 apparmor=0 randomize_kstack_offset=off hardened_usercopy=off"
+
+
+def relay(process):
+    """Give standard input to a guest from when its shell is there, which would lose what comes before, and end the shell
+    with it; show what the guest says, until it ends."""
+    def speak():
+        for line in [*sys.stdin.buffer, b"\nexit\n"]:
+            # The line takes no more than a few bytes at a time.
+            process.stdin.write(line)
+            process.stdin.flush()
+
+    ready = False
+    for said in process.stdout:
+        sys.stdout.buffer.write(said.replace(b"\r", b""))
+        sys.stdout.flush()
+        if not ready and said.startswith(b"reflinkd ") and b"; the filesystem is at" in said:
+            ready = True
+            threading.Thread(target=speak, daemon=True).start()
 
 
 class Machine:
@@ -96,10 +115,14 @@ class Machine:
         return said, ended
 
     def talk(self, accelerator, kernel, initramfs, disk_bytes, cpus):
-        """Boot with the second serial line on this process's terminal; QEMU's exit status."""
-        command = [*self.command(accelerator, kernel, initramfs, cpus), "-serial", "mon:stdio"]
-        process = self.start(command, disk_bytes)
+        """Boot with the second serial line on this process's terminal, or its standard streams; QEMU's exit status."""
+        terminal = sys.stdin.isatty()
+        line = "mon:stdio" if terminal else "stdio"
+        command = [*self.command(accelerator, kernel, initramfs, cpus), "-serial", line]
+        process = self.start(command, disk_bytes, **({} if terminal else {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}))
         try:
+            if not terminal:
+                relay(process)
             return process.wait()
         finally:
             self.ended(process)
