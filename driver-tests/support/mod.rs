@@ -176,7 +176,7 @@ pub(crate) fn fill(path: &Path, most: u64) -> u64 {
         let errno = e.raw_os_error();
         assert!(errno == Some(libc::ENOSPC) || errno == Some(libc::EDQUOT), "write {}: {e}", path.display());
     };
-    let chunk = random_bytes(64 * KIB);
+    let mut chunk = random_bytes(64 * KIB);
     let mut written = 0;
     let mut file = match OpenOptions::new().append(true).create(true).open(path) {
         Ok(file) => file,
@@ -193,6 +193,8 @@ pub(crate) fn fill(path: &Path, most: u64) -> u64 {
                 return written;
             }
         }
+        // The same again would compress.
+        fastrand::fill(&mut chunk);
     }
     panic!("{} took {written} bytes and nothing refused", path.display());
 }
