@@ -11,7 +11,7 @@ need_compiler
 # mkfs.xfs for a pool of XFS), strace (no other product path runs another program), e2fsprogs (a root on ext4
 # is refused), tar, bsdtar and python3 (archives by others, and a second opinion of them).
 # Users of what we make: runc runs a bundle (with busybox in it), skopeo writes the images that we load.
-need_packages btrfs-progs xfsprogs e2fsprogs util-linux strace tar python3 libarchive-tools runc skopeo busybox-static
+need_packages attr btrfs-progs xfsprogs e2fsprogs util-linux strace tar python3 libarchive-tools runc skopeo busybox-static
 [ -e /dev/loop-control ] || modprobe loop || die "no loop devices here" "modprobe loop"
 grep -qw btrfs /proc/filesystems || modprobe btrfs || die "this kernel has no Btrfs" "modprobe btrfs"
 grep -qw xfs /proc/filesystems || modprobe xfs || die "this kernel has no XFS" "modprobe xfs"
