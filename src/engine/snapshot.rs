@@ -254,8 +254,14 @@ impl Engine {
             Some(snapshot) => self.store.get(snapshot.container)?,
             None => Some(record.clone()),
         };
-        let container = of.as_ref().and_then(Record::container).cloned();
-        container.ok_or_else(|| Error::new(Kind::Damaged, "there is no record of its container"))
+        if let Some(container) = of.as_ref().and_then(Record::container) {
+            return Ok(container.clone());
+        }
+        // Who removes a container removes its snapshots first.
+        Err(match self.store.get(record.uuid)? {
+            None => Error::new(Kind::NotFound, "it is gone"),
+            Some(_) => Error::new(Kind::Damaged, "there is no record of its container"),
+        })
     }
 
     fn find_snapshot(&self, container: &Record, label: &str) -> Result<Record> {
