@@ -95,9 +95,10 @@ class Packages:
             missing = [line for line in locked if not self.stored(line[2]).exists()]
             gone = missing and self.gone(suite, security, missing)
             self.found[name] = self.resolve(name) if gone else locked
-            for package, version in gone:
-                now = [f"{p} {v}" for p, v, _ in self.found[name] if p == package or len(self.found[name]) == 1]
-                print(f"   Debian {suite} has dropped {package} {version} of {name}; this run has {' '.join(now) or 'none'}: "
+            if gone:
+                dropped = ", ".join(f"{package} {version}" for package, version in gone)
+                new = ", ".join(f"{line[0]} {line[1]}" for line in self.found[name] if line not in locked)
+                print(f"   Debian {suite} has dropped {dropped} of {name}; this run has {new} in place of what was locked: "
                       "`make vm-lock` writes that down", flush=True)
         return self.found[name]
 

@@ -97,10 +97,10 @@ def quick(matrix):
 
 
 def choose(asked, there, what):
-    """The names asked for, in the matrix's order; all of them for `all`, and for `btrfs` each `btrfs-...`."""
+    """The names asked for, in the matrix's order; all of them for `all`, and for `btrfs`, which is none, each `btrfs-...`."""
     chosen = set()
     for word in asked.replace(",", " ").split():
-        found = {name for name in there if word in (name, "all") or name.startswith(f"{word}-")}
+        found = {word} if word in there else {name for name in there if word == "all" or name.startswith(f"{word}-")}
         if not found:
             raise Unavailable(f"there is no {what} {word} in {IMAGES / 'matrix.toml'}: {' '.join(there)}")
         chosen |= found

@@ -176,6 +176,7 @@ class Matrix(unittest.TestCase):
         self.assertEqual(plan.choose("b, a", ["a", "b", "c"], "cell"), ["a", "b"])
         self.assertEqual(plan.choose("all", ["a", "b"], "cell"), ["a", "b"])
         self.assertEqual(plan.choose("btrfs", ["btrfs-none", "btrfs-full", "xfs"], "cell"), ["btrfs-none", "btrfs-full"])
+        self.assertEqual(plan.choose("xfs", ["xfs-prjquota", "xfs"], "cell"), ["xfs"])
         with self.assertRaisesRegex(Unavailable, "no cell d in .*: a b"):
             plan.choose("a d", ["a", "b"], "cell")
 
