@@ -16,6 +16,8 @@ mod keyed;
 mod orphans;
 #[path = "engine/relatives.rs"]
 mod relatives;
+#[path = "engine/snapshots.rs"]
+mod snapshots;
 #[path = "engine/spares.rs"]
 mod spares;
 #[path = "engine/upgrade.rs"]

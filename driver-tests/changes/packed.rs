@@ -69,7 +69,7 @@ fn check(fixture: &Fixture, layer: &Tree, container: &Tree, empty: &Tree) {
     let expected = carried(&root);
     let (tar, packed) = layer_of(&root, &changes);
     assert!(layer_of(&root, &changes) == (tar.clone(), packed), "packing twice gives the same");
-    let counted = pack::file_bytes(&root, &delta::items(&changes), &|| false).expect("count");
+    let counted = pack::count(&root, &delta::items(&changes), &|| false).expect("count").file_bytes;
     assert_eq!(counted, packed.file_bytes, "counting them is reading them");
     pack::pack(&root, &delta::items(&changes), &IdMaps::default(), u64::MAX, &mut Checked(&root), &|| false)
         .expect("pack");

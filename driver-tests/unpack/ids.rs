@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use reflinkd::layer::pack::{Item, Packed, file_bytes, pack};
+use reflinkd::layer::pack::{Count, Item, Packed, count, pack};
 use reflinkd::layer::sink::Plain;
 use reflinkd::layer::{IdMaps, IdRange, Limits, Summary};
 use reflinkd::{Kind, Result};
@@ -146,7 +146,7 @@ fn random_layers_go_in_and_out() {
 
         let some = items(&root, || random.one_in(2));
         let (_, of_some) = packed(&root, &some, &maps).expect("pack");
-        assert_eq!(file_bytes(&root, &some, &|| false).expect("count"), of_some.file_bytes, "{}", about());
+        assert_eq!(count(&root, &some, &|| false).expect("count").file_bytes, of_some.file_bytes, "{}", about());
         for tree in [root, back, same] {
             fs::remove_dir_all(tree).expect("clean up");
         }
@@ -226,7 +226,7 @@ fn whatever_says_who_somebody_is_goes_in_and_out() {
     assert_eq!(seen("cap-root").1[capability], CAPABILITY, "the container's root needs no naming");
     assert_eq!(seen("cap-1000").1[capability], capability_of(1000));
     assert_eq!((seen("s").0, seen("device").0, seen("fifo").0), ((1000, 65_535), (1001, 0), (0, 1001)));
-    assert_eq!(file_bytes(&root, &items(&root, || true), &|| false).expect("count"), of_all.file_bytes);
+    assert_eq!(count(&root, &items(&root, || true), &|| false).expect("count").file_bytes, of_all.file_bytes);
 }
 
 /// A directory with an ACL for those below it, a merge, and inodes that have their owner already.
@@ -285,7 +285,7 @@ fn ids_that_no_range_has() {
     let error = packed(root.path(), &all, &maps()).expect_err("no such id");
     assert_eq!(error.kind(), Kind::Unsupported);
     assert_eq!(error.to_string(), format!("entry \"d/f\": {}", of("host user 1")));
-    assert_eq!(file_bytes(root.path(), &all, &|| false).expect("count"), 1, "which says nothing of owners");
+    assert_eq!(count(root.path(), &all, &|| false).expect("count").file_bytes, 1, "which says nothing of owners");
 }
 
 #[test]
@@ -298,14 +298,14 @@ fn bytes_are_counted_without_reading() {
     fs::File::create(path("sparse")).and_then(|file| file.set_len(3 << 30)).expect("lengthen");
     std::os::unix::fs::symlink("d/f", path("s")).expect("symlink");
     let make = |names: &[&str]| names.iter().map(|name| Item::Make((*name).into())).collect::<Vec<_>>();
-    let count = |names: &[&str]| file_bytes(root.path(), &make(names), &|| false);
+    let counted = |names: &[&str]| count(root.path(), &make(names), &|| false).expect("count");
     let all = ["", "d", "d/f", "g", "s", "sparse"];
-    assert_eq!(count(&all).expect("count"), 5 + (3 << 30));
+    assert_eq!(counted(&all), Count { file_bytes: 5 + (3 << 30), inodes: 5 }, "a file with two names is one");
     assert_eq!(packed(root.path(), &make(&all), &IdMaps::default()).expect("pack").1.file_bytes, 5 + (3 << 30));
-    assert_eq!(count(&["d/f"]).expect("count"), 5);
-    assert_eq!(count(&["gone", "gone/too", "d/f/no-directory", "g"]).expect("count"), 5);
-    assert_eq!(file_bytes(root.path(), &[Item::Hide("g".into())], &|| false).expect("count"), 0);
-    let error = file_bytes(root.path(), &make(&all), &|| true).expect_err("cancelled");
+    assert_eq!(counted(&["d/f"]), Count { file_bytes: 5, inodes: 1 });
+    assert_eq!(counted(&["gone", "gone/too", "d/f/no-directory", "g"]), Count { file_bytes: 5, inodes: 1 });
+    assert_eq!(count(root.path(), &[Item::Hide("g".into())], &|| false).expect("count"), Count::default());
+    let error = count(root.path(), &make(&all), &|| true).expect_err("cancelled");
     assert_eq!(error.kind(), Kind::Interrupted);
     assert_eq!(read(root.path())[&b"s"[..]].what, What::Symlink(b"d/f".to_vec()));
 }

@@ -26,6 +26,7 @@ impl Engine {
             let stage = match record.keyed().map(|keyed| &keyed.stage) {
                 Some(Stage::Reserved) => "reserved",
                 Some(Stage::Active) => "active",
+                Some(Stage::View) => "view",
                 Some(Stage::Committed { .. }) => "committed",
                 None => continue,
             };

@@ -339,6 +339,7 @@ impl Engine {
             return Err(e);
         }
         self.diff_sizes.forget(uuid);
+        self.usages.forget(uuid);
         self.store.finish_removal(held)
     }
 

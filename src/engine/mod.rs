@@ -17,6 +17,7 @@ pub mod bundle;
 pub mod census;
 pub mod commit;
 pub mod container;
+pub mod containerd;
 pub mod cp;
 pub mod delta;
 pub mod destroy;
@@ -59,7 +60,9 @@ pub struct Engine {
     cancelled: Arc<AtomicBool>,
     /// Whether a tree was removed that may still have to be cleaned up.
     removed: AtomicBool,
-    diff_sizes: keyed::DiffSizes,
+    diff_sizes: keyed::Counted<u64>,
+    usages: containerd::Usages,
+    claims: containerd::Claims,
 }
 
 impl Engine {

@@ -141,7 +141,9 @@ impl Engine {
             lock: entered.lock,
             cancelled: Arc::new(AtomicBool::new(false)),
             removed: AtomicBool::new(false),
-            diff_sizes: super::keyed::DiffSizes::default(),
+            diff_sizes: super::keyed::Counted::default(),
+            usages: super::containerd::Usages::default(),
+            claims: super::containerd::Claims::default(),
         })
     }
 }

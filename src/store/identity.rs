@@ -10,7 +10,7 @@ use super::files;
 use crate::{Context, Error, Kind, Result};
 
 /// The on-disk format that this program reads and writes. What each number brought is told in `upgrade`.
-pub const SCHEMA: u32 = 5;
+pub const SCHEMA: u32 = 6;
 
 const DIRECTORIES: [&str; 4] = ["snapshots", "images", "blobs", "blobs/sha256"];
 const LOCK_FILES: [&str; 8] = {

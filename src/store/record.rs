@@ -41,6 +41,18 @@ impl Owner {
         Self("docker".into())
     }
 
+    /// The containerd that has this name here.
+    #[must_use]
+    pub fn containerd(name: &str) -> Self {
+        Self(match name {
+            Self::FIRST_CONTAINERD => "containerd".into(),
+            name => format!("containerd/{name}"),
+        })
+    }
+
+    /// The name of the one that most hosts have.
+    pub const FIRST_CONTAINERD: &'static str = "default";
+
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -229,6 +241,30 @@ pub struct Keyed {
     /// The layer between it and its parent that has no tree of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<Init>,
+    /// Its client's, by key. Since schema 6.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// When its client last changed what is said here; `None` if that was when it was made. Since schema 6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated: Option<jiff::Timestamp>,
+}
+
+impl Keyed {
+    /// With nothing but a key.
+    #[must_use]
+    pub fn new(key: impl Into<String>, stage: Stage) -> Self {
+        Self {
+            key: key.into(),
+            stage,
+            size_limit: None,
+            label: None,
+            session: 0,
+            home: 0,
+            init: None,
+            labels: BTreeMap::new(),
+            updated: None,
+        }
+    }
 }
 
 /// How far a keyed tree has come.
@@ -239,8 +275,17 @@ pub enum Stage {
     Reserved,
     /// It is written to.
     Active,
-    /// It is as it stays: it has been unpacked, or something is based on it. Sizes as a [`Layer`]'s.
-    Committed { size: u64, size_method: String, apparent_size: u64 },
+    /// It is as it stays: it has been unpacked, or something is based on it. Sizes as a [`Layer`]'s; `inodes` it has beyond
+    /// its parent, if somebody wanted to know (since schema 6).
+    Committed {
+        size: u64,
+        size_method: String,
+        apparent_size: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        inodes: Option<u64>,
+    },
+    /// It shows its parent's tree, and has one only if it is based on nothing: an empty one. Since schema 6.
+    View,
 }
 
 /// What the client did in a tree that became another one's: Docker's `<container>-init`, whose tree goes on as the container's.
@@ -342,10 +387,19 @@ impl Record {
         self.container().is_some_and(|container| container.read_only)
     }
 
+    /// Whether its record is all there ever is of it.
+    pub(super) fn is_without_tree(&self) -> bool {
+        self.parent.is_some() && self.keyed().is_some_and(|keyed| keyed.stage == Stage::View)
+    }
+
     /// Whether it has a tree of its own.
     #[must_use]
     pub fn has_tree(&self) -> bool {
-        !self.is_view() && self.keyed().is_none_or(|keyed| keyed.stage != Stage::Reserved)
+        match self.keyed().map(|keyed| &keyed.stage) {
+            Some(Stage::Reserved) => false,
+            Some(Stage::View) => self.parent.is_none(),
+            Some(Stage::Active | Stage::Committed { .. }) | None => !self.is_view(),
+        }
     }
 
     /// Write the record beside the tree. Durable with the next commit of the filesystem.

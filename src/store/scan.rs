@@ -157,6 +157,7 @@ fn read_places(root: &Path) -> Result<Vec<(Record, State)>> {
         // A tree appears by one atomic and durable step, so a record with a tree is whole, whoever works on it now.
         let state = match record.content {
             Content::Work => State::Making,
+            _ if record.is_without_tree() => State::Ready,
             _ if !place.join("fs").exists() => State::Making,
             // The record says so before there is a second tree; the tree alone would be named by nobody.
             _ if record.replacing || place.join("fs.new").exists() => State::Replacing,

@@ -7,6 +7,7 @@
 //! | 3 | a tree can be a spare, and a container read-only, with the tree of its layer mounted in the place of one of its own. Schema 2 knew neither; its records mean the same in schema 3 |
 //! | 4 | a tree can be a snapshot of a container, and share its own data with relatives. A layer has beside it what its tar is made of again; layers of schema 3 don't, and can't be saved |
 //! | 5 | a tree can be one that the client of a front door knows by a key |
+//! | 6 | such a tree can show its parent's, and has labels |
 //!
 //! ```text
 //! ROOT/backup-schema-1/store.json      what is changed, as it was: kept until the store is destroyed
@@ -37,11 +38,12 @@ struct Step {
 }
 
 /// In order and without gaps: the last one leads to [`SCHEMA`].
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 5] = [
     Step { from: 1, apply: mark_replaced },
     Step { from: 2, apply: nothing },
     Step { from: 3, apply: nothing },
     Step { from: 4, apply: nothing },
+    Step { from: 5, apply: nothing },
 ];
 
 /// Bring the store at `root` up to [`SCHEMA`] if it has an older one; that older one. `None` if nothing was to be done:
@@ -159,7 +161,7 @@ fn mark_replaced(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// 2 to 5: the number alone keeps out programs that would take a spare for damage, a view for a tree, or the
+/// 2 to 6: the number alone keeps out programs that would take a spare for damage, a view for a tree, or the
 /// groups of snapshots for leftovers.
 fn nothing(_: &Path) -> Result<()> {
     Ok(())

@@ -76,6 +76,7 @@ fn keyed_rows(info: &KeyedInfo) -> Vec<KeyedRow> {
     let kind = match keyed.stage {
         Stage::Reserved => "reserved",
         Stage::Active => "container",
+        Stage::View => "view",
         Stage::Committed { .. } => "layer",
     };
     let init = keyed.init.as_ref().filter(|init| init.stands).map(|init| KeyedRow {

@@ -89,7 +89,7 @@ impl Engine {
     pub(in crate::engine) fn orphan_size(&self, record: &Record) -> Option<u64> {
         match record.keyed().map(|keyed| &keyed.stage) {
             Some(Stage::Committed { size, .. }) => Some(*size),
-            Some(Stage::Reserved) => Some(0),
+            Some(Stage::Reserved | Stage::View) => Some(0),
             Some(Stage::Active) | None => {
                 let wanted = Want { sync: false, apparent: false };
                 let measured = self.backend.measure(&[&self.tree(record)], wanted).ok()?;

@@ -1,5 +1,5 @@
 //! Sizes that were counted, for as long as the trees are as they were: who asks for all containers again and again (`docker
-//! ps -s`, `system df`) is told at once of those that nobody has touched.
+//! ps -s`, `system df`, a kubelet) is told at once of those that nobody has touched.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,17 +8,23 @@ use uuid::Uuid;
 
 use crate::backend::TreeState;
 
-/// By the tree: its state, and what it has beyond its init layer or parent.
-#[derive(Debug, Default)]
-pub(in crate::engine) struct DiffSizes(Mutex<HashMap<Uuid, (TreeState, u64)>>);
+/// By the tree: its state, and what it has beyond what it is compared with.
+#[derive(Debug)]
+pub(in crate::engine) struct Counted<T>(Mutex<HashMap<Uuid, (TreeState, T)>>);
 
-impl DiffSizes {
-    pub(super) fn get(&self, tree: Uuid, state: TreeState) -> Option<u64> {
+impl<T> Default for Counted<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Copy> Counted<T> {
+    pub(in crate::engine) fn get(&self, tree: Uuid, state: TreeState) -> Option<T> {
         let sizes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sizes.get(&tree).filter(|(then, _)| *then == state).map(|(_, size)| *size)
     }
 
-    pub(super) fn put(&self, tree: Uuid, state: TreeState, size: u64) {
+    pub(in crate::engine) fn put(&self, tree: Uuid, state: TreeState, size: T) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(tree, (state, size));
     }
 

@@ -7,8 +7,9 @@ use crate::backend::changes::{Changes, Comparison, walk};
 use crate::backend::{Access, CloneCost, Tree};
 use crate::engine::delta;
 use crate::engine::diff::{DiffLine, folded};
+use crate::layer::pack::{self, Count};
+use crate::layer::recipe;
 use crate::layer::sink::Plain;
-use crate::layer::{pack, recipe};
 use crate::store::{self, Init, Record, Stage};
 use crate::{Kind, Result};
 
@@ -45,7 +46,7 @@ impl Keyspace<'_> {
                 (Some(Stage::Committed { apparent_size, .. }), Against::Parent) => Ok(*apparent_size),
                 // What it is compared with first and last: with others it isn't worth keeping.
                 (Some(Stage::Active), Against::Init(_)) => self.counted_once(&record, &against),
-                _ => self.counted(&record, &against),
+                _ => Ok(self.counted(&record, &against)?.file_bytes),
             }
         };
         sized().map_err(|e| e.context(cannot_compare(key, parent)))
@@ -59,11 +60,11 @@ impl Keyspace<'_> {
             return Ok(size);
         }
         if engine.backend.clone_cost() != CloneCost::Constant || !engine.backend.nested(&tree)?.is_empty() {
-            return self.counted(record, against);
+            return Ok(self.counted(record, against)?.file_bytes);
         }
         self.with_still(record, |still| {
             let changes = self.compare(record, still, against)?;
-            let size = pack::file_bytes(&still.root(), &delta::items(&changes), &|| engine.is_cancelled())?;
+            let size = pack::count(&still.root(), &delta::items(&changes), &|| engine.is_cancelled())?.file_bytes;
             // On a full disk it may be the tree itself.
             if still.place() != tree.place()
                 && let Some(state) = engine.backend.state_of_fork(&tree, still)?
@@ -74,16 +75,16 @@ impl Keyspace<'_> {
         })
     }
 
-    /// The same of what the tree has beyond its parent.
-    pub(super) fn file_bytes(&self, record: &Record) -> Result<u64> {
+    /// What the tree has beyond its parent.
+    pub(in crate::engine) fn count(&self, record: &Record) -> Result<Count> {
         self.counted(record, &Against::Parent)
     }
 
-    fn counted(&self, record: &Record, against: &Against) -> Result<u64> {
+    fn counted(&self, record: &Record, against: &Against) -> Result<Count> {
         let tree = self.engine.tree(record);
-        let count = || -> Result<u64> {
+        let count = || -> Result<Count> {
             let items = delta::items(&self.feed(record, against)?);
-            pack::file_bytes(&tree.root(), &items, &|| self.engine.is_cancelled())
+            pack::count(&tree.root(), &items, &|| self.engine.is_cancelled())
         };
         for _ in 1..ATTEMPTS {
             match count() {
@@ -133,6 +134,11 @@ impl Keyspace<'_> {
         }
     }
 
+    /// What a tree that is the record's, or a fork of that, has beyond the record's parent.
+    pub(in crate::engine) fn since_parent(&self, record: &Record, tree: &Tree) -> Result<Changes> {
+        self.compare(record, tree, &Against::Parent)
+    }
+
     /// Compare a tree that is the record's, or a fork of that, as it is.
     fn compare(&self, record: &Record, tree: &Tree, against: &Against) -> Result<Changes> {
         let engine = self.engine;
@@ -151,7 +157,11 @@ impl Keyspace<'_> {
 
     /// Do something with a tree that nobody changes meanwhile: a fork where that is constant. Elsewhere it is the tree itself,
     /// whose user is stopped by our client if he wants one moment.
-    fn with_still<T>(&self, record: &Record, work: impl FnOnce(&Tree) -> Result<T>) -> Result<T> {
+    pub(in crate::engine) fn with_still<T>(
+        &self,
+        record: &Record,
+        work: impl FnOnce(&Tree) -> Result<T>,
+    ) -> Result<T> {
         let (engine, tree) = (self.engine, self.engine.tree(record));
         let committed = record.keyed().is_some_and(|keyed| matches!(keyed.stage, Stage::Committed { .. }));
         if committed || engine.backend.clone_cost() != CloneCost::Constant {

@@ -31,7 +31,7 @@ impl Keyspace<'_> {
             let tree = self.engine.tree(&record);
             let (charged, method) = match record.keyed().map(|keyed| &keyed.stage) {
                 Some(Stage::Committed { size, size_method, .. }) => (*size, size_method.clone()),
-                Some(Stage::Reserved) | None => (0, "none".into()),
+                Some(Stage::Reserved | Stage::View) | None => (0, "none".into()),
                 Some(Stage::Active) => {
                     let want = Want { sync: false, apparent: false };
                     let measured = self.engine.backend.measure(&[&tree], want)?;

@@ -18,7 +18,7 @@ use crate::engine::{delta, tree_at};
 use crate::layer::pack::{self, Item};
 use crate::layer::sink::Plain;
 use crate::layer::{self, IdMaps};
-use crate::store::{Content, Init, InitEntry, Keyed, New, NewGroup, Record, Stage, State, TreeKind};
+use crate::store::{Content, Init, InitEntry, Keyed, New, NewGroup, Owner, Record, Stage, State, TreeKind};
 use crate::sys::rooted;
 use crate::{Context, Error, Kind, Result};
 
@@ -41,8 +41,8 @@ pub(super) fn is_init_of(init: &str, key: &str) -> bool {
 
 /// The limit of a tree while only its client writes to it. An init layer has none yet: a limit that has no room for what dockerd
 /// puts into it is the container's, whose making fails where dockerd clears up.
-pub(super) fn limit_at_first(key: &str, limit: Option<u64>) -> Option<u64> {
-    limit.filter(|_| !key.ends_with(SUFFIX))
+pub(super) fn limit_at_first(keyed: &Keyed, owner: &Owner) -> Option<u64> {
+    keyed.size_limit.filter(|_| *owner != Owner::docker() || !keyed.key.ends_with(SUFFIX))
 }
 
 impl Keyspace<'_> {
@@ -175,9 +175,8 @@ impl Keyspace<'_> {
             for tar in [unpacked_layer(&init)?, self.unchanged_since(&init, held.record())?] {
                 layer::unpack(&mut tar.as_slice(), &tree.root(), limits, &|| engine.is_cancelled())?;
             }
-            let apparent_size = self.file_bytes(draft.record())?;
-            let (method, size) = engine.backend.seal(&tree)?;
-            let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size };
+            let count = self.count(draft.record())?;
+            let stage = self.committed(&tree, count)?;
             let own = Keyed { key: init.key.clone(), stage, size_limit: None, init: None, ..keyed.clone() };
             draft.set_content(Content::Keyed(own));
             let without =

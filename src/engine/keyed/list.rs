@@ -46,7 +46,7 @@ impl Engine {
             .filter_map(|record| {
                 let keyed = record.keyed()?;
                 let (size, method) = match &keyed.stage {
-                    Stage::Reserved => (0, None),
+                    Stage::Reserved | Stage::View => (0, None),
                     Stage::Committed { size, size_method, .. } => (*size, Some(size_method.clone())),
                     Stage::Active => sizes.get(&record.uuid).cloned().unwrap_or_default(),
                 };
@@ -86,6 +86,7 @@ impl Engine {
             });
             match &keyed.stage {
                 Stage::Reserved => usage.layers += 1,
+                Stage::View => usage.containers += 1,
                 Stage::Committed { size, .. } => {
                     usage.layers += 1;
                     usage.layers_size += size;

@@ -45,7 +45,7 @@ mod label;
 mod list;
 mod seal;
 
-pub(super) use cache::DiffSizes;
+pub(super) use cache::Counted;
 pub use facts::KeyedFacts;
 pub use list::KeyedInfo;
 
@@ -152,24 +152,26 @@ impl Keyspace<'_> {
             return Ok(());
         }
         let parent = new.parent.map(|parent| self.sealed(parent)).transpose()?;
-        let content = Content::Keyed(Keyed {
-            key: new.key.to_string(),
-            stage: stage.clone(),
+        let keyed = Keyed {
             size_limit: new.size_limit,
             label: new.label.or(parent.as_ref().and_then(label::of)).map(str::to_string),
             session: self.session,
             home: self.home,
-            init: None,
-        });
-        self.engine.with_room(|| self.make_tree(parent.as_ref(), &content, new))
+            ..Keyed::new(new.key, stage.clone())
+        };
+        self.engine.with_room(|| self.make_tree(parent.as_ref(), &keyed)).map(drop)
     }
 
-    fn make_tree(&self, parent: Option<&Record>, content: &Content, new: &NewKeyed<'_>) -> Result<()> {
+    /// Make what `keyed` says, on `parent`. Durable on return, unless it is only reserved.
+    ///
+    /// # Errors
+    /// `Exists` if others make or remove what has its key, or have died doing that; `NotFound` if the parent is gone.
+    pub(super) fn make_tree(&self, parent: Option<&Record>, keyed: &Keyed) -> Result<Record> {
         let (engine, uuid) = (self.engine, parent.map(|parent| parent.uuid));
-        let reserved = matches!(content, Content::Keyed(Keyed { stage: Stage::Reserved, .. }));
+        let content = Content::Keyed(keyed.clone());
         let spare = match uuid {
-            Some(parent) if !reserved && engine.keeps_spares() => {
-                engine.store.claim_spare(parent, &self.owner, content)?
+            Some(parent) if keyed.stage == Stage::Active && engine.keeps_spares() => {
+                engine.store.claim_spare(parent, &self.owner, &content)?
             }
             _ => None,
         };
@@ -179,21 +181,23 @@ impl Keyspace<'_> {
                 owner: self.owner.clone(),
                 parent: uuid,
                 group: NewGroup::Fresh,
-                content: content.clone(),
+                content,
             })?,
         };
-        let limit = init::limit_at_first(new.key, new.size_limit);
-        let made = match reserved {
-            true => Ok(()),
-            false if uuid.is_none() => {
+        let limit = init::limit_at_first(keyed, &self.owner);
+        let made = match &keyed.stage {
+            Stage::Reserved => Ok(()),
+            Stage::View if uuid.is_some() => engine.store.confirm(&draft),
+            _ if uuid.is_none() => {
                 let tree = tree_at(draft.place().to_path_buf(), draft.record());
                 self.make_tree_for(draft.record(), &tree, limit)
             }
-            false => engine.make_container(&draft, limit),
+            _ => engine.make_container(&draft, limit),
         };
-        let made = made.and_then(|()| if reserved { Ok(()) } else { self.labelled(draft.record(), parent) });
+        let has_tree = draft.record().has_tree();
+        let made = made.and_then(|()| if has_tree { self.labelled(draft.record(), parent) } else { Ok(()) });
         match made {
-            Ok(()) => engine.store.publish(draft).map(drop),
+            Ok(()) => engine.store.publish(draft),
             Err(e) => {
                 engine.discard(draft);
                 Err(e)
@@ -218,7 +222,7 @@ impl Keyspace<'_> {
     }
 
     /// The key of the tree that one is based on.
-    fn parent_key(&self, record: &Record) -> Result<Option<String>> {
+    pub(super) fn parent_key(&self, record: &Record) -> Result<Option<String>> {
         if let Some(init) = record.keyed().and_then(|keyed| keyed.init.as_ref()) {
             return Ok(Some(init.key.clone()));
         }
@@ -268,7 +272,7 @@ impl Keyspace<'_> {
         let tree = tree_at(held.place().to_path_buf(), held.record());
         // What a process left that died before the record said so.
         self.engine.backend.destroy(&tree)?;
-        self.make_tree_for(held.record(), &tree, init::limit_at_first(&keyed.key, keyed.size_limit))?;
+        self.make_tree_for(held.record(), &tree, init::limit_at_first(&keyed, &self.owner))?;
         let parent = held.record().parent.map(|parent| self.engine.store.get(parent)).transpose()?.flatten();
         self.labelled(held.record(), parent.as_ref())?;
         let amended =
@@ -341,6 +345,27 @@ impl Keyspace<'_> {
         }
     }
 
+    /// What is there by a key, once whoever makes or removes that has done so.
+    pub(super) fn get(&self, key: &str) -> Result<Option<Record>> {
+        Ok(self.look(key)?.filter(|(_, state)| state.is_live()).map(|(record, _)| record))
+    }
+
+    /// [`Keyspace::make_tree`] of a key that nobody has, whatever dead processes left there.
+    pub(super) fn make_new(&self, parent: Option<&Record>, keyed: &Keyed) -> Result<Record> {
+        for _ in 0..ATTEMPTS {
+            match self.engine.with_room(|| self.make_tree(parent, keyed)) {
+                Err(e) if e.kind() == Kind::Exists => {
+                    if self.get(&keyed.key)?.is_some() {
+                        return Err(e);
+                    }
+                    self.engine.tidy()?;
+                }
+                made => return made,
+            }
+        }
+        Err(self.stuck())
+    }
+
     /// All trees, oldest first.
     pub fn list(&self) -> Result<Vec<Record>> {
         let all = self.engine.store.list(TreeKind::Keyed)?;
@@ -368,15 +393,7 @@ impl Keyspace<'_> {
 
     fn find(&self, key: &str) -> Result<Option<Found>> {
         let store = &self.engine.store;
-        let look = || store.by_key(&self.owner, TreeKind::Keyed, key);
-        let found = match look()? {
-            Some((record, State::Making | State::Removing)) => {
-                store.wait_for(record.uuid)?;
-                look()?
-            }
-            found => found,
-        };
-        match found {
+        match self.look(key)? {
             Some((record, state)) if state.is_live() => Ok(Some(Found::Tree(record))),
             // What is still neither made nor removed is what a dead process left of it.
             Some(_) => Ok(None),
@@ -385,6 +402,12 @@ impl Keyspace<'_> {
                 None => Ok(self.lost(key)?.map(Found::Lost)),
             },
         }
+    }
+
+    /// Who has this key, once whoever makes or removes that has done so.
+    fn look(&self, key: &str) -> Result<Option<(Record, State)>> {
+        self.wait_for(key)?;
+        self.engine.store.by_key(&self.owner, TreeKind::Keyed, key)
     }
 
     /// Wait for who has this key at the moment.
@@ -401,7 +424,7 @@ impl Keyspace<'_> {
     }
 }
 
-fn check_key(key: &str) -> Result<()> {
+pub(super) fn check_key(key: &str) -> Result<()> {
     if key.is_empty() || key.len() > LONGEST_KEY || key.chars().any(char::is_control) {
         return Err(Error::new(Kind::Invalid, format!("{key:?} is no key")));
     }

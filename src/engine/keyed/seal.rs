@@ -2,6 +2,8 @@
 
 use super::Keyspace;
 use crate::Result;
+use crate::backend::Tree;
+use crate::layer::pack::Count;
 use crate::store::{Content, Keyed, Record, Stage};
 
 impl Keyspace<'_> {
@@ -14,6 +16,13 @@ impl Keyspace<'_> {
         }
     }
 
+    /// Make a tree one that stays as it is, with so much beyond its parent.
+    pub(in crate::engine) fn committed(&self, tree: &Tree, count: Count) -> Result<Stage> {
+        let (method, size) = self.engine.backend.seal(tree)?;
+        let Count { file_bytes: apparent_size, inodes } = count;
+        Ok(Stage::Committed { size, size_method: method.to_string(), apparent_size, inodes: Some(inodes) })
+    }
+
     fn seal(&self, record: &Record) -> Result<Record> {
         let mut held = self.engine.store.hold(record.uuid)?;
         let Some(keyed) = held.record().keyed().cloned() else { return Ok(held.record().clone()) };
@@ -21,9 +30,8 @@ impl Keyspace<'_> {
             return Ok(held.record().clone());
         }
         let tree = self.engine.tree(held.record());
-        let apparent_size = self.file_bytes(held.record())?;
-        let (method, size) = self.engine.backend.seal(&tree)?;
-        let stage = Stage::Committed { size, size_method: method.to_string(), apparent_size };
+        let count = self.count(held.record())?;
+        let stage = self.committed(&tree, count)?;
         let amended = Record { content: Content::Keyed(Keyed { stage, ..keyed }), ..held.record().clone() };
         self.engine.store.amend(&mut held, amended)?;
         Ok(held.record().clone())

@@ -121,22 +121,34 @@ pub fn pack(
     packer.end()
 }
 
-/// What [`Packed::file_bytes`] of the layer that `items` are would be: no file is opened, and what is gone counts as
-/// nothing.
+/// What a layer would have of a tree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// What [`Packed::file_bytes`] would be.
+    pub file_bytes: u64,
+    /// Inodes, each once, whatever its names.
+    pub inodes: u64,
+}
+
+/// Count what the layer that `items` are would have: no file is opened, and what is gone counts as nothing.
 ///
 /// # Errors
 /// Those of [`pack`] that come from the tree.
-pub fn file_bytes(root: &Path, items: &[Item], cancelled: &dyn Fn() -> bool) -> Result<u64> {
+pub fn count(root: &Path, items: &[Item], cancelled: &dyn Fn() -> bool) -> Result<Count> {
     let mut source = Source::open(root)?;
-    let (mut counted, mut bytes) = (HashSet::new(), 0_u64);
+    let (mut counted, mut count) = (HashSet::new(), Count::default());
     for path in items.iter().filter_map(|item| if let Item::Make(path) = item { Some(path) } else { None }) {
         check(cancelled)?;
         let Some(node) = source.node(path).map_err(|error| entry_error(path, error))? else { continue };
-        if node.kind == FileType::RegularFile && (!node.has_other_names() || counted.insert(node.id)) {
-            bytes = bytes.saturating_add(node.size);
+        if node.has_other_names() && !counted.insert(node.id) {
+            continue;
+        }
+        count.inodes += 1;
+        if node.kind == FileType::RegularFile {
+            count.file_bytes = count.file_bytes.saturating_add(node.size);
         }
     }
-    Ok(bytes)
+    Ok(count)
 }
 
 /// Write everything in the tree at `root`, the root directory itself first. The rest is as for [`pack`].
