@@ -12,7 +12,7 @@ use crate::fixture::World;
 use crate::support::image::tar_of;
 
 fn space(name: &str) -> Space {
-    Space { name: name.into(), size_limit: None }
+    Space { name: name.into(), size_limit: None, remap_ids: true }
 }
 
 fn snapshots(engine: &Engine) -> Snapshots<'_> {
@@ -169,14 +169,16 @@ fn maps_of_ids_come_with_the_mount() {
     let world = World::new();
     let engine = world.engine();
     let maps = labels(&[
-        ("containerd.io/snapshot/uidmapping", "0:100000:65536"),
+        ("containerd.io/snapshot/uidmapping", "0:100000:1000,1000:5:1"),
         ("containerd.io/snapshot/gidmapping", "0:200000:65536"),
     ]);
     let shown = snapshots(&engine).prepare("k", None, maps).expect("prepare");
-    assert_eq!(
-        (shown.uid_map.as_deref(), shown.gid_map.as_deref()),
-        (Some("0:100000:65536"), Some("0:200000:65536"))
-    );
+    let (users, groups) = (Some("0:100000:1000,1000:5:1"), Some("0:200000:65536"));
+    assert_eq!((shown.uid_map.as_deref(), shown.gid_map.as_deref()), (users, groups));
+    // A client that knows nothing of id-mapped mounts has changed the owners itself.
+    let space = Space { remap_ids: false, ..space("default") };
+    let shown = engine.snapshots_of(&space).mounts("k").expect("mounts");
+    assert_eq!((shown.uid_map, shown.gid_map), (None, None));
 }
 
 #[test]

@@ -54,6 +54,20 @@ pub(super) fn id(id: &str, whole: bool) -> String {
     if whole { id.to_string() } else { crate::engine::image::short(id).to_string() }
 }
 
+/// A client's key, with twelve digits of each ID in it: `default/3/sha256:0123456789ab`.
+pub(super) fn key(key: &str, whole: bool) -> String {
+    if whole {
+        return key.to_string();
+    }
+    let is_other = |c: char| !c.is_ascii_hexdigit();
+    let parts = key.split_inclusive(is_other).map(|part| {
+        let (digits, other) = part.split_at(part.trim_end_matches(is_other).len());
+        let shown = if digits.len() < 32 { digits } else { &digits[..12] };
+        [shown, other].concat()
+    });
+    parts.collect()
+}
+
 /// `text` cut to `width` characters, with an ellipsis where it was cut.
 pub(super) fn cut(text: &str, width: usize, whole: bool) -> String {
     if whole || text.chars().count() <= width {
@@ -65,6 +79,17 @@ pub(super) fn cut(text: &str, width: usize, whole: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_shown_with_short_ids() {
+        let id = "0123456789abcdef".repeat(4);
+        let shown = |text: &str| key(text, false);
+        assert_eq!(shown(&id), "0123456789ab");
+        assert_eq!(shown(&format!("default/3/sha256:{id}")), "default/3/sha256:0123456789ab");
+        assert_eq!(shown(&format!("{id}-init")), "0123456789ab-init");
+        assert_eq!(shown("k8s.io/12/extract-1234 über"), "k8s.io/12/extract-1234 über");
+        assert_eq!(key(&id, true), id);
+    }
 
     #[test]
     fn sizes_have_three_digits_and_decimal_units() {

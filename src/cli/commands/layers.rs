@@ -14,8 +14,8 @@ use crate::store::Stage;
 
 /// Show all layers as a tree: what each is, how big, and who shares it
 ///
-/// Below them the trees of Docker, by its own IDs: layers, containers, and the layer between a container and its image,
-/// which has no tree of its own.
+/// Below them the trees of Docker and containerd, by their own IDs: layers, containers, views, and the layer between one of
+/// Docker's containers and its image, which has no tree of its own.
 #[derive(clap::Args, Debug)]
 pub struct Layers {
     /// Whole IDs
@@ -50,7 +50,8 @@ struct KeyedRow {
     owner: String,
     /// The client's own ID
     key: String,
-    /// `reserved` (it has no tree yet), `layer`, `container`, or `init`: the layer between a container and its image
+    /// `reserved` (it has no tree yet), `layer`, `container`, `view` (it shows its parent), or `init`: the layer between a
+    /// container and its image
     kind: &'static str,
     /// Key of what it is based on
     parent: Option<String>,
@@ -124,9 +125,9 @@ impl Layers {
         let rows = keyed.iter().flat_map(keyed_rows).map(|row| {
             vec![
                 row.owner,
-                format::id(&row.key, self.no_trunc),
+                format::key(&row.key, self.no_trunc),
                 row.kind.to_string(),
-                row.parent.map_or_else(String::new, |parent| format::id(&parent, self.no_trunc)),
+                row.parent.map_or_else(String::new, |parent| format::key(&parent, self.no_trunc)),
                 row.size.map_or_else(String::new, format::size),
                 row.size_limit.map_or_else(String::new, format::size),
                 row.directory.map_or_else(String::new, |directory| directory.display().to_string()),

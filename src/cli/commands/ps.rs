@@ -5,13 +5,17 @@ use crate::backend::Want;
 use crate::cli::output::Format;
 use crate::engine::Engine;
 use crate::engine::image::familiar;
+use crate::engine::keyed::KeyedInfo;
 use crate::engine::usage::Sizes;
-use crate::store::Record;
+use crate::store::{Keyed, Record, Stage};
 use crate::{Error, Kind, Result};
 
 /// List containers
 #[derive(clap::Args, Debug)]
 pub struct Ps {
+    /// Also those of Docker and containerd, by their own keys: whatever they write to
+    #[arg(short, long)]
+    all: bool,
     /// Show what each container holds of its own, and with its image
     #[arg(short, long)]
     size: bool,
@@ -34,6 +38,8 @@ pub struct Ps {
 /// A row of `ps --format json`.
 #[derive(Serialize)]
 struct Row {
+    /// Whose it is: `cli`, the command line's
+    owner: String,
     /// 64 hexadecimal digits
     id: String,
     name: String,
@@ -66,6 +72,35 @@ struct SizeColumns {
     stale: bool,
 }
 
+/// A row of `ps --all --format json` for what a front door's client writes to.
+#[derive(Serialize)]
+struct ClientRow {
+    /// Whose it is: `docker`, `containerd` or `containerd/NAME`
+    owner: String,
+    /// The client's own key
+    id: String,
+    /// Key of what it is based on
+    parent: Option<String>,
+    /// RFC 3339
+    created: String,
+    labels: std::collections::BTreeMap<String, String>,
+    size_limit: Option<u64>,
+    /// Bytes charged on disk for its own data; only with --size
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_method: Option<String>,
+    #[serde(skip)]
+    age: jiff::Timestamp,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum AnyRow<'a> {
+    Own(&'a Row),
+    Client(&'a ClientRow),
+}
+
 impl Ps {
     pub fn run(self, engine: &Engine, out: &mut Output) -> Result<()> {
         let filters = self.filters.iter().map(|text| Filter::parse(text, engine)).collect::<Result<Vec<_>>>()?;
@@ -73,10 +108,9 @@ impl Ps {
         containers.retain(|record| filters.iter().all(|filter| filter.matches(record)));
         containers.reverse(); // the newest first, as Docker has it
         if self.quiet {
-            return containers
-                .iter()
-                .filter_map(Record::container)
-                .try_for_each(|container| out.line(format::id(&container.id, self.no_trunc)));
+            let own = containers.iter().filter_map(Record::container).map(|container| container.id.clone());
+            let others = self.clients(engine, &filters)?.into_iter().map(|row| row.id);
+            return own.chain(others).try_for_each(|id| out.line(format::id(&id, self.no_trunc)));
         }
         let rows: Vec<Row> = if self.size {
             let want = Want { sync: !self.no_sync, apparent: self.format == Format::Json };
@@ -85,6 +119,11 @@ impl Ps {
         } else {
             containers.iter().filter_map(|record| row(record, None, self.no_sync)).collect()
         };
+        let clients = self.clients(engine, &filters)?;
+        if self.all && self.format == Format::Json {
+            let rows = rows.iter().map(AnyRow::Own).chain(clients.iter().map(AnyRow::Client));
+            return out.json(&rows.collect::<Vec<_>>());
+        }
         let mut header = vec!["CONTAINER ID", "IMAGE", "CREATED", "NAME"];
         if self.size {
             header.extend(["SIZE", "VIRTUAL"]);
@@ -102,16 +141,61 @@ impl Ps {
             }
             cells
         })?;
+        if !clients.is_empty() {
+            out.line("")?;
+            self.client_table(clients, out)?;
+        }
         if self.no_sync && self.format == Format::Table {
             out.warn("sizes are stale: those of the filesystem's last commit");
         }
         Ok(())
+    }
+
+    /// What other owners write to, the newest first; nothing without `--all`. Sizes are as of the filesystem's last commit.
+    fn clients(&self, engine: &Engine, filters: &[Filter]) -> Result<Vec<ClientRow>> {
+        if !self.all {
+            return Ok(Vec::new());
+        }
+        let mut rows: Vec<_> =
+            engine.keyed_trees()?.into_iter().filter_map(|info| self.client_row(info, filters)).collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.age));
+        Ok(rows)
+    }
+
+    fn client_row(&self, info: KeyedInfo, filters: &[Filter]) -> Option<ClientRow> {
+        let keyed = info.record.keyed().filter(|keyed| keyed.stage == Stage::Active)?;
+        filters.iter().all(|filter| filter.matches_client(keyed)).then(|| ClientRow {
+            owner: info.record.owner.as_str().to_string(),
+            id: keyed.key.clone(),
+            parent: info.parent,
+            created: info.record.created.to_string(),
+            labels: keyed.labels.clone(),
+            size_limit: keyed.size_limit,
+            size: self.size.then_some(info.size),
+            size_method: info.method.filter(|_| self.size),
+            age: info.record.created,
+        })
+    }
+
+    fn client_table(&self, clients: Vec<ClientRow>, out: &mut Output) -> Result<()> {
+        let mut header = vec!["OWNER", "KEY", "PARENT", "CREATED"];
+        if self.size {
+            header.push("SIZE");
+        }
+        let rows = clients.into_iter().map(|row| {
+            let parent = row.parent.map_or_else(String::new, |parent| format::key(&parent, self.no_trunc));
+            let mut cells = vec![row.owner, format::key(&row.id, self.no_trunc), parent, format::ago(row.age)];
+            cells.extend(row.size.map(format::size));
+            cells
+        });
+        out.table(&header, rows.collect())
     }
 }
 
 fn row(record: &Record, sizes: Option<Sizes>, stale: bool) -> Option<Row> {
     let container = record.container()?;
     Some(Row {
+        owner: record.owner.as_str().to_string(),
         id: container.id.clone(),
         name: container.name.clone(),
         image: familiar(&container.image),
@@ -165,6 +249,16 @@ impl Filter {
             },
             _ => return Err(invalid()),
         })
+    }
+
+    fn matches_client(&self, keyed: &Keyed) -> bool {
+        match self {
+            Self::Name(text) => keyed.key.contains(text.as_str()),
+            Self::Id(prefix) => keyed.key.starts_with(prefix.as_str()),
+            Self::Image(_) => false,
+            Self::Label(key, None) => keyed.labels.contains_key(key),
+            Self::Label(key, Some(value)) => keyed.labels.get(key) == Some(value),
+        }
     }
 
     fn matches(&self, record: &Record) -> bool {

@@ -27,8 +27,8 @@
 //! (`containerd.io/snapshot.ref` says so) has no limit unless it has this label.
 //!
 //! # Ids
-//! With `containerd.io/snapshot/uidmapping` and `.../gidmapping` the mount is to be an id-mapped one: on disk are the ids of the
-//! image, whoever's container it is.
+//! With `containerd.io/snapshot/uidmapping` and `.../gidmapping` the mount is to be an id-mapped one, if the client relies on that
+//! (`remap-ids` among the capabilities that it was told of): on disk are the ids of the image, whoever's container it is.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -64,6 +64,9 @@ pub struct Space {
     pub name: String,
     /// Most bytes that a container may add for which no label says anything.
     pub size_limit: Option<u64>,
+    /// Whether mounts are to be id-mapped as labels say: only where the client relies on it, as one that doesn't has changed
+    /// the owners itself.
+    pub remap_ids: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +93,7 @@ pub struct SnapshotInfo {
 pub struct Shown {
     pub root: PathBuf,
     pub read_only: bool,
-    /// `CONTAINER:HOST:COUNT`, for an id-mapped mount.
+    /// `CONTAINER:HOST:COUNT`, for an id-mapped mount; several are joined by commas.
     pub uid_map: Option<String>,
     pub gid_map: Option<String>,
 }
@@ -110,7 +113,7 @@ pub struct Snapshots<'e> {
     engine: &'e Engine,
     keys: Keyspace<'e>,
     owner: Owner,
-    size_limit: Option<u64>,
+    space: Space,
 }
 
 impl Engine {
@@ -118,7 +121,7 @@ impl Engine {
     pub fn snapshots_of(&self, space: &Space) -> Snapshots<'_> {
         let owner = Owner::containerd(&space.name);
         let keys = self.keyspace(owner.clone(), 0, IdMaps::default());
-        Snapshots { engine: self, keys, owner, size_limit: space.size_limit }
+        Snapshots { engine: self, keys, owner, space: space.clone() }
     }
 }
 
@@ -139,7 +142,9 @@ impl Snapshots<'_> {
     fn make(&self, key: &str, parent: Option<&str>, stage: Stage, labels: Labels) -> Result<Shown> {
         let engine = self.engine;
         check_labels(&labels)?;
-        ids::check(&labels)?;
+        if self.space.remap_ids {
+            ids::check(&labels)?;
+        }
         let size_limit = if stage == Stage::Active { self.limit(&labels)? } else { None };
         engine.tidy()?;
         engine.make_room(None)?;
@@ -156,7 +161,7 @@ impl Snapshots<'_> {
 
     fn limit(&self, labels: &Labels) -> Result<Option<u64>> {
         let Some(text) = labels.get(MAX_SIZE) else {
-            return Ok(self.size_limit.filter(|_| !labels.contains_key(TARGET)));
+            return Ok(self.space.size_limit.filter(|_| !labels.contains_key(TARGET)));
         };
         let bytes = text.parse().ok().filter(|bytes| *bytes > 0);
         bytes.map(Some).ok_or_else(|| Error::new(Kind::Invalid, format!("{MAX_SIZE}={text} is no number of bytes")))
@@ -192,7 +197,8 @@ impl Snapshots<'_> {
         if !root.exists() {
             return Err(Error::new(Kind::Damaged, format!("its tree is missing at {}", root.display())));
         }
-        let (uid_map, gid_map) = ids::of(record.keyed().map(|keyed| &keyed.labels));
+        let labels = record.keyed().map(|keyed| &keyed.labels).filter(|_| self.space.remap_ids);
+        let (uid_map, gid_map) = ids::of(labels);
         Ok(Shown { root, read_only, uid_map, gid_map })
     }
 
