@@ -275,12 +275,13 @@ pub enum Stage {
     Reserved,
     /// It is written to.
     Active,
-    /// It is as it stays: it has been unpacked, or something is based on it. Sizes as a [`Layer`]'s; `inodes` it has beyond
-    /// its parent, if somebody wanted to know (since schema 6).
+    /// It is as it stays: it has been unpacked, or something is based on it. Sizes as a [`Layer`]'s, and `inodes` that it has
+    /// beyond its parent: what nobody wanted to know yet is `None` (since schema 6).
     Committed {
         size: u64,
         size_method: String,
-        apparent_size: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        apparent_size: Option<u64>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         inodes: Option<u64>,
     },

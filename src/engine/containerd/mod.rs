@@ -222,7 +222,8 @@ impl Snapshots<'_> {
             }
             self.check_base(held.record(), parent)?;
             let tree = engine.tree(held.record());
-            let stage = self.keys.committed(&tree, self.keys.count(held.record())?)?;
+            // Counted when somebody asks: most never do, and it is as it stays.
+            let stage = self.keys.committed(&tree, None)?;
             let now = jiff::Timestamp::now();
             let keyed = Keyed { label: keyed.label, labels: labels.clone(), ..Keyed::new(name, stage) };
             let record = Record { created: now, content: Content::Keyed(keyed), ..held.record().clone() };

@@ -3,10 +3,8 @@
 
 use super::{Snapshots, stage_of};
 use crate::backend::{CloneCost, Want};
-use crate::engine::delta;
 use crate::engine::keyed::Counted;
-use crate::layer::pack;
-use crate::store::{Record, Stage};
+use crate::store::{Content, Keyed, Record, Stage};
 use crate::{Context, Result};
 
 /// See the module.
@@ -25,12 +23,33 @@ impl Snapshots<'_> {
         let used = || -> Result<_> {
             let record = self.record(key)?;
             match stage_of(&record)? {
-                Stage::Committed { size, inodes: Some(inodes), .. } => Ok(Usage { size: *size, inodes: *inodes }),
+                Stage::Committed { size, inodes, .. } => {
+                    let inodes = inodes.map_or_else(|| self.count_for_good(&record), Ok)?;
+                    Ok(Usage { size: *size, inodes })
+                }
                 Stage::View | Stage::Reserved => Ok(Usage::default()),
-                Stage::Active | Stage::Committed { .. } => self.measured(&record),
+                Stage::Active => self.measured(&record),
             }
         };
         used().context(|| format!("cannot tell what {key} uses"))
+    }
+
+    /// The inodes of a committed snapshot, of which its record tells from now on.
+    fn count_for_good(&self, record: &Record) -> Result<u64> {
+        let engine = self.engine;
+        let count = self.keys.with_still(record, |tree| self.keys.counted_in(record, tree))?;
+        let told = engine.store.update(record.uuid, |record| {
+            if let Content::Keyed(Keyed { stage: Stage::Committed { apparent_size, inodes, .. }, .. }) =
+                &mut record.content
+            {
+                (*apparent_size, *inodes) = (Some(count.file_bytes), Some(count.inodes));
+            }
+            Ok(())
+        });
+        if let Err(e) = told {
+            tracing::debug!("what {} holds has to be counted again: {e}", record.uuid);
+        }
+        Ok(count.inodes)
     }
 
     fn measured(&self, record: &Record) -> Result<Usage> {
@@ -47,9 +66,7 @@ impl Snapshots<'_> {
             return Ok(Usage { size: size(true)?, inodes: self.keys.count(record)?.inodes });
         }
         self.keys.with_still(record, |still| {
-            let changes = self.keys.since_parent(record, still)?;
-            let cancelled = || engine.is_cancelled();
-            let inodes = pack::count(&still.root(), &delta::items(&changes), &cancelled)?.inodes;
+            let inodes = self.keys.counted_in(record, still)?.inodes;
             // On a full disk it may be the tree itself. Otherwise making it was a commit.
             let is_fork = still.place() != tree.place();
             let usage = Usage { size: size(!is_fork)?, inodes };

@@ -91,7 +91,7 @@ impl Keyspace<'_> {
         }
         let label = self.label_layer(work.record(), keyed.label.as_deref())?;
         let (method, size) = engine.backend.seal(&tree)?;
-        let (size_method, apparent_size) = (method.to_string(), summary.bytes);
+        let (size_method, apparent_size) = (method.to_string(), Some(summary.bytes));
         let stage = Stage::Committed { size, size_method, apparent_size, inodes: None };
         work.set_content(Content::Keyed(Keyed { stage, label, ..keyed }));
         if begun {

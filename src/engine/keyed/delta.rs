@@ -43,7 +43,7 @@ impl Keyspace<'_> {
         let sized = || -> Result<u64> {
             let (record, against) = self.compared(key, parent)?;
             match (record.keyed().map(|keyed| &keyed.stage), &against) {
-                (Some(Stage::Committed { apparent_size, .. }), Against::Parent) => Ok(*apparent_size),
+                (Some(Stage::Committed { apparent_size: Some(size), .. }), Against::Parent) => Ok(*size),
                 // What it is compared with first and last: with others it isn't worth keeping.
                 (Some(Stage::Active), Against::Init(_)) => self.counted_once(&record, &against),
                 _ => Ok(self.counted(&record, &against)?.file_bytes),
@@ -63,8 +63,8 @@ impl Keyspace<'_> {
             return Ok(self.counted(record, against)?.file_bytes);
         }
         self.with_still(record, |still| {
-            let changes = self.compare(record, still, against)?;
-            let size = pack::count(&still.root(), &delta::items(&changes), &|| engine.is_cancelled())?.file_bytes;
+            let items = delta::items(&self.compare(record, still, against)?);
+            let size = pack::count(&still.root(), &items, &|| engine.is_cancelled())?.file_bytes;
             // On a full disk it may be the tree itself.
             if still.place() != tree.place()
                 && let Some(state) = engine.backend.state_of_fork(&tree, still)?
@@ -135,8 +135,9 @@ impl Keyspace<'_> {
     }
 
     /// What a tree that is the record's, or a fork of that, has beyond the record's parent.
-    pub(in crate::engine) fn since_parent(&self, record: &Record, tree: &Tree) -> Result<Changes> {
-        self.compare(record, tree, &Against::Parent)
+    pub(in crate::engine) fn counted_in(&self, record: &Record, tree: &Tree) -> Result<Count> {
+        let items = delta::items(&self.compare(record, tree, &Against::Parent)?);
+        pack::count(&tree.root(), &items, &|| self.engine.is_cancelled())
     }
 
     /// Compare a tree that is the record's, or a fork of that, as it is.

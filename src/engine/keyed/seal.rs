@@ -17,10 +17,10 @@ impl Keyspace<'_> {
     }
 
     /// Make a tree one that stays as it is, with so much beyond its parent.
-    pub(in crate::engine) fn committed(&self, tree: &Tree, count: Count) -> Result<Stage> {
+    pub(in crate::engine) fn committed(&self, tree: &Tree, count: Option<Count>) -> Result<Stage> {
         let (method, size) = self.engine.backend.seal(tree)?;
-        let Count { file_bytes: apparent_size, inodes } = count;
-        Ok(Stage::Committed { size, size_method: method.to_string(), apparent_size, inodes: Some(inodes) })
+        let (apparent_size, inodes) = (count.map(|count| count.file_bytes), count.map(|count| count.inodes));
+        Ok(Stage::Committed { size, size_method: method.to_string(), apparent_size, inodes })
     }
 
     fn seal(&self, record: &Record) -> Result<Record> {
@@ -31,7 +31,7 @@ impl Keyspace<'_> {
         }
         let tree = self.engine.tree(held.record());
         let count = self.count(held.record())?;
-        let stage = self.committed(&tree, count)?;
+        let stage = self.committed(&tree, Some(count))?;
         let amended = Record { content: Content::Keyed(Keyed { stage, ..keyed }), ..held.record().clone() };
         self.engine.store.amend(&mut held, amended)?;
         Ok(held.record().clone())
