@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-deb fuzz vmtest vmtest-quick vm-shell vm-lock lint bench bench-docker build deb install uninstall clean
+.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-deb fuzz vmtest vmtest-quick vm-shell vm-lock lint bench bench-docker build image deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-docker: ## Measure Docker on this project's plugin, its btrfs and its over
 
 build: ## Build the release binary
 	@driver-tests/tools/build.sh
+
+image: ## Build the container image with the static program, as target/image/reflinkd.tar
+	@driver-tests/tools/image.sh
 
 deb: ## Build the Debian package, below target/debian/ (installs cargo-deb below target/)
 	@driver-tests/deb/build.sh

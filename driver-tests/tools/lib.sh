@@ -88,6 +88,21 @@ need_daemons() {
 # A C compiler: SQLite and zstd are built from source.
 need_compiler() { command -v cc >/dev/null || need_packages gcc libc6-dev; }
 
+# need_static TRIPLE: a toolchain that links programs for it which need no library where they run.
+need_static() {
+    local missing=()
+    for package in gcc libc6-dev musl-tools python3; do installed "$package" || missing+=("$package"); done
+    if [ ${#missing[@]} -gt 0 ]; then
+        [ "$(id -u)" = 0 ] || die "these are missing here: ${missing[*]}" "sudo apt-get install ${missing[*]}"
+        need_packages "${missing[@]}"
+    fi
+    if ! [ -d "$(rustc --print target-libdir --target "$1")" ]; then
+        command -v rustup >/dev/null ||
+            die "this toolchain can't link statically: it has no target $1" "get one by rustup (https://rustup.rs)"
+        run rustup target add "$1"
+    fi
+}
+
 version_at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
 
 # Sets $cargo to one that is new enough for Cargo.toml, or ends with how to get it.

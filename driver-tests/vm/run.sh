@@ -20,17 +20,7 @@ action=${1:-}
 if [ "$action" = lock ]; then exec python3 -B "$here/vmtest.py" --target "$target" --lock; fi
 
 find_cargo
-missing=()
-for package in gcc libc6-dev musl-tools python3; do installed "$package" || missing+=("$package"); done
-if [ ${#missing[@]} -gt 0 ]; then
-    [ "$(id -u)" = 0 ] || die "these are missing here: ${missing[*]}" "sudo apt-get install ${missing[*]}"
-    need_packages "${missing[@]}"
-fi
-if ! [ -d "$(rustc --print target-libdir --target "$triple")" ]; then
-    command -v rustup >/dev/null ||
-        die "this toolchain can't link statically: it has no target $triple" "get one by rustup (https://rustup.rs)"
-    run rustup target add "$triple"
-fi
+need_static "$triple"
 
 status=0
 python3 -B "$here/vmtest.py" --target "$target" --cargo "$cargo" ${action:+"--$action"} \
