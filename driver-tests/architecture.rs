@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// everybody's.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("cli", &["daemon", "engine", "store", "backend", "layer", "oci", "sys"]),
-    ("daemon", &["engine", "store", "backend", "layer", "sys"]),
+    ("daemon", &["engine", "store", "backend", "layer", "oci", "sys"]),
     ("engine", &["store", "backend", "copy", "layer", "oci", "sys"]),
     ("store", &["sys"]),
     ("backend", &["copy", "sys"]),
@@ -21,6 +21,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 const EVERYBODYS: &[&str] = &["error", "Context", "Error", "Kind", "Result"];
 const MOST_LINES: usize = 600;
+/// What nobody wrote, nor reads.
+const GENERATED: &str = "daemon/containerd/api";
 
 /// A source file: its path below src/, and its code without comments and text in quotes.
 struct Source {
@@ -238,7 +240,8 @@ fn only_the_command_line_prints() {
 
 #[test]
 fn files_stay_readable() {
-    let long = sources().into_iter().filter(|s| s.lines > MOST_LINES);
+    let written = |s: &Source| !s.path.starts_with(GENERATED) || s.path.ends_with("mod.rs");
+    let long = sources().into_iter().filter(|s| s.lines > MOST_LINES && written(s));
     let offenders: Vec<String> = long.map(|s| format!("src/{}: {} lines", s.path.display(), s.lines)).collect();
     none("files of more than 600 lines", &offenders);
 }

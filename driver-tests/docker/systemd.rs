@@ -110,8 +110,8 @@ fn activated(world: &World, names: &str, sockets: Vec<OwnedFd>) -> Command {
     command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_reflinkd"), "--no-tend", "--root"]).arg(world.root());
     // In the files' places there would be others.
     command.args(["serve"]).env("REFLINKD_CONFIG", world.files.path().join("config.toml"));
-    fs::write(world.files.path().join("config.toml"), "docker_socket = \"\"\nmetrics_socket = \"\"\n")
-        .expect("write");
+    let closed = "docker_socket = \"\"\nmetrics_socket = \"\"\n[containerd.default]\nsocket = \"\"\n";
+    fs::write(world.files.path().join("config.toml"), closed).expect("write");
     let mut sockets = sockets.into_iter();
     command.stdin(sockets.next().map_or_else(Stdio::null, Stdio::from));
     command.stdout(sockets.next().map_or_else(Stdio::null, Stdio::from));

@@ -2,13 +2,15 @@
 //!
 //! All keys with their defaults are in `docs/configuration.md`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
 
 use super::format::parse_size;
-use crate::daemon::{self, Doors};
+use crate::daemon::{self, Containerd, Doors};
 use crate::engine::Settings;
+use crate::engine::containerd::Space;
 use crate::engine::home::{BackendKind, Layout};
 use crate::engine::pool::PoolFs;
 use crate::layer;
@@ -31,6 +33,7 @@ struct File {
     tend: Option<bool>,
     docker_socket: Option<PathBuf>,
     metrics_socket: Option<PathBuf>,
+    containerd: BTreeMap<String, ContainerdTable>,
     #[serde(deserialize_with = "size")]
     max_layer_size: Option<u64>,
     max_layer_entries: Option<u64>,
@@ -49,6 +52,35 @@ struct File {
     max_archive_entries: Option<usize>,
     #[serde(deserialize_with = "size")]
     max_archive_size: Option<u64>,
+}
+
+/// One containerd; its name is that of the table.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ContainerdTable {
+    socket: Option<PathBuf>,
+    address: Option<PathBuf>,
+    #[serde(deserialize_with = "size_or_none")]
+    size_limit: Option<u64>,
+}
+
+impl ContainerdTable {
+    fn named(self, name: String) -> Result<Containerd> {
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if name.starts_with('-') || name.is_empty() || !name.chars().all(fits) {
+            let why = format!("containerd {name:?}: its name may have a-z, 0-9 and -, and doesn't begin with -");
+            return Err(Error::new(Kind::Invalid, why));
+        }
+        let default = || match name.as_str() {
+            daemon::CONTAINERD_NAME => daemon::CONTAINERD_SOCKET.to_string(),
+            other => daemon::CONTAINERD_SOCKET.replace(".sock", &format!("-{other}.sock")),
+        };
+        Ok(Containerd {
+            socket: open(self.socket, &default()),
+            address: self.address.unwrap_or_else(|| daemon::CONTAINERD_ADDRESS.into()),
+            space: Space { name, size_limit: self.size_limit },
+        })
+    }
 }
 
 impl File {
@@ -127,6 +159,33 @@ pub(super) fn layout(backend: Option<BackendChoice>, pool_fs: Option<PoolChoice>
     }
 }
 
+/// Where a door is; "" is nowhere.
+fn open(path: Option<PathBuf>, default: &str) -> Option<PathBuf> {
+    Some(path.unwrap_or_else(|| default.into())).filter(|path| !path.as_os_str().is_empty())
+}
+
+/// All containerds: the one without a name of its own is always there.
+fn containerds(mut tables: BTreeMap<String, ContainerdTable>) -> Result<Vec<Containerd>> {
+    tables.entry(daemon::CONTAINERD_NAME.to_string()).or_default();
+    let all = tables.into_iter().map(|(name, table)| table.named(name)).collect::<Result<Vec<_>>>()?;
+    for (at, one) in all.iter().enumerate() {
+        let same = |other: &&Containerd| other.socket.is_some() && other.socket == one.socket;
+        if let Some(other) = all[..at].iter().find(same) {
+            let why = format!("containerds {} and {} have the same socket", other.space.name, one.space.name);
+            return Err(Error::new(Kind::Invalid, why)
+                .with_hint("each removes the snapshots that it doesn't know: give each a socket of its own"));
+        }
+    }
+    Ok(all)
+}
+
+fn size_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "" => Ok(None),
+        text => parse_size(text).map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_size(&text).map(Some).map_err(serde::de::Error::custom)
@@ -152,12 +211,10 @@ pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<(
     settings.host_reserve = file.host_reserve.unwrap_or(settings.host_reserve);
     settings.spares = file.spares.unwrap_or(settings.spares);
     settings.tend = file.tend.unwrap_or(settings.tend);
-    let open = |path: Option<PathBuf>, default: &str| {
-        Some(path.unwrap_or_else(|| default.into())).filter(|path| !path.as_os_str().is_empty())
-    };
     let doors = Doors {
         docker: open(file.docker_socket, daemon::DOCKER_SOCKET),
         metrics: open(file.metrics_socket, daemon::METRICS_SOCKET),
+        containerds: containerds(file.containerd).context(|| "cannot use the containerds of the configuration")?,
     };
     Ok((settings, doors))
 }
@@ -185,8 +242,51 @@ mod tests {
         assert_eq!(format!("{shown:?}"), format!("{default:?}"));
         let keys = toml::from_str::<toml::Table>(&std::fs::read_to_string(path.path()).expect("read")).expect("toml");
         // All but pool_fs, which has no default.
-        let fields = include_str!("config.rs").split("struct File {").nth(1).and_then(|rest| rest.split('}').next());
-        let fields = fields.expect("the keys").lines().filter(|line| line.trim_end().ends_with(">,")).count();
-        assert_eq!(keys.len() + 1, fields, "{keys:?}");
+        let fields = |of: &str| {
+            let fields = include_str!("config.rs").split(of).nth(1).and_then(|rest| rest.split('}').next());
+            fields.expect("the keys").lines().filter(|line| line.trim_end().ends_with(">,")).count()
+        };
+        assert_eq!(keys.len() + 1, fields("struct File {"), "{keys:?}");
+        let containerd = keys["containerd"]["default"].as_table().expect("a table");
+        assert_eq!(containerd.len(), fields("struct ContainerdTable {"), "{containerd:?}");
+    }
+
+    fn doors(text: &str) -> Result<Vec<(String, String, Option<u64>)>> {
+        let path = tempfile::NamedTempFile::new().expect("a scratch file");
+        std::fs::write(path.path(), text).expect("write");
+        let (_, doors) = settings(None, Some(path.path()))?;
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let row = |one: Containerd| (one.space.name, one.socket.map(text).unwrap_or_default(), one.space.size_limit);
+        Ok(doors.containerds.into_iter().map(row).collect())
+    }
+
+    #[test]
+    fn each_containerd_has_a_table() {
+        let row = |name: &str, socket: &str, limit| (name.to_string(), socket.to_string(), limit);
+        let default = row("default", "/run/reflinkd/containerd.sock", None);
+        assert_eq!(doors("").expect("none"), [default.clone()]);
+        assert_eq!(
+            doors("[containerd.k3s-1]\nsize_limit = \"10G\"\n[containerd.a]\nsocket=\"/run/a\"").expect("two more"),
+            [
+                row("a", "/run/a", None),
+                default,
+                row("k3s-1", "/run/reflinkd/containerd-k3s-1.sock", Some(10_000_000_000))
+            ]
+        );
+        assert_eq!(doors("[containerd.default]\nsocket = \"\"").expect("closed"), [row("default", "", None)]);
+        for (text, why) in [
+            ("[containerd.Upper]", "\"Upper\": its name"),
+            ("[containerd.-a]", "\"-a\": its name"),
+            ("[containerd.\"\"]", "\"\": its name"),
+            ("[containerd.\"a/b\"]", "\"a/b\": its name"),
+            ("[containerd.a]\nsocket = \"/run/reflinkd/containerd.sock\"", "a and default have the same socket"),
+            ("[containerd.a]\nsokcet = \"\"", "unknown field"),
+            ("[containerd.a]\nsize_limit = \"much\"", "much"),
+        ] {
+            let error = doors(text).expect_err(text);
+            assert!(error.kind() == Kind::Invalid && error.to_string().contains(why), "{text}: {error}");
+        }
+        let closed = "[containerd.a]\nsocket = \"\"\n[containerd.b]\nsocket = \"\"";
+        assert_eq!(doors(closed).expect("nowhere isn't the same place").len(), 3);
     }
 }

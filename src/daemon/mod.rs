@@ -2,13 +2,15 @@
 //! engine's to do.
 //!
 //! ```text
-//! docker    Docker's graph-driver protocol, JSON and tars over HTTP
-//! metrics   what happens and what there is, for Prometheus
+//! docker      Docker's graph-driver protocol, JSON and tars over HTTP
+//! containerd  containerd's snapshots and diffs, gRPC; a door for each containerd
+//! metrics     what happens and what there is, for Prometheus
 //! ```
 //!
 //! Each request is worked on by a thread that may block, as all of the engine does; a stream has a thread of its own, so
 //! that however many wait for each other none waits for a thread. One more thread tends the store ([`tender`]).
 
+use std::fmt;
 use std::future::IntoFuture;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,12 +23,15 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::engine::Engine;
+use crate::engine::containerd::Space;
 use crate::sys::memory;
 use crate::{Context, Error, Kind, Result};
 use flight::Flights;
 use socket::Socket;
 use tender::Tender;
 
+mod blocks;
+mod containerd;
 mod docker;
 mod flight;
 mod metrics;
@@ -44,20 +49,56 @@ const IDLE: Duration = Duration::from_secs(2);
 pub const DOCKER_SOCKET: &str = "/run/docker/plugins/reflinkd.sock";
 pub const METRICS_SOCKET: &str = "/run/reflinkd/metrics.sock";
 
-/// What doors are called.
-const DOORS: [&str; 2] = ["docker", "metrics"];
+pub const CONTAINERD_SOCKET: &str = "/run/reflinkd/containerd.sock";
+
+/// The containerd that is there without being named.
+pub const CONTAINERD_NAME: &str = "default";
+/// Where containerd answers itself.
+pub const CONTAINERD_ADDRESS: &str = "/run/containerd/containerd.sock";
 
 /// Where to listen; closed doors are `None`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Doors {
     pub docker: Option<PathBuf>,
     pub metrics: Option<PathBuf>,
+    pub containerds: Vec<Containerd>,
+}
+
+/// A containerd, and the door for it.
+#[derive(Debug, Clone)]
+pub struct Containerd {
+    pub socket: Option<PathBuf>,
+    /// What it calls its own, and which snapshots are its.
+    pub address: PathBuf,
+    pub space: Space,
+}
+
+/// A door, and what it opens to.
+#[derive(Debug, Clone, Copy)]
+enum Door<'a> {
+    Docker,
+    Metrics,
+    Containerd(&'a Containerd),
 }
 
 impl Doors {
-    fn path(&self, door: &str) -> Option<&Path> {
-        let path = if door == "docker" { &self.docker } else { &self.metrics };
-        path.as_deref()
+    /// All of them, with where to listen.
+    fn all(&self) -> impl Iterator<Item = (Door<'_>, Option<&Path>)> {
+        let fixed = [(Door::Docker, self.docker.as_deref()), (Door::Metrics, self.metrics.as_deref())];
+        let containerds = self.containerds.iter().map(|one| (Door::Containerd(one), one.socket.as_deref()));
+        fixed.into_iter().chain(containerds)
+    }
+}
+
+/// What doors are called.
+impl fmt::Display for Door<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Docker => f.write_str("docker"),
+            Self::Metrics => f.write_str("metrics"),
+            Self::Containerd(one) if one.space.name == CONTAINERD_NAME => f.write_str("containerd"),
+            Self::Containerd(one) => write!(f, "containerd-{}", one.space.name),
+        }
     }
 }
 
@@ -93,9 +134,13 @@ async fn answer(engine: Arc<Engine>, doors: &Doors) -> Result<()> {
     let (mut listening, mut files) = (JoinSet::new(), Vec::new());
     let mut status = Vec::new();
     for (door, socket) in sockets {
+        let (engine, flights, tender) = (Arc::clone(&engine), flights.clone(), tender.clone());
         let router = match door {
-            "docker" => docker::router(Arc::clone(&engine), flights.clone(), tender.clone())?,
-            _ => metrics::router(Arc::clone(&engine), &flights.metrics),
+            Door::Docker => docker::router(engine, flights, tender)?,
+            Door::Metrics => metrics::router(engine, &flights.metrics),
+            Door::Containerd(one) => {
+                containerd::router(engine, (one.space.clone(), one.address.clone()), flights, tender)
+            }
         };
         status.push(format!("{door} at {socket}"));
         files.push(listen(&mut listening, socket, router, stopped.clone()));
@@ -113,12 +158,13 @@ async fn answer(engine: Arc<Engine>, doors: &Doors) -> Result<()> {
 }
 
 /// The doors' sockets.
-fn open(doors: &Doors) -> Result<Vec<(&'static str, Socket)>> {
-    let mut given = notify::sockets()?;
+fn open(doors: &Doors) -> Result<Vec<(Door<'_>, Socket)>> {
+    let names: Vec<String> = doors.all().map(|(door, _)| door.to_string()).collect();
+    let mut given = notify::sockets(&names)?;
     let mut sockets = Vec::new();
-    for door in DOORS {
-        let of_door = given.iter().position(|(name, _)| name == door);
-        match (of_door.map(|at| given.swap_remove(at).1), doors.path(door)) {
+    for (door, path) in doors.all() {
+        let of_door = given.iter().position(|(name, _)| *name == door.to_string());
+        match (of_door.map(|at| given.swap_remove(at).1), path) {
             (Some(listener), _) => sockets.push((door, Socket::given(listener)?)),
             (None, Some(path)) => sockets.push((door, Socket::listen(path)?)),
             (None, None) => {}
@@ -130,7 +176,7 @@ fn open(doors: &Doors) -> Result<Vec<(&'static str, Socket)>> {
     }
     if sockets.is_empty() {
         return Err(Error::new(Kind::Invalid, "nobody could ask for anything: there is no socket to listen at")
-            .with_hint("name one by --docker, or as docker_socket in the configuration"));
+            .with_hint("name one by --docker or --containerd, or in the configuration"));
     }
     Ok(sockets)
 }

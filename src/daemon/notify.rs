@@ -46,15 +46,15 @@ pub(super) async fn watchdog(engine: Arc<Engine>) {
 ///
 /// # Errors
 /// `Invalid` for one that is no door's, or no socket that listens.
-pub(super) fn sockets() -> Result<Vec<(String, UnixListener)>> {
+pub(super) fn sockets(doors: &[String]) -> Result<Vec<(String, UnixListener)>> {
     let given = sd_notify::listen_fds_with_names().context(|| "take over sockets (LISTEN_FDS, LISTEN_FDNAMES)")?;
     given
         .map(|(number, name)| {
             let invalid = |why: &str| {
                 Error::new(Kind::Invalid, format!("socket {number} ({name:?}) of the service manager: {why}"))
-                    .with_hint("name it docker or metrics, by FileDescriptorName= in its unit")
+                    .with_hint(format!("name it by FileDescriptorName= in its unit: {}", doors.join(", ")))
             };
-            if !super::DOORS.contains(&name.as_str()) {
+            if !doors.contains(&name) {
                 return Err(invalid("no door has this name"));
             }
             let descriptor = process::take_inherited(number)?;

@@ -26,6 +26,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod build;
+mod compress;
 mod config;
 mod decompress;
 mod digest;
@@ -41,6 +42,7 @@ mod target;
 mod testing;
 
 pub use build::Commit;
+pub use compress::Compressor;
 pub use config::{HistoryStep, ImageConfig, Step};
 pub use decompress::{Compression, plain};
 pub use digest::{ChainId, DiffId, Digest, Digesting, Hasher, ImageId, chain_ids};

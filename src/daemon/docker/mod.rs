@@ -21,6 +21,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
+use crate::daemon::blocks::{self, Incoming};
 use crate::daemon::flight::{Flight, Flights};
 use crate::daemon::tender::Tender;
 use crate::engine::Engine;
@@ -30,7 +31,6 @@ use crate::engine::keyed::{Keyspace, NewKeyed};
 use crate::layer::IdMaps;
 use crate::{Context, Error, Kind, Result};
 use awaited::{Awaited, Rest};
-use stream::Incoming;
 
 mod awaited;
 mod facts;
@@ -208,7 +208,8 @@ impl Docker {
         };
         // Before any of it is read.
         let awaited = applied.as_ref().is_ok_and(|applied| self.awaited.take(&applied.id));
-        let mut tar = Incoming::of(request.into_body(), Arc::clone(&flight));
+        let (blocks, mut tar) = Incoming::new(Arc::clone(&flight));
+        tokio::spawn(blocks::feed(request.into_body().into_data_stream(), blocks));
         let (answer, answered) = tokio::sync::oneshot::channel();
         // Not one of the threads for requests: as many as there are may wait for a Diff each, whose reader needs another.
         let worker = std::thread::Builder::new().name("apply".into());

@@ -1,85 +1,18 @@
-//! Tars between the socket and threads that block, a few blocks at a time.
+//! Tars that are answers: what a thread writes is a body.
 
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::daemon::blocks::{DEPTH, Outgoing};
 use crate::daemon::flight::Flight;
 use crate::{Context, Error, Kind, Result};
 
-/// Blocks in flight.
-const DEPTH: usize = 4;
 const BLOCK: usize = 64 << 10;
-
-/// A request's body, to be read by a thread that blocks. A body that broke off is an error, never an end.
-pub(super) struct Incoming {
-    /// `None` is the end.
-    blocks: mpsc::Receiver<io::Result<Option<Bytes>>>,
-    block: Bytes,
-    ended: bool,
-    flight: Arc<Flight>,
-}
-
-impl Incoming {
-    pub(super) fn of(body: Body, flight: Arc<Flight>) -> Self {
-        let (sender, blocks) = mpsc::channel(DEPTH);
-        tokio::spawn(async move {
-            let mut body = body.into_data_stream();
-            loop {
-                let block = body.next().await.transpose().map_err(io::Error::other);
-                let last = !matches!(block, Ok(Some(_)));
-                if sender.send(block).await.is_err() || last {
-                    break;
-                }
-            }
-        });
-        Self { blocks, block: Bytes::new(), ended: false, flight }
-    }
-
-    /// Read what is left. Who is answered before he has sent all may take that for a broken connection, and try again with
-    /// what he hasn't sent yet. Whether it came to its end.
-    pub(super) fn drain(&mut self) -> bool {
-        io::copy(self, &mut io::sink()).is_ok()
-    }
-}
-
-impl Read for Incoming {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.block.is_empty() && !self.ended {
-            match self.blocks.blocking_recv() {
-                Some(Ok(Some(block))) => {
-                    self.flight.received(block.len());
-                    self.block = block;
-                }
-                Some(Ok(None)) => self.ended = true,
-                Some(Err(e)) => return Err(e),
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
-            }
-        }
-        let length = buffer.len().min(self.block.len());
-        buffer[..length].copy_from_slice(&self.block.split_to(length));
-        Ok(length)
-    }
-}
-
-/// Where a thread that blocks writes a response's body. `None` is the end: without it the thread died in the middle.
-struct Outgoing(mpsc::Sender<io::Result<Option<Bytes>>>);
-
-impl Write for Outgoing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads it any more");
-        self.0.blocking_send(Ok(Some(Bytes::copy_from_slice(bytes)))).map_err(gone)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// The body that a thread writes. What fails before a block is full is its error; later, the body breaks off.
 pub(super) async fn outgoing(

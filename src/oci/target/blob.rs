@@ -4,11 +4,10 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
 
+use crate::oci::compress::Compressor;
 use crate::oci::decompress::Compression;
 use crate::oci::digest::{Digest, Digesting};
-use crate::{Context, Error, Kind, Result};
-
-const ZSTD_LEVEL: i32 = 3;
+use crate::{Context, Result};
 
 /// Where a blob is in a layout.
 pub(super) fn name(digest: Digest) -> String {
@@ -28,13 +27,6 @@ impl Spooled {
     }
 }
 
-type Compressed = Digesting<BufWriter<File>>;
-
-enum Compressor {
-    Gzip(flate2::write::GzEncoder<Compressed>),
-    Zstd(zstd::stream::write::Encoder<'static, Compressed>),
-}
-
 /// Compress what `fill` writes.
 pub(super) fn compress(
     compression: Compression,
@@ -44,25 +36,9 @@ pub(super) fn compress(
     let what = || format!("write a compressed layer below {}", spool.display());
     let file = tempfile::tempfile_in(spool).context(what)?;
     let out = Digesting::new(BufWriter::new(file));
-    let mut compressor = match compression {
-        // Neither a name nor a time: the same layer is the same blob.
-        Compression::Gzip => Compressor::Gzip(flate2::write::GzEncoder::new(out, flate2::Compression::default())),
-        Compression::Zstd => {
-            let mut encoder = zstd::stream::write::Encoder::new(out, ZSTD_LEVEL).context(what)?;
-            encoder.include_checksum(true).context(what)?;
-            Compressor::Zstd(encoder)
-        }
-        Compression::Plain => return Err(Error::new(Kind::System, "a plain layer needs no spool")),
-    };
-    match &mut compressor {
-        Compressor::Gzip(encoder) => fill(encoder)?,
-        Compressor::Zstd(encoder) => fill(encoder)?,
-    }
-    let digesting = match compressor {
-        Compressor::Gzip(encoder) => encoder.finish(),
-        Compressor::Zstd(encoder) => encoder.finish(),
-    }
-    .context(what)?;
+    let mut compressor = Compressor::new(compression, out).context(what)?;
+    fill(&mut compressor)?;
+    let digesting = compressor.finish().context(what)?;
     let (out, hasher) = digesting.into_inner();
     let file = out.into_inner().map_err(io::IntoInnerError::into_error).context(what)?;
     Ok(Spooled { file, size: hasher.bytes(), digest: hasher.finish() })

@@ -1,0 +1,202 @@
+//! The content store of a containerd, which has the blobs of layers: asked for a client of it, in the client's name.
+
+use std::path::Path;
+
+use prost_types::FieldMask;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::Streaming;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+use super::api::services::content::v1::content_client::ContentClient;
+use super::api::services::content::v1::{
+    AbortRequest, Info, InfoRequest, ReadContentRequest, ReadContentResponse, UpdateRequest, WriteAction,
+    WriteContentRequest, WriteContentResponse,
+};
+use crate::oci::Digest;
+use crate::{Error, Kind, Result};
+
+/// What of a request goes on to containerd: the namespace that it is in, and the lease that keeps what it makes from being
+/// collected.
+const FORWARDED: [&str; 2] = ["containerd-namespace", "containerd-lease"];
+
+/// On a blob, the digest of the plain tar.
+pub(super) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+
+/// How much may be on its way: as much as a message of a peer who sends large ones.
+const WINDOW: u32 = 1 << 20;
+
+/// In whose name.
+#[derive(Debug, Clone)]
+pub(super) struct Caller(Vec<(&'static str, MetadataValue<Ascii>)>);
+
+impl Caller {
+    pub(super) fn of(metadata: &MetadataMap) -> Self {
+        let forwarded = FORWARDED.into_iter().filter_map(|name| Some((name, metadata.get(name)?.clone())));
+        Self(forwarded.collect())
+    }
+
+    fn asks<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        for (name, value) in &self.0 {
+            request.metadata_mut().insert(*name, value.clone());
+        }
+        request
+    }
+}
+
+/// A connection of its own for each call of a client: of several streams on one the slowest would hold up the others.
+#[derive(Debug, Clone)]
+pub(super) struct Content {
+    client: ContentClient<Channel>,
+    caller: Caller,
+}
+
+impl Content {
+    pub(super) async fn connect(address: &Path, caller: Caller) -> Result<Self> {
+        let connected = async {
+            let endpoint = Endpoint::from_shared(format!("unix://{}", address.display()))?;
+            endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW).connect().await
+        };
+        match connected.await {
+            Ok(channel) => Ok(Self { client: ContentClient::new(channel), caller }),
+            Err(e) => {
+                let why = format!("cannot connect to containerd at {}: {}", address.display(), root_cause(&e));
+                let hint =
+                    "name its own socket as address of [containerd.default], or its table, in the configuration";
+                Err(Error::new(Kind::System, why).with_hint(hint))
+            }
+        }
+    }
+
+    pub(super) async fn read(&mut self, digest: Digest) -> Result<Streaming<ReadContentResponse>> {
+        let request = ReadContentRequest { digest: digest.to_string(), offset: 0, size: 0 };
+        let stream = self.client.read(self.caller.asks(request)).await;
+        stream
+            .map(tonic::Response::into_inner)
+            .map_err(|status| theirs(&status).context(format!("read blob {digest}")))
+    }
+
+    /// Begin to write what is called `reference` until it has a digest, from its beginning.
+    pub(super) async fn writer(&mut self, reference: &str) -> Result<Writer> {
+        let (requests, sent) = mpsc::channel(1);
+        let first = WriteContentRequest {
+            action: WriteAction::Stat.into(),
+            r#ref: reference.to_string(),
+            ..WriteContentRequest::default()
+        };
+        // There is room for it, and containerd answers nothing before it.
+        let _ = requests.try_send(first);
+        let request = self.caller.asks(ReceiverStream::new(sent));
+        let answered = self.client.write(request).await.map_err(|status| theirs(&status));
+        let mut writer = Writer { requests, answers: answered?.into_inner(), offset: 0 };
+        writer.answer().await?;
+        Ok(writer)
+    }
+
+    pub(super) async fn info(&mut self, digest: Digest) -> Result<Info> {
+        let request = self.caller.asks(InfoRequest { digest: digest.to_string() });
+        let info = self.client.info(request).await.map_err(|status| theirs(&status))?.into_inner().info;
+        info.ok_or_else(|| Error::new(Kind::System, format!("containerd says nothing of blob {digest}")))
+    }
+
+    /// Note on a blob what its plain tar's digest is.
+    pub(super) async fn set_uncompressed(&mut self, digest: Digest, plain: Digest) -> Result<()> {
+        let labels = [(UNCOMPRESSED.to_string(), plain.to_string())].into();
+        let request = UpdateRequest {
+            info: Some(Info { digest: digest.to_string(), labels, ..Info::default() }),
+            update_mask: Some(FieldMask { paths: vec![format!("labels.{UNCOMPRESSED}")] }),
+        };
+        self.client.update(self.caller.asks(request)).await.map(drop).map_err(|status| theirs(&status))
+    }
+
+    /// Have what was written under a name forgotten.
+    pub(super) async fn abort(&mut self, reference: &str) -> Result<()> {
+        let request = self.caller.asks(AbortRequest { r#ref: reference.to_string() });
+        self.client.abort(request).await.map(drop).map_err(|status| theirs(&status))
+    }
+}
+
+/// A blob that is being written. Each message is answered before the next one, as containerd's own client does it.
+#[derive(Debug)]
+pub(super) struct Writer {
+    requests: mpsc::Sender<WriteContentRequest>,
+    answers: Streaming<WriteContentResponse>,
+    offset: i64,
+}
+
+impl Writer {
+    /// The first of it replaces what was there.
+    pub(super) async fn write(&mut self, data: axum::body::Bytes) -> Result<()> {
+        let end = self.offset + data.len() as i64;
+        let request = WriteContentRequest {
+            action: WriteAction::Write.into(),
+            offset: self.offset,
+            data,
+            ..WriteContentRequest::default()
+        };
+        let answer = self.ask(request).await?;
+        if answer.offset != end {
+            let why = format!("containerd has written up to byte {} in place of {end}", answer.offset);
+            return Err(Error::new(Kind::System, why));
+        }
+        self.offset = end;
+        Ok(())
+    }
+
+    /// Make it a blob. `Exists` if it is one already, which then has no new labels.
+    pub(super) async fn commit(mut self, digest: Digest, labels: Vec<(String, String)>) -> Result<()> {
+        // Not saying which digest it is to have: whom it is said finds the blob that exists before the lease could get it.
+        let request = WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            offset: self.offset,
+            total: self.offset,
+            labels: labels.into_iter().collect(),
+            ..WriteContentRequest::default()
+        };
+        let answer = self.ask(request).await?;
+        if answer.digest != digest.to_string() {
+            let why = format!("containerd says that what was written as {digest} is {:?}", answer.digest);
+            return Err(Error::new(Kind::System, why));
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self, request: WriteContentRequest) -> Result<WriteContentResponse> {
+        // Closed, the reason is in the answer.
+        let _ = self.requests.send(request).await;
+        self.answer().await
+    }
+
+    async fn answer(&mut self) -> Result<WriteContentResponse> {
+        let answer = self.answers.message().await.map_err(|status| theirs(&status))?;
+        answer.ok_or_else(|| Error::new(Kind::System, "containerd ended before all was written"))
+    }
+}
+
+/// What containerd answers, as an error of ours.
+pub(super) fn theirs(status: &Status) -> Error {
+    let kind = match status.code() {
+        Code::NotFound => Kind::NotFound,
+        Code::AlreadyExists => Kind::Exists,
+        Code::InvalidArgument | Code::OutOfRange => Kind::Invalid,
+        Code::FailedPrecondition => Kind::InUse,
+        Code::ResourceExhausted => Kind::NoSpace,
+        Code::PermissionDenied => Kind::Denied,
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Aborted => Kind::Interrupted,
+        Code::DataLoss => Kind::Damaged,
+        _ => Kind::System,
+    };
+    Error::new(kind, format!("containerd says {:?}: {}", status.code(), status.message()))
+}
+
+/// The reason at the bottom, as what stands above it says nothing.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
