@@ -62,6 +62,7 @@ struct ContainerdTable {
     address: Option<PathBuf>,
     #[serde(deserialize_with = "size_or_none")]
     size_limit: Option<u64>,
+    remap_ids: Option<bool>,
 }
 
 impl ContainerdTable {
@@ -78,7 +79,7 @@ impl ContainerdTable {
         Ok(Containerd {
             socket: open(self.socket, &default()),
             address: self.address.unwrap_or_else(|| daemon::CONTAINERD_ADDRESS.into()),
-            space: Space { name, size_limit: self.size_limit },
+            space: Space { name, size_limit: self.size_limit, remap_ids: self.remap_ids.unwrap_or(false) },
         })
     }
 }

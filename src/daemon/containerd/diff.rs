@@ -211,11 +211,14 @@ struct Mounted {
 
 impl Mounted {
     /// # Errors
-    /// `Unsupported` for what no snapshot of ours is mounted by, and for mapped ids.
+    /// `Unsupported` for what no snapshot of ours is mounted by.
     fn of(mounts: &[Mount]) -> Result<Self> {
         match mounts {
             [Mount { r#type, source, target, options }] if r#type == "bind" && target.is_empty() => {
-                let known = |option: &String| matches!(option.as_str(), "bind" | "rbind" | "rw" | "ro");
+                // On disk are the image's ids, whichever a mount shows.
+                let maps = |option: &String| option.starts_with("uidmap=") || option.starts_with("gidmap=");
+                let known =
+                    |option: &String| matches!(option.as_str(), "bind" | "rbind" | "rw" | "ro") || maps(option);
                 if let Some(other) = options.iter().find(|option| !known(option)) {
                     return Err(declined(format!("a mount with {other:?}")));
                 }
@@ -318,11 +321,12 @@ mod tests {
     fn only_what_is_mounted_as_snapshots_are_is_looked_up() {
         let read_only = |options: &[&str]| Mounted::of(&[mount("bind", options)]).expect("one of ours").read_only;
         assert_eq!([read_only(&["rbind", "rw"]), read_only(&["rbind", "ro"]), read_only(&[])], [false, true, false]);
+        assert!(!read_only(&["rbind", "rw", "uidmap=0:1000:1,1:5:1", "gidmap=0:1:1"]));
         for mounts in [
             vec![],
             vec![mount("overlay", &["lowerdir=/a"])],
             vec![mount("bind", &["rbind", "rw"]), mount("bind", &["rbind", "rw"])],
-            vec![mount("bind", &["rbind", "rw", "uidmap=0:1000:1"])],
+            vec![mount("bind", &["rbind", "rw", "nosuid"])],
             vec![Mount { target: "/below".to_string(), ..mount("bind", &[]) }],
         ] {
             assert_eq!(Mounted::of(&mounts).expect_err("another's").kind(), Kind::Unsupported, "{mounts:?}");

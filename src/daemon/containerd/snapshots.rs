@@ -24,9 +24,6 @@ use crate::{Error, Kind, Result};
 /// What a message of a list has at most, so that containerd takes it: snapshots, and bytes before the last of them.
 const MOST_LISTED: (usize, usize) = (100, 1 << 20);
 
-/// Bytes of a label's key and value (containerd's `pkg/labels`).
-const LONGEST_LABEL: usize = 4096;
-
 #[tonic::async_trait]
 impl Snapshots for Door {
     async fn prepare(
@@ -35,7 +32,7 @@ impl Snapshots for Door {
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
         let PrepareSnapshotRequest { key, parent, labels: given, .. } = request.into_inner();
         let shown = self.run("Prepare", move |snapshots| {
-            mounts(snapshots.prepare(named(&key)?, optional(&parent), labels(given)?)?)
+            mounts(snapshots.prepare(named(&key)?, optional(&parent), labels(given))?)
         });
         Ok(Response::new(PrepareSnapshotResponse { mounts: shown.await? }))
     }
@@ -43,7 +40,7 @@ impl Snapshots for Door {
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Result<Response<ViewSnapshotResponse>, Status> {
         let ViewSnapshotRequest { key, parent, labels: given, .. } = request.into_inner();
         let shown = self
-            .run("View", move |snapshots| mounts(snapshots.view(named(&key)?, optional(&parent), labels(given)?)?));
+            .run("View", move |snapshots| mounts(snapshots.view(named(&key)?, optional(&parent), labels(given))?));
         Ok(Response::new(ViewSnapshotResponse { mounts: shown.await? }))
     }
 
@@ -56,7 +53,7 @@ impl Snapshots for Door {
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Result<Response<()>, Status> {
         let CommitSnapshotRequest { name, key, labels: given, parent, .. } = request.into_inner();
         let committed = self.run("Commit", move |snapshots| {
-            snapshots.commit(named(&name)?, named(&key)?, optional(&parent), labels(given)?)
+            snapshots.commit(named(&name)?, named(&key)?, optional(&parent), labels(given))
         });
         committed.await.map(Response::new)
     }
@@ -119,21 +116,13 @@ fn optional(name: &str) -> Option<&str> {
 }
 
 /// Labels, of which empty ones aren't there.
-fn labels(given: HashMap<String, String>) -> Result<Labels> {
-    for (key, value) in &given {
-        let length = key.len() + value.len();
-        if length > LONGEST_LABEL {
-            let start: String = key.chars().take(64).collect();
-            let why = format!("label {start:?} has {length} bytes with its value, {LONGEST_LABEL} is the most");
-            return Err(Error::new(Kind::Invalid, why));
-        }
-    }
-    Ok(given.into_iter().filter(|(_, value)| !value.is_empty()).collect())
+fn labels(given: HashMap<String, String>) -> Labels {
+    given.into_iter().filter(|(_, value)| !value.is_empty()).collect()
 }
 
 /// What of the labels is to change: all, or those that the mask names. Nothing else can.
 fn label_change(given: HashMap<String, String>, mask: Option<FieldMask>) -> Result<LabelChange> {
-    let given = labels(given)?;
+    let given = labels(given);
     let paths = mask.unwrap_or_default().paths;
     let mut some = BTreeMap::new();
     let mut all = paths.is_empty();
@@ -218,17 +207,6 @@ mod tests {
             let error = change(&given, &["labels.a", path]).expect_err(path);
             assert_eq!(error.kind(), Kind::Invalid);
         }
-    }
-
-    #[test]
-    fn labels_have_bounds() {
-        let long = "v".repeat(4096);
-        assert_eq!(labels(pairs(&[("k", &long[1..])])).expect("just so").len(), 1);
-        let error = labels(pairs(&[("k", &long)])).expect_err("one more");
-        assert_eq!((error.kind(), error.to_string().contains("4097 bytes")), (Kind::Invalid, true));
-        let key = "k".repeat(1 << 20);
-        assert!(labels(pairs(&[(&key, "")])).expect_err("a key").to_string().len() < 200);
-        assert!(labels(pairs(&[("empty", "")])).expect("nothing").is_empty());
     }
 
     #[test]
