@@ -1,7 +1,7 @@
 //! `diff.v1`: layers from containerd's content store into snapshots, and back.
 //!
 //! A request names mounts, not keys: those whose source is a snapshot of ours are meant. What isn't ours to do is
-//! UNIMPLEMENTED, and containerd has the next differ do it.
+//! UNIMPLEMENTED, and containerd has the next differ do it; never once something is unpacked.
 
 use std::collections::HashMap;
 use std::io::{BufWriter, Write};
@@ -117,7 +117,7 @@ impl Door {
         })?;
         // Together: if the client goes, the stream breaks off.
         tokio::select! {
-            unpacked = unpacked => unpacked.unwrap_or_else(|_| Err(panicked())),
+            unpacked = unpacked => unpacked.unwrap_or_else(|_| Err(panicked())).map_err(begun),
             () = async { blocks::feed(stream, blocks).await; std::future::pending().await } => Err(panicked()),
         }
     }
@@ -185,6 +185,18 @@ impl Door {
             drop(flight);
         });
         spawned.map(|_| answered).context(|| "start a thread")
+    }
+}
+
+/// An error after which nobody else may try: some of the layer may be there.
+fn begun(error: Error) -> Error {
+    if error.kind() != Kind::Unsupported {
+        return error;
+    }
+    let begun = Error::new(Kind::BadInput, error.to_string());
+    match error.hint() {
+        Some(hint) => begun.with_hint(hint),
+        None => begun,
     }
 }
 

@@ -10,7 +10,8 @@
 //! One socket is one containerd's. It lists what there is, and removes what it doesn't know: so each has snapshots of its own,
 //! in a keyspace called by the door's name, and never sees another's.
 //!
-//! A call whose client has gone is done to its end, unless it is Apply or Diff: those stop, and undo what they did.
+//! A call whose client has gone is done to its end, unless it is Apply or Diff: those stop. What Diff wrote is forgotten; what
+//! Apply unpacked is removed with its snapshot, which is good for nothing else.
 
 use std::path::PathBuf;
 use std::sync::Arc;
