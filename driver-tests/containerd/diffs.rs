@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::api::services::diff::v1::DiffRequest;
 use crate::api::types::{Descriptor, Mount};
-use crate::serve::{Serve, TAR, apply_request, connect, eventually, fails, in_namespace, labels};
+use crate::serve::{Serve, TAR, apply_request, eventually, fails, in_namespace, labels};
 use crate::support::image::{sha256, tar_of};
 use crate::support::{MIB, random_bytes};
 use crate::world::{Ground, World};
@@ -241,7 +241,7 @@ fn a_client_that_goes_takes_its_layer_along() {
     let layer = serve.store.add(TAR, &tar_of(&[("file", &random_bytes(4 * MIB))]));
     let mount = serve.prepare("s", "").expect("prepare");
     serve.store.state().stall_reads_after = Some(1 << 20);
-    let (channel, request) = (connect(&serve.socket()), apply_request(&layer, &mount));
+    let (channel, request) = (serve.another_channel(), apply_request(&layer, &mount));
     let begun = serve.begin(async move {
         let mut client = crate::api::services::diff::v1::diff_client::DiffClient::new(channel);
         client.apply(in_namespace(request)).await.map(drop)
@@ -281,7 +281,7 @@ fn what_cannot_be_written_leaves_nothing() {
     assert_eq!(serve.store.blob(&layer.digest).1[UNCOMPRESSED], layer.digest);
     // The client goes.
     serve.store.state().stall_writes_after = Some(1 << 20);
-    let (channel, request) = (connect(&serve.socket()), diff_of(&[], &right, TAR));
+    let (channel, request) = (serve.another_channel(), diff_of(&[], &right, TAR));
     let begun = serve.begin(async move {
         let mut client = crate::api::services::diff::v1::diff_client::DiffClient::new(channel);
         client.diff(in_namespace(request)).await.map(drop)

@@ -134,7 +134,7 @@ fn ending_finishes_what_was_begun() {
     let mount = serve.prepare("s", "").expect("prepare");
     serve.store.state().stall_reads_after = Some(1 << 20);
     // Idle, and in the middle of a layer that never comes.
-    let (channel, request) = (connect(&serve.socket()), apply_request(&layer, &mount));
+    let (channel, request) = (serve.another_channel(), apply_request(&layer, &mount));
     let begun = serve.begin(async move {
         let mut client = crate::api::services::diff::v1::diff_client::DiffClient::new(channel);
         client.apply(in_namespace(request)).await.map(drop)

@@ -152,6 +152,12 @@ impl Serve {
         self.channel.clone()
     }
 
+    /// Another connection, which is a client's that goes.
+    pub(crate) fn another_channel(&self) -> Channel {
+        let _inside = self.runtime.enter();
+        connect(&self.socket())
+    }
+
     pub(crate) fn snapshots(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.channel())
     }
