@@ -2,7 +2,7 @@
 //! `api/`, at v2.4.0-beta.0: fields are only ever added, and nothing is asked of a peer that containerd 1.6 hasn't.
 //!
 //! ```text
-//! REFLINKD_WRITE_API=1 cargo test --test proto     # after a change of a proto or of a version: write it anew
+//! make proto                # after a change of a proto or of a version: write it anew
 //! ```
 //!
 //! No protoc: protox reads the protos, tonic-prost-build writes Rust.
@@ -29,8 +29,8 @@ fn files(directory: &Path) -> BTreeMap<String, String> {
 
 #[test]
 fn the_code_is_what_the_protos_give() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (protos, api) = (root.join("driver-tests/proto"), root.join("src/daemon/containerd/api"));
+    let protos = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let api = protos.join("../../src/daemon/containerd/api");
     let out = tempfile::tempdir().expect("mkdir");
     let mut descriptors = protox::compile(PROTOS, [protos]).expect("containerd's protos are well-formed");
     // Comments, in which rustdoc would find examples of Rust.

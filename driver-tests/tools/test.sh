@@ -31,6 +31,7 @@ tools=$status
 step "The suites (cargo test)"
 # One binary's failure must not hide the others'.
 run "$cargo" test --locked --no-fail-fast 2>&1 | tee "$log" || status=1
+run "$cargo" test --locked --manifest-path driver-tests/proto/Cargo.toml 2>&1 | tee -a "$log" || status=1
 give_back
 
 step "Docker 20.10 on the plugin"
