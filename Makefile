@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-deb fuzz vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker build image deb install uninstall clean
+.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-deb fuzz vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker build image deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,15 @@ test-docker-faults: ## Kill both daemons again and again, fill the disk, break l
 
 test-graphdriver: ## Hold the Docker plugin to Docker's own conformance suite, and more: GROUND="simple xfs" (needs root)
 	@driver-tests/graphdriver/run.sh
+
+test-containerd: ## Hold containerd 1.6 and 2, Docker 28 and CRI on `serve` to what they do: GROUND="simple xfs" CONTAINERD="1.6 2" LANE=docker QUICK=1 (needs root)
+	@driver-tests/containerd/run.sh $(if $(QUICK),--quick) $(if $(GROUND),--ground $(GROUND)) $(if $(CONTAINERD),--containerd $(CONTAINERD)) $(if $(LANE),--lane $(LANE))
+
+test-containerd-faults: ## Kill containerd and the server again and again under load: GROUND=xfs KILLS=50 (needs root)
+	@driver-tests/containerd/run.sh --lane faults --ground $(or $(GROUND),simple) --kills $(or $(KILLS),50)
+
+test-snapshotter: ## Hold the containerd snapshotter to containerd's own conformance suite, and more: GROUND="simple xfs" (needs root)
+	@driver-tests/containerd/run.sh --lane suite --seconds $(or $(SECONDS),60) $(if $(GROUND),--ground $(GROUND))
 
 test-deb: ## Install the Debian package in a clean Debian, use it, and remove it again (needs root)
 	@driver-tests/deb/run.sh

@@ -2,7 +2,7 @@
 // that containerd itself has.
 //
 // SNAPSHOTTER_SOCKET is the socket of the server under test. With BUILTIN=btrfs, native or overlayfs, containerd's own
-// snapshotter of that name, below BUILTIN_ROOT, is served on a socket here and tested in its place: so what the tests expect
+// snapshotter of that name, below BUILTIN_ROOT, is served at BUILTIN_SOCKET and tested in its place: so what the tests expect
 // is what containerd does. What only this project promises is left out there.
 package snapshotter
 
@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"testing"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -63,7 +62,7 @@ func begin() error {
 	if err != nil {
 		return err
 	}
-	socket = filepath.Join(root, "s.sock")
+	socket = os.Getenv("BUILTIN_SOCKET")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		return err
