@@ -22,6 +22,11 @@ SUITE = ("bookworm", [
     "golang-golang-x-text-dev", "golang-golang-x-xerrors-dev", "golang-google-genproto-dev", "golang-google-grpc-dev",
     "golang-google-protobuf-dev"])
 
+# Its client of CRI is a program of ours.
+CRI = ("sid", ["golang-1.27-go", "golang-1.27-src", "golang-golang-x-net-dev", "golang-golang-x-sys-dev",
+               "golang-golang-x-text-dev", "golang-google-genproto-dev", "golang-google-grpc-dev", "golang-google-protobuf-dev",
+               "golang-k8s-cri-api-dev"])
+
 
 def unpacked(cache, what, packages):
     """The directory of these packages, fetched if need be."""

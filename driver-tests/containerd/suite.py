@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docker"))
 import clients  # noqa: E402
 import debs  # noqa: E402
+import dockers  # noqa: E402
 import left  # noqa: E402
 import services  # noqa: E402
 from host import Failed, expect, fresh, tail  # noqa: E402
@@ -35,7 +36,7 @@ class Report:
         try:
             said = check(*arguments)
         except (Failed, OSError, LookupError, ValueError, subprocess.SubprocessError) as problem:
-            self.add(column, name, f"{type(problem).__name__}: {problem}", False)
+            self.add(column, name, f"{type(problem).__name__}: {str(problem)[:1500]}", False)
             return False
         self.add(column, name, f"{said or ''}  ({time.monotonic() - started:.1f} s)", True)
         return True
@@ -45,7 +46,7 @@ class Report:
         if good:
             self.passed += 1
         else:
-            self.failed.append(f"{column}: {name}: {said.splitlines()[0]}")
+            self.failed.append(f"{column}: {name}: {said.splitlines()[0][:200]}")
 
 
 class Lane:
@@ -117,9 +118,9 @@ def said_of(text, name):
     return "".join(part for at, part in zip(parts[1::2], parts[2::2]) if at == name)
 
 
-def containerd(options, report, ground, version):
-    """One containerd on one ground, with all that its clients do."""
-    column = f"containerd {version}/{ground}"
+def containerd(options, report, ground, version, client):
+    """One containerd on one ground, with all that one kind of client does."""
+    column = f"{client} {version}/{ground}" if client == "containerd" else f"{client}/{ground}"
     programs = debs.unpacked(options.work, f"containerd-{version}", debs.CONTAINERDS[version])
     # Sockets have short paths.
     run = Path(tempfile.mkdtemp(prefix="rfc.", dir="/run"))
@@ -144,7 +145,10 @@ def containerd(options, report, ground, version):
                 started.append(ctr)
                 ctr.start()
                 lane = Lane(options, fs, server, ctr, work, run)
-                play(report, column, lane)
+                {"containerd": ctr_steps, "docker": docker_steps}[client](report, column, lane, started)
+                report.of(column, "all collected", clients.collected, lane)
+                if server:
+                    report.of(column, "nothing left", left.of_store, server)
             finally:
                 for part in reversed(started):
                     part.__exit__()
@@ -161,7 +165,7 @@ def containerd(options, report, ground, version):
                 print(f"\n-- the end of {log}\n{tail(log, 12)}", file=sys.stderr)
 
 
-def play(report, column, lane):
+def ctr_steps(report, column, lane, _):
     steps = clients.QUICK if lane.options.quick else clients.STEPS
     for name, step in steps:
         if not report.of(column, name, step, lane):
@@ -172,9 +176,29 @@ def play(report, column, lane):
                     clients.removed(lane, container)
             for snapshot in ("looked-at", "work", "done"):
                 lane.ctr.client("snapshots", "rm", snapshot)
-    report.of(column, "all removed", clients.collected, lane)
-    if lane.server:
-        report.of(column, "nothing left", left.of_store, lane.server)
+
+
+class Plain:
+    """What the steps of the Docker test want to know of a storage driver."""
+
+    counts_links = False
+
+
+def docker_steps(report, column, lane, started):
+    root = lane.fs.mnt / "docker" if not lane.server else lane.options.work / "root/docker"
+    log = lane.options.work / f"dockerd-{column.split('/')[1]}.log"
+    log.unlink(missing_ok=True)
+    dockerd = dockers.Dockerd(lane.ctr.bin.parent.parent, lane.ctr, root, lane.run, log)
+    started.append(dockerd)
+    dockerd.start()
+    lane.docker = lane.dockerd = dockerd
+    lane.name, lane.driver, lane.plugin, lane.limits, lane.first_id = lane.ctr.snapshotter, Plain, None, None, 0
+    for name, step in dockers.STEPS:
+        if not report.of(column, name, step, lane):
+            print(f"-- the end of {log}\n{tail(log, 6)}", file=sys.stderr)
+            if there := dockerd.client("ps", "-aq").stdout.decode().split():
+                dockerd.client("rm", "-f", *there)
+    dockerd.stop()
 
 
 def arguments():
@@ -190,7 +214,7 @@ def arguments():
     return parser.parse_args()
 
 
-LANES = ["suite", "containerd"]
+LANES = ["suite", "containerd", "docker"]
 
 
 def main():
@@ -207,7 +231,10 @@ def main():
             conformance(options, report, ground)
         for version in options.containerd if "containerd" in options.lane else []:
             print(f"\n== containerd {version}, {options.snapshotter} on {ground}", flush=True)
-            containerd(options, report, ground, version)
+            containerd(options, report, ground, version, "containerd")
+        if "docker" in options.lane:
+            print(f"\n== Docker 28 on containerd 2, {options.snapshotter} on {ground}", flush=True)
+            containerd(options, report, ground, "2", "docker")
     print(f"\n   {report.passed} checks passed, {len(report.failed)} failed, in {time.monotonic() - started:.0f} s", flush=True)
     for line in report.failed:
         print(f"   FAIL {line}")
