@@ -23,7 +23,7 @@ SUITE = ("bookworm", [
     "golang-google-protobuf-dev"])
 
 # Its client of CRI is a program of ours.
-CRI = ("sid", ["golang-1.27-go", "golang-1.27-src", "golang-golang-x-net-dev", "golang-golang-x-sys-dev",
+CRI = ("sid", ["golang-1.27-go", "golang-1.27-src", "golang-github-golang-protobuf-1-5-dev", "golang-golang-x-net-dev", "golang-golang-x-sys-dev",
                "golang-golang-x-text-dev", "golang-google-genproto-dev", "golang-google-grpc-dev", "golang-google-protobuf-dev",
                "golang-k8s-cri-api-dev"])
 

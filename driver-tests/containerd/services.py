@@ -52,6 +52,8 @@ WITH_SERVER = """
   address = "{server}"
 """
 WITH_DIFFER = """
+  [proxy_plugins.reflinkd.exports]
+    root = "{store}"
 [proxy_plugins.reflinkd-diff]
   type = "diff"
   address = "{server}"
@@ -65,6 +67,7 @@ state = "{state}"
   address = "{socket}"
 [plugins."io.containerd.grpc.v1.cri"]
   restrict_oom_score_adj = true
+  stats_collect_period = 1
   sandbox_image = "{pause}"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "{snapshotter}"
@@ -76,6 +79,7 @@ state = "{state}"
   address = "{socket}"
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "{snapshotter}"
+  stats_collect_period = 1
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = "{pause}"
 [plugins.'io.containerd.cri.v1.runtime']
@@ -85,7 +89,7 @@ state = "{state}"
   snapshotter = "{snapshotter}"
   differ = "{differ}"
 """}
-PAUSE = "local/pause:1"
+PAUSE = "docker.io/local/pause:1"
 
 
 class Containerd:
@@ -106,7 +110,7 @@ class Containerd:
             text += WITH_SERVER + (WITH_DIFFER if self.differ != "walking" else "")
         self.config.write_text(text.format(
             root=self.root, state=self.run / "state", socket=self.socket, snapshotter=self.snapshotter, differ=self.differ,
-            server=server and server.socket, pause=PAUSE))
+            server=server and server.socket, store=server and server.root, pause=PAUSE))
         return self
 
     def __enter__(self):

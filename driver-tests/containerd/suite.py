@@ -20,6 +20,7 @@ import clients  # noqa: E402
 import debs  # noqa: E402
 import dockers  # noqa: E402
 import left  # noqa: E402
+import pods  # noqa: E402
 import services  # noqa: E402
 from host import Failed, expect, fresh, tail  # noqa: E402
 
@@ -120,7 +121,7 @@ def said_of(text, name):
 
 def containerd(options, report, ground, version, client):
     """One containerd on one ground, with all that one kind of client does."""
-    column = f"{client} {version}/{ground}" if client == "containerd" else f"{client}/{ground}"
+    column = f"{client}/{ground}" if client == "docker" else f"{client} {version}/{ground}"
     programs = debs.unpacked(options.work, f"containerd-{version}", debs.CONTAINERDS[version])
     # Sockets have short paths.
     run = Path(tempfile.mkdtemp(prefix="rfc.", dir="/run"))
@@ -145,7 +146,7 @@ def containerd(options, report, ground, version, client):
                 started.append(ctr)
                 ctr.start()
                 lane = Lane(options, fs, server, ctr, work, run)
-                {"containerd": ctr_steps, "docker": docker_steps}[client](report, column, lane, started)
+                {"containerd": ctr_steps, "docker": docker_steps, "cri": cri_steps}[client](report, column, lane, started)
                 report.of(column, "all collected", clients.collected, lane)
                 if server:
                     report.of(column, "nothing left", left.of_store, server)
@@ -176,6 +177,12 @@ def ctr_steps(report, column, lane, _):
                     clients.removed(lane, container)
             for snapshot in ("looked-at", "work", "done"):
                 lane.ctr.client("snapshots", "rm", snapshot)
+
+
+def cri_steps(report, column, lane, _):
+    for name, step in pods.STEPS:
+        if not report.of(column, name, step, lane):
+            report.of(column, f"{name}, undone", pods.undone, lane)
 
 
 class Plain:
@@ -214,7 +221,7 @@ def arguments():
     return parser.parse_args()
 
 
-LANES = ["suite", "containerd", "docker"]
+LANES = ["suite", "containerd", "docker", "cri"]
 
 
 def main():
@@ -232,6 +239,9 @@ def main():
         for version in options.containerd if "containerd" in options.lane else []:
             print(f"\n== containerd {version}, {options.snapshotter} on {ground}", flush=True)
             containerd(options, report, ground, version, "containerd")
+        for version in options.containerd if "cri" in options.lane else []:
+            print(f"\n== CRI of containerd {version}, {options.snapshotter} on {ground}", flush=True)
+            containerd(options, report, ground, version, "cri")
         if "docker" in options.lane:
             print(f"\n== Docker 28 on containerd 2, {options.snapshotter} on {ground}", flush=True)
             containerd(options, report, ground, "2", "docker")
