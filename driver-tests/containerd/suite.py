@@ -5,6 +5,7 @@ The built-in snapshotters are the oracle: what is expected of reflinkd here has 
 
 import argparse
 import os
+import random
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docker"))
 import clients  # noqa: E402
 import debs  # noqa: E402
 import dockers  # noqa: E402
+import kills  # noqa: E402
 import left  # noqa: E402
 import pods  # noqa: E402
 import services  # noqa: E402
@@ -146,7 +148,8 @@ def containerd(options, report, ground, version, client):
                 started.append(ctr)
                 ctr.start()
                 lane = Lane(options, fs, server, ctr, work, run)
-                {"containerd": ctr_steps, "docker": docker_steps, "cri": cri_steps}[client](report, column, lane, started)
+                {"containerd": ctr_steps, "docker": docker_steps, "cri": cri_steps,
+                 "faults": fault_steps}[client](report, column, lane, started)
                 report.of(column, "all collected", clients.collected, lane)
                 if server:
                     report.of(column, "nothing left", left.of_store, server)
@@ -185,6 +188,11 @@ def cri_steps(report, column, lane, _):
             report.of(column, f"{name}, undone", pods.undone, lane)
 
 
+def fault_steps(report, column, lane, _):
+    for name, step in kills.STEPS:
+        report.of(column, name, step, lane)
+
+
 class Plain:
     """What the steps of the Docker test want to know of a storage driver."""
 
@@ -217,11 +225,13 @@ def arguments():
     parser.add_argument("--containerd", nargs="+", choices=debs.CONTAINERDS, default=[*debs.CONTAINERDS])
     parser.add_argument("--lane", nargs="+", choices=LANES, default=[*LANES])
     parser.add_argument("--seconds", type=int, default=10, help="how long 64 clients work at once")
+    parser.add_argument("--kills", type=int, default=4, help="how many in the lane of faults")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the lane of faults")
     parser.add_argument("--quick", action="store_true", help="the suite on one ground, and 1.6's images and containers")
     return parser.parse_args()
 
 
-LANES = ["suite", "containerd", "docker", "cri"]
+LANES = ["suite", "containerd", "docker", "cri", "faults"]
 
 
 def main():
@@ -239,6 +249,9 @@ def main():
         for version in options.containerd if "containerd" in options.lane else []:
             print(f"\n== containerd {version}, {options.snapshotter} on {ground}", flush=True)
             containerd(options, report, ground, version, "containerd")
+        for version in options.containerd if "faults" in options.lane else []:
+            print(f"\n== containerd {version} and the server killed, {options.snapshotter} on {ground}", flush=True)
+            containerd(options, report, ground, version, "faults")
         for version in options.containerd if "cri" in options.lane else []:
             print(f"\n== CRI of containerd {version}, {options.snapshotter} on {ground}", flush=True)
             containerd(options, report, ground, version, "cri")
