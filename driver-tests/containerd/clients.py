@@ -5,9 +5,10 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import io
 import json
-import os
 import random
+import tarfile
 import time
 
 import basics
@@ -184,6 +185,59 @@ def import_local(lane):
     expect(names(lane, "second"), {}, "the snapshots of the second namespace, its image being removed")
     as_layers_say(lane, chain_of(TWO)[-1], TWO_LAYERS)
     return "two namespaces see their own, and lose it alone"
+
+
+def repacked(archive, change):
+    """Put something else in the place of an archive's layers."""
+    with tarfile.open(archive) as tar:
+        files = {member.name: tar.extractfile(member).read() for member in tar}
+    with tarfile.open(archive, "w") as tar:
+        for name, content in files.items():
+            content = change(name, content) if name.endswith("layer.tar") else content
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def layers_as_they_come(lane):
+    """Compressed ones are unpacked, and of one that isn't what its image says, or ends early, nothing is kept."""
+    before = names(lane)
+    archive, name = lane.work / "image.tar", "docker.io/local/other:1"
+    layers = [images.base_layer(), [images.file("srv/other", random.randbytes(300_000))], [images.file("srv/last", b"x")]]
+    _, diff_ids = images.archive(archive, name, layers, ["/bin/sh"])
+    top = chain_ids(diff_ids)[-1]
+    options = ["images", "import", "--snapshotter", lane.ctr.snapshotter, archive]
+    whole = archive.read_bytes()
+    other = images.tar_of([images.file("srv/other", b"not this")])
+    for what, change in (("another layer", lambda at, content: other if at.startswith("1/") else content),
+                         ("a layer that ends early", lambda at, content: content[:200_000] if at.startswith("1/") else content)):
+        archive.write_bytes(whole)
+        repacked(archive, change)
+        if lane.ctr.client(*options).returncode == 0:
+            raise Failed(f"an image with {what} was imported")
+        if name in lane.ctr("images", "ls", "-q").split():
+            lane.ctr("images", "rm", "--sync", name)
+        settled(lane, before, f"the snapshots after {what}")
+    archive.write_bytes(whole)
+    repacked(archive, lambda _, content: gzip.compress(content))
+    lane.ctr(*options)
+    archive.unlink()
+    as_layers_say(lane, top, layers)
+    lane.ctr("images", "rm", "--sync", name)
+    settled(lane, before, "the snapshots without that image")
+    return "gzip is unpacked; two that are wrong are refused, and leave nothing"
+
+
+def settled(lane, wanted, what):
+    """containerd's own leases may keep some for a moment."""
+    done = time.monotonic() + 30
+    while (found := names(lane)) != wanted:
+        if time.monotonic() > done:
+            for lease in lane.ctr("leases", "ls", "-q").split():
+                lane.ctr("leases", "rm", "--sync", lease)
+            expect(names(lane), wanted, what)
+            return
+        time.sleep(0.3)
 
 
 def run(lane):
@@ -402,7 +456,8 @@ def collected(lane):
     return "no snapshots, no content"
 
 
-STEPS = [("plugins", plugins), ("import", import_), ("import --local", import_local), ("run", run), ("exec", exec_),
+STEPS = [("plugins", plugins), ("import", import_), ("import --local", import_local),
+         ("layers as they come", layers_as_they_come), ("run", run), ("exec", exec_),
          ("snapshots", snapshots), ("diff", diff), ("commit", commit), ("ten at once", at_once), ("five writers", sizes),
          ("killed", restarts)]
 QUICK = [("plugins", plugins), ("import", import_), ("run", run), ("exec", exec_), ("diff", diff)]

@@ -351,3 +351,57 @@ func TestCleanup(t *testing.T) {
 	}
 	w.equal("what is there after it", w.names(), []string{"work"})
 }
+
+// A limit is on what is written, not on the parent. LIMITS says whether one can be held here.
+func TestMaxSize(t *testing.T) {
+	w := begun(t)
+	w.in(w.prepare("first", ""), write("big", 30_000_000))
+	w.commit("base", "first", nil)
+	prepare := func(key, size string) ([]*types.Mount, error) {
+		reply, err := w.api.Prepare(ctx, &snapshotsapi.PrepareSnapshotRequest{Key: key, Parent: "base",
+			Labels: map[string]string{"containerd.io/snapshot/max-size": size}})
+		if err != nil {
+			return nil, err
+		}
+		return reply.Mounts, nil
+	}
+	mounts, err := prepare("limited", "20000000")
+	switch os.Getenv("LIMITS") {
+	case "held":
+		w.must(err)
+		w.in(mounts, write("fits", 10_000_000))
+		if err := inside(mounts, synced("more", 40_000_000)); err == nil {
+			t.Error("40 MB fit into 20 MB")
+		}
+		w.in(mounts, func(root string) error { return os.Remove(filepath.Join(root, "more")) })
+		_, err = prepare("no-number", "much")
+		w.code("a limit that is none", err, codes.InvalidArgument)
+	case "refused":
+		if err == nil {
+			t.Error("a limit is promised where none can be held")
+		}
+		w.equal("what is there after a refusal", w.names(), []string{"base"})
+	default:
+		// containerd 1.6 has none.
+		w.must(err)
+	}
+}
+
+func synced(name string, size int) func(string) error {
+	return func(root string) error {
+		file, err := os.Create(filepath.Join(root, name))
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		for ; size > 0; size -= 1_000_000 {
+			if _, err := file.Write(make([]byte, 1_000_000)); err != nil {
+				return err
+			}
+			if err := file.Sync(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
