@@ -316,6 +316,24 @@ def diff(lane):
     return f"{len(found)} entries; on top of the image they give the container's tree"
 
 
+def diffs_at_once(lane):
+    """The same layer is made again and again while the collector takes the one before: each client gets all of its own."""
+    running(lane, "work", BASE)
+    inside(lane, "work", "echo more >/srv/more")
+
+    def ten(_):
+        found = set()
+        for _ in range(10):
+            entries = images.entries(lane.ctr.bytes("snapshots", "diff", "work"))
+            found.add(entries["srv/more"][4])
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        expect(list(pool.map(ten, range(3))), [{b"more\n"}] * 3, "what thirty diffs of one container have")
+    removed(lane, "work")
+    return "thirty times the same layer, by three clients"
+
+
 def same_when_applied(lane, key, layers, changes):
     """An image of these layers and these changes has the tree of a container of that key."""
     class Ready(bytes):
@@ -458,6 +476,7 @@ def collected(lane):
 
 STEPS = [("plugins", plugins), ("import", import_), ("import --local", import_local),
          ("layers as they come", layers_as_they_come), ("run", run), ("exec", exec_),
-         ("snapshots", snapshots), ("diff", diff), ("commit", commit), ("ten at once", at_once), ("five writers", sizes),
+         ("snapshots", snapshots), ("diff", diff), ("thirty diffs", diffs_at_once), ("commit", commit),
+         ("ten at once", at_once), ("five writers", sizes),
          ("killed", restarts)]
 QUICK = [("plugins", plugins), ("import", import_), ("run", run), ("exec", exec_), ("diff", diff)]
