@@ -157,7 +157,7 @@ def containerd(options, report, ground, version, client):
             finally:
                 for part in reversed(started):
                     part.__exit__()
-                services.unmounted_below(run, fs.mnt)
+                services.unmounted_below(run, fs.mnt, options.work / "root")
     except Failed as problem:
         report.add(column, "lane", str(problem), False)
     finally:
