@@ -31,7 +31,7 @@ test-docker-faults: ## Kill both daemons again and again, fill the disk, break l
 test-graphdriver: ## Hold the Docker plugin to Docker's own conformance suite, and more: GROUND="simple xfs" (needs root)
 	@driver-tests/graphdriver/run.sh
 
-test-containerd: ## Hold containerd 1.6 and 2, Docker 28 and CRI on `serve` to what they do: GROUND="simple xfs" CONTAINERD="1.6 2" LANE=docker QUICK=1 (needs root)
+test-containerd: ## Hold containerd, Docker 28 and CRI on `serve` to what they do: GROUND="simple xfs" LANE=docker QUICK=1 (needs root)
 	@driver-tests/containerd/run.sh $(if $(QUICK),--quick) $(if $(GROUND),--ground $(GROUND)) $(if $(CONTAINERD),--containerd $(CONTAINERD)) $(if $(LANE),--lane $(LANE))
 
 test-containerd-faults: ## Kill containerd and the server again and again under load: GROUND=xfs KILLS=50 (needs root)

@@ -321,3 +321,22 @@ fn memory_is_bounded() {
     let grown = serve.peak_memory() - before;
     assert!(grown < 48 * MIB, "{grown} bytes more");
 }
+
+/// containerd says nothing of its client's lease to a differ.
+#[test]
+fn a_layer_is_kept_until_its_client_can_refer_to_it() {
+    let world = World::on(Ground::SIMPLE);
+    let serve = Serve::start(&world);
+    let right = serve.prepare("right", "").expect("prepare");
+    fs::write(Path::new(&right.source).join("new"), "new").expect("write");
+    let mut request = in_namespace(diff_of(&[], &right, ""));
+    request.metadata_mut().remove("containerd-lease");
+    let begun = jiff::Timestamp::now();
+    serve.wait(async { serve.diffs().diff(request).await }).expect("diff");
+    let state = serve.store.state();
+    assert_eq!(state.strangers, 0, "all is written with the lease that was made for it");
+    let [lease] = &state.leases[..] else { panic!("one lease: {:?}", state.leases) };
+    let until: jiff::Timestamp = lease["containerd.io/gc.expire"].parse().expect("RFC 3339");
+    let minutes = until.duration_since(begun).as_mins();
+    assert!((5..60).contains(&minutes), "it ends by itself, in {minutes} minutes");
+}

@@ -19,7 +19,7 @@ on_btrfs_and_xfs! {
     snapshots_outlive_the_process
 }
 
-fn at<'a>(mount: &'a Mount, name: &str) -> std::path::PathBuf {
+fn at(mount: &Mount, name: &str) -> std::path::PathBuf {
     Path::new(&mount.source).join(name)
 }
 

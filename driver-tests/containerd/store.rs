@@ -21,6 +21,11 @@ use crate::api::services::content::v1::{
     ListStatusesRequest, ListStatusesResponse, ReadContentRequest, ReadContentResponse, StatusRequest,
     StatusResponse, UpdateRequest, UpdateResponse, WriteAction, WriteContentRequest, WriteContentResponse,
 };
+use crate::api::services::leases::v1::leases_server::{Leases, LeasesServer};
+use crate::api::services::leases::v1::{
+    AddResourceRequest, CreateRequest, CreateResponse, DeleteRequest, DeleteResourceRequest, Lease, ListRequest,
+    ListResourcesRequest, ListResourcesResponse, ListResponse,
+};
 use crate::api::types::Descriptor;
 use crate::support::image::sha256;
 
@@ -48,6 +53,8 @@ pub(crate) struct State {
     pub(crate) reading: usize,
     /// Calls with another namespace or lease than the client's.
     pub(crate) strangers: usize,
+    /// The labels of each lease that was made.
+    pub(crate) leases: Vec<HashMap<String, String>>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -58,7 +65,10 @@ impl Store {
         let store = Self::default();
         let listener = UnixListener::bind(address).expect("bind");
         let service = any_service(ContentServer::new(store.clone()));
-        let router = Router::new().route("/containerd.services.content.v1.Content/{call}", service);
+        let leases = any_service(LeasesServer::new(store.clone()));
+        let router = Router::new()
+            .route("/containerd.services.content.v1.Content/{call}", service)
+            .route("/containerd.services.leases.v1.Leases/{call}", leases);
         tokio::spawn(async move { axum::serve(listener, router).await });
         store
     }
@@ -116,6 +126,41 @@ impl Store {
             state.blobs.insert(digest.clone(), (content, request.labels.clone()));
         }
         Ok(WriteContentResponse { action: request.action, offset, digest, ..WriteContentResponse::default() })
+    }
+}
+
+#[tonic::async_trait]
+impl Leases for Store {
+    /// All have one name, which is what content is asked for with.
+    async fn create(&self, request: Request<CreateRequest>) -> Result<Response<CreateResponse>, Status> {
+        let CreateRequest { id, labels } = request.into_inner();
+        assert!(id.is_empty(), "no name of its own: {id}");
+        self.state().leases.push(labels);
+        let lease = Lease { id: "a-lease".into(), ..Lease::default() };
+        Ok(Response::new(CreateResponse { lease: Some(lease) }))
+    }
+
+    async fn delete(&self, _: Request<DeleteRequest>) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented("delete"))
+    }
+
+    async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        Err(Status::unimplemented("list"))
+    }
+
+    async fn add_resource(&self, _: Request<AddResourceRequest>) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented("add"))
+    }
+
+    async fn delete_resource(&self, _: Request<DeleteResourceRequest>) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented("delete"))
+    }
+
+    async fn list_resources(
+        &self,
+        _: Request<ListResourcesRequest>,
+    ) -> Result<Response<ListResourcesResponse>, Status> {
+        Err(Status::unimplemented("list"))
     }
 }
 

@@ -11,8 +11,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-const PROTOS: [&str; 3] =
-    ["services/content/v1/content.proto", "services/diff/v1/diff.proto", "services/snapshots/v1/snapshots.proto"];
+const PROTOS: [&str; 4] = [
+    "services/content/v1/content.proto",
+    "services/diff/v1/diff.proto",
+    "services/leases/v1/leases.proto",
+    "services/snapshots/v1/snapshots.proto",
+];
 
 /// Files by name.
 fn files(directory: &Path) -> BTreeMap<String, String> {
@@ -47,6 +51,6 @@ fn the_code_is_what_the_protos_give() {
             fs::write(api.join(name), text).expect("write");
         }
     }
-    assert_eq!(new.len(), 4, "{:?}", new.keys());
+    assert_eq!(new.len(), 5, "{:?}", new.keys());
     assert!(files(&api) == new, "src/daemon/containerd/api is another: see the head of this file");
 }

@@ -265,7 +265,7 @@ mod tests {
     fn each_containerd_has_a_table() {
         let row = |name: &str, socket: &str, limit| (name.to_string(), socket.to_string(), limit);
         let default = row("default", "/run/reflinkd/containerd.sock", None);
-        assert_eq!(doors("").expect("none"), [default.clone()]);
+        assert_eq!(doors("").expect("none"), std::slice::from_ref(&default));
         assert_eq!(
             doors("[containerd.k3s-1]\nsize_limit = \"10G\"\n[containerd.a]\nsocket=\"/run/a\"").expect("two more"),
             [

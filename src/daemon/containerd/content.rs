@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use jiff::SignedDuration;
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,15 +16,23 @@ use super::api::services::content::v1::{
     AbortRequest, Info, InfoRequest, ReadContentRequest, ReadContentResponse, UpdateRequest, WriteAction,
     WriteContentRequest, WriteContentResponse,
 };
+use super::api::services::leases::v1::CreateRequest;
+use super::api::services::leases::v1::leases_client::LeasesClient;
 use crate::oci::Digest;
 use crate::{Error, Kind, Result};
 
 /// What of a request goes on to containerd: the namespace that it is in, and the lease that keeps what it makes from being
 /// collected.
-const FORWARDED: [&str; 2] = ["containerd-namespace", "containerd-lease"];
+const FORWARDED: [&str; 2] = ["containerd-namespace", LEASE];
+const LEASE: &str = "containerd-lease";
+/// On a lease, when it ends by itself.
+const EXPIRES: &str = "containerd.io/gc.expire";
 
 /// On a blob, the digest of the plain tar.
 pub(super) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+
+/// How long what was made stays when nobody refers to it: its client is about to.
+const KEPT: SignedDuration = SignedDuration::from_mins(10);
 
 /// How much may be on its way: as much as a message of a peer who sends large ones.
 const WINDOW: u32 = 1 << 20;
@@ -51,6 +60,7 @@ impl Caller {
 #[derive(Debug, Clone)]
 pub(super) struct Content {
     client: ContentClient<Channel>,
+    leases: LeasesClient<Channel>,
     caller: Caller,
 }
 
@@ -61,7 +71,10 @@ impl Content {
             endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW).connect().await
         };
         match connected.await {
-            Ok(channel) => Ok(Self { client: ContentClient::new(channel), caller }),
+            Ok(channel) => {
+                let (client, leases) = (ContentClient::new(channel.clone()), LeasesClient::new(channel));
+                Ok(Self { client, leases, caller })
+            }
             Err(e) => {
                 let why = format!("cannot connect to containerd at {}: {}", address.display(), root_cause(&e));
                 let hint =
@@ -69,6 +82,22 @@ impl Content {
                 Err(Error::new(Kind::System, why).with_hint(hint))
             }
         }
+    }
+
+    /// Have what is made from now on kept for a while. containerd tells its differs of no lease that its client has, and its
+    /// collector takes what has none, if it comes before the client could refer to it.
+    pub(super) async fn keep(&mut self) -> Result<()> {
+        if self.caller.0.iter().any(|(name, _)| *name == LEASE) {
+            return Ok(());
+        }
+        let until = (jiff::Timestamp::now() + KEPT).to_string();
+        let request = CreateRequest { id: String::new(), labels: [(EXPIRES.to_string(), until)].into() };
+        let created = self.leases.create(self.caller.asks(request)).await;
+        let lease = created.map_err(|status| theirs(&status).context("make a lease"))?.into_inner().lease;
+        let id = lease.and_then(|lease| lease.id.parse().ok());
+        let id = id.ok_or_else(|| Error::new(Kind::System, "containerd made a lease and doesn't say which"))?;
+        self.caller.0.push((LEASE, id));
+        Ok(())
     }
 
     pub(super) async fn read(&mut self, digest: Digest) -> Result<Streaming<ReadContentResponse>> {

@@ -137,7 +137,8 @@ impl Door {
             false => Some(self.key_at(&Mounted::of(&request.left)?).await?),
         };
         let right = self.key_at(&Mounted::of(&request.right)?).await?;
-        let content = Content::connect(&self.address, caller).await?;
+        let mut content = Content::connect(&self.address, caller).await?;
+        content.keep().await?;
         let own = request.r#ref.is_empty();
         let reference = if own { format!("reflinkd-diff-{}", uuid::Uuid::new_v4()) } else { request.r#ref };
         let mut upload = Upload { content, reference, labels: request.labels, flight: Arc::clone(flight) };

@@ -178,7 +178,16 @@ impl Snapshots<'_> {
 
     /// What the mount of an active snapshot or a view is made of.
     pub fn mounts(&self, key: &str) -> Result<Shown> {
-        self.record(key).and_then(|record| self.shown(&record)).context(|| format!("cannot mount {key}"))
+        let mounted = || -> Result<_> {
+            let record = self.record(key)?;
+            let shown = self.shown(&record)?;
+            // Somebody may have removed it since.
+            if !shown.root.exists() && self.engine.store.get(record.uuid)?.is_some() {
+                return Err(Error::new(Kind::Damaged, format!("its tree is missing at {}", shown.root.display())));
+            }
+            Ok(shown)
+        };
+        mounted().context(|| format!("cannot mount {key}"))
     }
 
     fn shown(&self, record: &Record) -> Result<Shown> {
@@ -194,9 +203,6 @@ impl Snapshots<'_> {
             false => self.engine.parent_tree(record)?,
         };
         let root = tree.ok_or_else(|| Error::new(Kind::Damaged, "it shows nothing"))?.root();
-        if !root.exists() {
-            return Err(Error::new(Kind::Damaged, format!("its tree is missing at {}", root.display())));
-        }
         let labels = record.keyed().map(|keyed| &keyed.labels).filter(|_| self.space.remap_ids);
         let (uid_map, gid_map) = ids::of(labels);
         Ok(Shown { root, read_only, uid_map, gid_map })

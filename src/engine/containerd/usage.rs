@@ -2,7 +2,7 @@
 //! containers again and again.
 
 use super::{Snapshots, stage_of};
-use crate::backend::{CloneCost, Want};
+use crate::backend::{CloneCost, QuotaMode, Want};
 use crate::engine::keyed::Counted;
 use crate::store::{Content, Keyed, Record, Stage};
 use crate::{Context, Result};
@@ -54,14 +54,16 @@ impl Snapshots<'_> {
 
     fn measured(&self, record: &Record) -> Result<Usage> {
         let (engine, tree) = (self.engine, self.engine.tree(record));
-        let known = engine.backend.state(&tree)?.and_then(|state| engine.usages.get(record.uuid, state));
-        if let Some(usage) = known {
-            return Ok(usage);
-        }
         let size = |sync| -> Result<u64> {
             let measured = engine.backend.measure(&[&tree], Want { sync, apparent: false })?;
             Ok(measured.sizes.first().map_or(0, |size| size.charged))
         };
+        let known = engine.backend.state(&tree)?.and_then(|state| engine.usages.get(record.uuid, state));
+        if let Some(usage) = known {
+            // A charge goes down after the tree has: when what was deleted, and what we made to look at it, is cleaned up.
+            let charged = matches!(engine.backend.quota_mode()?, QuotaMode::Simple | QuotaMode::Full);
+            return Ok(if charged { Usage { size: size(false)?, ..usage } } else { usage });
+        }
         if engine.backend.clone_cost() != CloneCost::Constant || !engine.backend.nested(&tree)?.is_empty() {
             return Ok(Usage { size: size(true)?, inodes: self.keys.count(record)?.inodes });
         }

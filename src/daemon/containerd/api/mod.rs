@@ -19,6 +19,11 @@ pub mod services {
             include!("containerd.services.diff.v1.rs");
         }
     }
+    pub mod leases {
+        pub mod v1 {
+            include!("containerd.services.leases.v1.rs");
+        }
+    }
     pub mod snapshots {
         pub mod v1 {
             include!("containerd.services.snapshots.v1.rs");
