@@ -27,5 +27,6 @@ case " $* " in
 esac
 for module in loop btrfs xfs overlay; do modprobe "$module" 2>/dev/null || true; done
 step "What is written in Go"
-"$top/driver-tests/containerd/build.sh" "$work"
+case " $* " in *" --quick "*) part=suite ;; *) part=all ;; esac
+"$top/driver-tests/containerd/build.sh" "$work" "$part"
 exec python3 -B "$top/driver-tests/containerd/suite.py" --work "$work" "${binary[@]}" "$@"

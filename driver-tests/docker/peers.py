@@ -33,11 +33,10 @@ def unpacked(suite, wanted, cache):
     done = cache / suite
     if done.is_dir():
         return done
-    archive = packages.Packages({}, None, cache / "packages")
-    archive.update(suite, False)
+    archive = packages.Packages({"root": {suite: {"suite": suite, "packages": wanted}}}, None, cache / "packages")
     half = cache / f"{suite}.new"
     shutil.rmtree(half, ignore_errors=True)
-    for file in archive.fetch(suite, False, archive.resolve(suite, wanted)):
+    for file in archive.newest(f"root-{suite}"):
         subprocess.run(["dpkg-deb", "-x", file, half], check=True)
     half.rename(done)
     return done

@@ -39,6 +39,11 @@ docker=0
 "$top/driver-tests/docker/run.sh" --quick || docker=1
 [ "$docker" = 0 ] || status=1
 
+step "containerd on the snapshotter"
+containerd=0
+"$top/driver-tests/containerd/run.sh" --quick || containerd=1
+[ "$containerd" = 0 ] || status=1
+
 step "What ran, in $((SECONDS - started)) s"
 awk '
     / Running / { sub(/.* Running /, ""); sub(/ \(.*/, ""); suite = $0 }
@@ -49,4 +54,5 @@ awk '
           if (!passed) exit 1 }' "$log" || status=1
 [ "$tools" = 0 ] || note "the tools' own tests FAILED"
 [ "$docker" = 0 ] || note "Docker on the plugin FAILED"
+[ "$containerd" = 0 ] || note "containerd on the snapshotter FAILED"
 [ "$status" = 0 ] || die "some tests failed (above, and in $log)"

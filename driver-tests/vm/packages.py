@@ -39,9 +39,9 @@ class Packages:
 
     def sets(self):
         """(name of the set, suite, whether its security archive counts, packages to ask for, patterns to keep)."""
-        for name, kernel in self.matrix["kernel"].items():
+        for name, kernel in self.matrix.get("kernel", {}).items():
             yield f"kernel-{name}", kernel["suite"], kernel.get("security", False), [KERNEL_META], kernel["packages"]
-        for name in ("guest", "qemu"):
+        for name in ("guest", "qemu") if "guest" in self.matrix else ():
             part = self.matrix[name]
             yield name, part["suite"], False, part["packages"], ["*"]
         for name, part in self.matrix.get("root", {}).items():
@@ -113,6 +113,11 @@ class Packages:
         """The packages of a set, fetched if need be."""
         with self.alone():
             return self.fetch(name)
+
+    def newest(self, name):
+        """The packages of a set as Debian has them now, whatever is locked, fetched if need be."""
+        self.found[name] = self.resolve(name)
+        return self.files(name)
 
     def unpacked(self, name):
         """The directory that the packages of a set are unpacked in, fetched if need be."""
