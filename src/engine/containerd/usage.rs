@@ -2,7 +2,7 @@
 //! containers again and again.
 
 use super::{Snapshots, stage_of};
-use crate::backend::{CloneCost, QuotaMode, Want};
+use crate::backend::{CloneCost, Want};
 use crate::engine::keyed::Counted;
 use crate::store::{Content, Keyed, Record, Stage};
 use crate::{Context, Result};
@@ -54,28 +54,34 @@ impl Snapshots<'_> {
 
     fn measured(&self, record: &Record) -> Result<Usage> {
         let (engine, tree) = (self.engine, self.engine.tree(record));
-        let size = |sync| -> Result<u64> {
-            let measured = engine.backend.measure(&[&tree], Want { sync, apparent: false })?;
-            Ok(measured.sizes.first().map_or(0, |size| size.charged))
-        };
         let known = engine.backend.state(&tree)?.and_then(|state| engine.usages.get(record.uuid, state));
         if let Some(usage) = known {
-            // A charge goes down after the tree has: when what was deleted, and what we made to look at it, is cleaned up.
-            let charged = matches!(engine.backend.quota_mode()?, QuotaMode::Simple | QuotaMode::Full);
-            return Ok(if charged { Usage { size: size(false)?, ..usage } } else { usage });
+            return Ok(usage);
         }
         if engine.backend.clone_cost() != CloneCost::Constant || !engine.backend.nested(&tree)?.is_empty() {
-            return Ok(Usage { size: size(true)?, inodes: self.keys.count(record)?.inodes });
+            return self.charged(record);
         }
         self.keys.with_still(record, |still| {
-            let inodes = self.keys.counted_in(record, still)?.inodes;
-            // On a full disk it may be the tree itself. Otherwise making it was a commit.
-            let is_fork = still.place() != tree.place();
-            let usage = Usage { size: size(!is_fork)?, inodes };
-            if is_fork && let Some(state) = engine.backend.state_of_fork(&tree, still)? {
+            // On a full disk it may be the tree itself.
+            if still.place() == tree.place() {
+                return self.charged(record);
+            }
+            // Not the quota group's charge: the fork keeps what is deleted from now on charged until it is cleaned up, and what
+            // both share isn't exclusive to either.
+            let size = engine.backend.own(still, engine.parent_tree(record)?.as_ref())?.bytes();
+            let usage = Usage { size, inodes: self.keys.counted_in(record, still)?.inodes };
+            if let Some(state) = engine.backend.state_of_fork(&tree, still)? {
                 engine.usages.put(record.uuid, state, usage);
             }
             Ok(usage)
         })
+    }
+
+    /// By the filesystem's own account, or where it keeps none by looking at the tree.
+    fn charged(&self, record: &Record) -> Result<Usage> {
+        let (backend, tree) = (&self.engine.backend, self.engine.tree(record));
+        let measured = backend.measure(&[&tree], Want { sync: true, apparent: false })?;
+        let size = measured.sizes.first().map_or(0, |size| size.charged);
+        Ok(Usage { size, inodes: self.keys.count(record)?.inodes })
     }
 }
