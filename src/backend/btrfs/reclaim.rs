@@ -98,9 +98,7 @@ impl Btrfs {
 
     /// Drop a subvolume's group if the subvolume is gone and nothing is charged to it; whether it is dropped.
     fn drop_member(&self, member: u64, group: u64) -> Result<bool> {
-        let charged = self.qgroup_infos(member..=member)?.iter().any(|info| info.referenced > 0);
-        let exists = search::has_root(&self.fd, member).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))?;
-        if charged || exists {
+        if self.is_charged(member)? || self.has_subvolume(member)? {
             return Ok(false);
         }
         match qgroup::unassign(&self.fd, member, group) {
@@ -109,6 +107,15 @@ impl Btrfs {
         }
         self.remove_group(member)?;
         Ok(true)
+    }
+
+    /// Whether anything was charged to a group as of the last commit.
+    fn is_charged(&self, id: u64) -> Result<bool> {
+        Ok(self.qgroup_infos(id..=id)?.iter().any(|info| info.referenced > 0))
+    }
+
+    fn has_subvolume(&self, id: u64) -> Result<bool> {
+        search::has_root(&self.fd, id).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))
     }
 
     /// Remove a quota group; `false` if the kernel still needs it.
@@ -126,7 +133,8 @@ impl Btrfs {
         let destroyed = self.destroyed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let mut dropped = 0;
         for id in destroyed {
-            if search::has_root(&self.fd, id).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))? {
+            // One that goes before its numbers do makes the kernel call all of them wrong.
+            if self.is_charged(id)? || self.has_subvolume(id)? {
                 continue;
             }
             dropped += u64::from(self.remove_group(id)?);

@@ -20,7 +20,7 @@ impl Snapshots<'_> {
             engine.make_room(None)?;
             engine.guard_host()?;
             // Nobody commits or removes it meanwhile.
-            let held = engine.store.hold(self.record(key)?.uuid)?;
+            let held = self.hold(key)?;
             if *stage_of(held.record())? != Stage::Active {
                 return Err(Error::new(Kind::InUse, "only an active snapshot can be written to"));
             }

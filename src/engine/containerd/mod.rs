@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use super::Engine;
 use super::keyed::Keyspace;
 use crate::layer::IdMaps;
-use crate::store::{Content, Keyed, Owner, Record, Stage};
+use crate::store::{Content, Held, Keyed, Owner, Record, Stage, State};
 use crate::{Context, Error, Kind, Result};
 
 mod changes;
@@ -48,6 +48,8 @@ pub(super) use claims::Claims;
 pub use usage::Usage;
 pub(super) use usage::Usages;
 
+/// How often to look again while others are at work on a snapshot.
+const ATTEMPTS: u32 = 16;
 /// Bytes that a limit is given in, as text.
 const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
 /// What a snapshot is to become once it is committed: the layers of an image by their chain ID.
@@ -214,27 +216,23 @@ impl Snapshots<'_> {
     /// `Unsupported` for another parent than it was prepared on.
     pub fn commit(&self, name: &str, key: &str, parent: Option<&str>, labels: Labels) -> Result<()> {
         let committed = || -> Result<()> {
-            let (engine, store) = (self.engine, &self.engine.store);
             check_labels(&labels)?;
-            engine.tidy()?;
-            let record = self.record(key)?;
+            self.engine.tidy()?;
+            self.record(key)?;
             // Nobody takes the name meanwhile, as there is no way back from a sealed tree.
             let _claim = self.claim(name)?;
-            let mut held = store.hold(record.uuid)?;
-            let keyed = held.record().keyed().filter(|keyed| keyed.key == key).cloned();
-            let keyed = keyed.ok_or_else(|| Error::new(Kind::NotFound, "it is gone"))?;
-            if keyed.stage != Stage::Active {
+            let mut held = self.hold(key)?;
+            if *stage_of(held.record())? != Stage::Active {
                 return Err(Error::new(Kind::InUse, "only an active snapshot can be committed"));
             }
             self.check_base(held.record(), parent)?;
-            let tree = engine.tree(held.record());
             // Counted when somebody asks: most never do, and it is as it stays.
-            let stage = self.keys.committed(&tree, None)?;
+            let stage = self.keys.committed(held.record(), None)?;
             let now = jiff::Timestamp::now();
-            let keyed = Keyed { label: keyed.label, labels: labels.clone(), ..Keyed::new(name, stage) };
+            let keyed = Keyed { labels: labels.clone(), ..Keyed::new(name, stage) };
             let record = Record { created: now, content: Content::Keyed(keyed), ..held.record().clone() };
-            engine.usages.forget(record.uuid);
-            store.amend(&mut held, record)
+            self.engine.usages.forget(record.uuid);
+            self.engine.store.amend(&mut held, record)
         };
         committed().context(|| format!("cannot commit {key} as {name}"))
     }
@@ -262,8 +260,9 @@ impl Snapshots<'_> {
     pub fn update(&self, key: &str, change: LabelChange) -> Result<SnapshotInfo> {
         let updated = || -> Result<_> {
             self.engine.tidy()?;
-            let record = self.engine.store.update(self.record(key)?.uuid, |record| {
-                let Content::Keyed(keyed) = &mut record.content else { return Ok(()) };
+            let mut held = self.hold(key)?;
+            let mut record = held.record().clone();
+            if let Content::Keyed(keyed) = &mut record.content {
                 match change {
                     LabelChange::All(labels) => keyed.labels = labels,
                     LabelChange::Some(changes) => {
@@ -276,9 +275,10 @@ impl Snapshots<'_> {
                     }
                 }
                 keyed.updated = Some(jiff::Timestamp::now());
-                check_labels(&keyed.labels)
-            })?;
-            self.info(&record)
+                check_labels(&keyed.labels)?;
+            }
+            self.engine.store.amend(&mut held, record)?;
+            self.info(held.record())
         };
         updated().context(|| format!("cannot change the labels of {key}"))
     }
@@ -317,6 +317,20 @@ impl Snapshots<'_> {
 
     fn record(&self, key: &str) -> Result<Record> {
         self.keys.get(key)?.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no snapshot {key}")))
+    }
+
+    /// Take a snapshot away from everyone else. Others may commit or remove it, which is waited for.
+    fn hold(&self, key: &str) -> Result<Held> {
+        for _ in 0..ATTEMPTS {
+            match self.engine.store.hold(self.record(key)?.uuid) {
+                Ok(held) if held.state() == State::Ready && held.record().key().as_deref() == Some(key) => {
+                    return Ok(held);
+                }
+                Err(e) if !matches!(e.kind(), Kind::InUse | Kind::NotFound) => return Err(e),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Err(Error::new(Kind::InUse, "others are at work on it"))
     }
 
     /// Take a key or name that nobody has.

@@ -176,7 +176,7 @@ impl Keyspace<'_> {
                 layer::unpack(&mut tar.as_slice(), &tree.root(), limits, &|| engine.is_cancelled())?;
             }
             let count = self.count(draft.record())?;
-            let stage = self.committed(&tree, Some(count))?;
+            let stage = self.committed(draft.record(), Some(count))?;
             let own = Keyed { key: init.key.clone(), stage, size_limit: None, init: None, ..keyed.clone() };
             draft.set_content(Content::Keyed(own));
             let without =

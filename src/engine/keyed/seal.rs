@@ -2,7 +2,7 @@
 
 use super::Keyspace;
 use crate::Result;
-use crate::backend::Tree;
+use crate::backend::SizeMethod;
 use crate::layer::pack::Count;
 use crate::store::{Content, Keyed, Record, Stage};
 
@@ -16,9 +16,15 @@ impl Keyspace<'_> {
         }
     }
 
-    /// Make a tree one that stays as it is, with so much beyond its parent.
-    pub(in crate::engine) fn committed(&self, tree: &Tree, count: Option<Count>) -> Result<Stage> {
-        let (method, size) = self.engine.backend.seal(tree)?;
+    /// Make the tree of a record one that stays as it is, with so much beyond its parent.
+    pub(in crate::engine) fn committed(&self, record: &Record, count: Option<Count>) -> Result<Stage> {
+        let (engine, tree) = (self.engine, self.engine.tree(record));
+        let (mut method, mut size) = engine.backend.seal(&tree)?;
+        if method == SizeMethod::Qgroup {
+            // What somebody made to look at it may not be cleaned up yet, and what both share is exclusive to neither.
+            let own = engine.backend.own(&tree, engine.parent_tree(record)?.as_ref())?;
+            (method, size) = (SizeMethod::Extents, own.bytes());
+        }
         let (apparent_size, inodes) = (count.map(|count| count.file_bytes), count.map(|count| count.inodes));
         Ok(Stage::Committed { size, size_method: method.to_string(), apparent_size, inodes })
     }
@@ -29,9 +35,8 @@ impl Keyspace<'_> {
         if matches!(keyed.stage, Stage::Committed { .. }) {
             return Ok(held.record().clone());
         }
-        let tree = self.engine.tree(held.record());
         let count = self.count(held.record())?;
-        let stage = self.committed(&tree, Some(count))?;
+        let stage = self.committed(held.record(), Some(count))?;
         let amended = Record { content: Content::Keyed(Keyed { stage, ..keyed }), ..held.record().clone() };
         self.engine.store.amend(&mut held, amended)?;
         Ok(held.record().clone())
