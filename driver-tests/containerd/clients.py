@@ -10,6 +10,7 @@ import json
 import random
 import tarfile
 import time
+from pathlib import Path
 
 import basics
 import images
@@ -462,6 +463,36 @@ def answers(lane):
         time.sleep(0.2)
 
 
+def mapped_ids(lane):
+    """A container with a user namespace: on disk are the ids that it sees itself."""
+    maps = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", "--remap-labels"]
+    lane.ctr("run", "-d", *RUN, *maps, "--snapshotter", lane.ctr.snapshotter, ALL, "mapped", "/bin/sleep", "100000")
+    try:
+        before = {entry.name: entry.lstat().st_uid for entry in source_of(lane, "mapped").iterdir()}
+        inside(lane, "mapped", "echo mine >/mine && chown 5:6 /mine")
+        expect(shown(lane, "mapped", "/mine"), "mine", "what the container has written")
+        expect(printed(lane, lambda: ["tasks", "exec", "--exec-id", f"exec-{random.randrange(10**9)}", "mapped", "/bin/id", "-u"]),
+               "0", "its own id there")
+        root = source_of(lane, "mapped")
+        mine = (root / "mine").lstat()
+        expect((mine.st_uid, mine.st_gid), (5, 6), "the owner of its file, on disk")
+        after = {entry.name: entry.lstat().st_uid for entry in root.iterdir() if entry.name != "mine"}
+        expect({name: after.get(name) for name in before}, before, "owners that were there")
+        pid = next(line.split()[1] for line in lane.ctr("tasks", "ls").splitlines() if line.startswith("mapped "))
+        with open(f"/proc/{pid}/status", encoding="utf-8") as status:
+            ids = {line.split()[0]: line.split()[1] for line in status if line.startswith(("Uid:", "Gid:"))}
+        expect(ids, {"Uid:": "100000", "Gid:": "200000"}, "the ids of its process on the host")
+    finally:
+        removed(lane, "mapped")
+    return "nothing is changed on disk for a user namespace"
+
+
+def source_of(lane, key):
+    """The directory that a snapshot's mount shows."""
+    words = lane.ctr("snapshots", "mounts", "/nowhere", key).split()
+    return Path(words[words.index("/nowhere") - 1])
+
+
 def collected(lane):
     """All images are removed: containerd's collector removes their snapshots."""
     for namespace in ("default", "second", "k8s.io", "moby"):
@@ -483,4 +514,6 @@ STEPS = [("plugins", plugins), ("import", import_), ("import --local", import_lo
          ("snapshots", snapshots), ("diff", diff), ("thirty diffs", diffs_at_once), ("commit", commit),
          ("ten at once", at_once), ("five writers", sizes),
          ("killed", restarts)]
+# What only snapshotters that can map ids are asked, and containerd from 2 on asks those by proxy for it.
+MAPPED = [("mapped ids", mapped_ids)]
 QUICK = [("plugins", plugins), ("import", import_), ("run", run), ("exec", exec_), ("diff", diff)]

@@ -34,7 +34,9 @@ class Server(host.Plugin):
         return self
 
     def command(self):
-        return [self.binary, "--root", self.root, "serve", f"--containerd={self.socket}",
+        config = self.socket.with_name("reflinkd.toml")
+        config.write_text("[containerd.default]\nremap_ids = true\n")
+        return [self.binary, "--root", self.root, "--config", config, "serve", f"--containerd={self.socket}",
                 f"--containerd-address={self.containerd_socket}"]
 
     def activate(self):
@@ -51,7 +53,7 @@ WITH_SERVER = """
   type = "snapshot"
   address = "{server}"
 """
-WITH_DIFFER = """
+WITH_DIFFER = """  capabilities = ["remap-ids"]
   [proxy_plugins.reflinkd.exports]
     root = "{store}"
 [proxy_plugins.reflinkd-diff]

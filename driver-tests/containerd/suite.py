@@ -128,6 +128,8 @@ def containerd(options, report, ground, version, client):
     programs = debs.unpacked(options.work, f"containerd-{version}", debs.CONTAINERDS[version])
     # Sockets have short paths.
     run = Path(tempfile.mkdtemp(prefix="rfc.", dir="/run"))
+    # Root of a user namespace has to reach its root through it.
+    run.chmod(0o711)
     work = fresh(options.work / "files")
     logs = {what: options.work / f"{what}-{version}-{ground}.log" for what in ("containerd", "serve")}
     for log in logs.values():
@@ -172,6 +174,8 @@ def containerd(options, report, ground, version, client):
 
 def ctr_steps(report, column, lane, _):
     steps = clients.QUICK if lane.options.quick else clients.STEPS
+    if lane.ctr.differ != "walking":
+        steps = [*steps, *clients.MAPPED]
     for name, step in steps:
         if not report.of(column, name, step, lane):
             # What it had begun.
