@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-deb fuzz vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker build image deb install uninstall clean
+.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-deb fuzz vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench: ## Measure this project, the floor and its peers on one filesystem (needs
 
 bench-docker: ## Measure Docker on this project's plugin, its btrfs and its overlay2 on one filesystem (needs root)
 	@driver-tests/bench/docker.sh
+
+bench-containerd: ## Measure this project's containerd snapshotter, its btrfs and its overlayfs on one filesystem (needs root)
+	@driver-tests/bench/containerd.sh
 
 build: ## Build the release binary
 	@driver-tests/tools/build.sh

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Build what is written in Go: build.sh WORK [suite|cri]. WORK/conformance.test holds a snapshotter to containerd's own suite, and more;
-# WORK/cri.client is a client of CRI.
+# Build what is written in Go: build.sh WORK [suite|cri|bench]. WORK/conformance.test holds a snapshotter to containerd's own suite, and
+# more; WORK/cri.client is a client of CRI, WORK/bench.client what `make bench-containerd` asks containerd with.
 
 . "$(dirname "$0")/../tools/lib.sh"
 
@@ -57,9 +57,25 @@ client() {
     echo "$stamp" >"$work/cri.client.stamp"
 }
 
+timed() {
+    unpacked=$(python3 -B "$here/debs.py" "$work" suite)
+    ! fresh bench.client bench || return 0
+    local source=$unpacked/usr/share/gocode/src
+    rm -rf "$source/benchclient"
+    mkdir "$source/benchclient"
+    cp "$here"/bench/*.go "$source/benchclient"
+    cd "$source/benchclient"
+    environment bench
+    export CGO_ENABLED=0
+    "$GOROOT/bin/go" vet .
+    "$GOROOT/bin/go" build -o "$work/bench.client" .
+    echo "$stamp" >"$work/bench.client.stamp"
+}
+
 case ${2:-all} in
 suite) conformance ;;
 cri) client ;;
+bench) timed ;;
 all)
     (conformance)
     client
