@@ -132,7 +132,7 @@ def imports(rows, archive):
         measure.warm(archive)
         yield IMPORT, who.load(archive).ms
 
-    rows.turns([IMPORT, UNLOAD], once, most=3, seconds=120)
+    rows.turns([IMPORT, UNLOAD], once, most=3, seconds=60, least=1)
 
 
 def container(rows, changes, count):
@@ -299,7 +299,11 @@ def main():
         rows = docker_rows.Rows([snapshotter.Snapshotter(name, programs, client, filesystem, chosen.binary, work)
                      for name in SNAPSHOTTERS if name in chosen.only], filesystem.mount)
         rows.prepare("start", stack.enter_context)
-        measure_all(rows, work, image, chosen.scale)
+        try:
+            measure_all(rows, work, image, chosen.scale)
+        except (KeyboardInterrupt, SystemExit):
+            # What was measured so far is no less true.
+            rows.fail("all", "what comes next", "interrupted")
     machine["seconds"] = round(time.monotonic() - started)
     path = os.path.join(work, "containerd.json")
     with open(path, "w", encoding="utf-8") as file:
@@ -312,7 +316,7 @@ def main():
         print(f"   FAILED {failure['who']}, {failure['row']}: {failure['error']}")
     say(facts(summary, machine))
     say(f"as JSON: {path}")
-    return 1 if any(failure["who"] == "reflinkd" for failure in rows.failures) else 0
+    return 1 if any(failure["who"] in ("reflinkd", "all") for failure in rows.failures) else 0
 
 
 if __name__ == "__main__":
