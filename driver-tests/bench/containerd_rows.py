@@ -34,7 +34,7 @@ CLIENTS, POLLED, PASSES = 32, 1000, 3
 BYTES = 5000
 BLOCKS = 8192
 # What directories and the filesystem's own structures may add to a usage.
-SLACK = 4 << 20
+SLACK = 1 << 20
 
 AGAIN, AFTER, DIFF, VIEWED = "usage, 20 changes", "usage, right after a change", "diff, 20 changes", "view and diff, 20 changes"
 IMPORT, UNLOAD = "import", "images rm --sync"
