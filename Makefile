@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-deb fuzz vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
+.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-deb test-proto fuzz vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ vm-shell: ## Get a shell in a guest, with a filesystem of the matrix at /mnt: K=
 
 vm-lock: ## Ask Debian for the present kernels and tools, and write vm-images/packages.lock
 	@driver-tests/vm/run.sh lock
+
+test-proto: ## See whether the code of containerd's services is what its protos give
+	@driver-tests/tools/proto.sh check
 
 proto: ## Write the code of containerd's services anew, from its protos in driver-tests/proto
 	@driver-tests/tools/proto.sh

@@ -225,6 +225,6 @@ def loader(root):
 def libraries(root, program):
     """The shared objects that a program below `root` loads, its loader among them; none for a static one."""
     said = subprocess.run([*loader(root), "--list", program], capture_output=True, text=True)
-    if "not found" in said.stdout:
-        raise Unavailable(f"{program} needs a library that none of its packages has:\n{said.stdout}")
+    if "not found" in said.stdout + said.stderr:
+        raise Unavailable(f"{program} needs a library that none of the packages has:\n{said.stdout}{said.stderr}")
     return {Path(path) for path in re.findall(r"(/\S+) \(0x", said.stdout)}

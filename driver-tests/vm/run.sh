@@ -20,7 +20,13 @@ action=${1:-}
 if [ "$action" = lock ]; then exec python3 -B "$here/vmtest.py" --target "$target" --lock; fi
 
 find_cargo
-need_static "$triple"
+if [ "$action" = quick ]; then
+    for tool in cc python3; do
+        command -v "$tool" >/dev/null || die "$tool is missing here" "sudo apt-get install gcc libc6-dev python3"
+    done
+else
+    need_static "$triple"
+fi
 
 status=0
 python3 -B "$here/vmtest.py" --target "$target" --cargo "$cargo" ${action:+"--$action"} \

@@ -1,11 +1,12 @@
-"""The test binaries, linked statically so that they run in a guest that has no system around them."""
+"""The test binaries: linked statically so that they run in a guest that has no system around them, or as the host's own tests
+are, which then have been compiled already, with the guest's libraries beside them."""
 
 import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from packages import Unavailable
+from packages import Unavailable, libraries
 
 TRIPLE = "x86_64-unknown-linux-musl"
 
@@ -22,10 +23,13 @@ class Tests:
     files: dict
 
 
-def build(top, cargo, target, names, work):
-    """Build the program, and with it these [[test]]s of Cargo.toml."""
+def build(top, cargo, target, names, work, guest=None):
+    """Build the program, and with it these [[test]]s of Cargo.toml; statically, or for the system unpacked at `guest`, whose
+    C library has to be as new as this machine's."""
     flags = ["--bin", "reflinkd", *(flag for name in names for flag in ("--test", name))]
-    command = [cargo, "build", "--locked", "--target", TRIPLE, "--message-format", "json-render-diagnostics"]
+    command = [cargo, "build", "--locked", "--message-format", "json-render-diagnostics"]
+    if not guest:
+        command += ["--target", TRIPLE]
     done = subprocess.run([*command, *flags], cwd=top, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise Unavailable("the program or its tests don't build (above)")
@@ -46,4 +50,8 @@ def build(top, cargo, target, names, work):
             files[f"/tests/{name}"] = stripped
         else:
             program = files[executable] = files["/usr/bin/reflinkd"] = stripped
-    return Tests(str(Path(target) / TRIPLE / "tmp"), program, files)
+    if not guest:
+        return Tests(str(Path(target) / TRIPLE / "tmp"), program, files)
+    for library in {library for file in set(files.values()) for library in libraries(guest, file)}:
+        files[f"/{library.relative_to(guest)}"] = library
+    return Tests(str(Path(target) / "tmp"), program, files)

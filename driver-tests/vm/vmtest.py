@@ -192,7 +192,9 @@ def main():
         else:
             boots = plan.boots(matrix, arguments.kernels, arguments.cells, arguments.lanes)
         names = {step.binary for boot in boots if not boot.lane for step in boot.steps}
-        built = tests.build(plan.TOP, arguments.cargo, arguments.target, sorted(names), work)
+        # What has been built for this machine saves the quick run most of its time.
+        guest = packages.unpacked("guest") if arguments.quick else None
+        built = tests.build(plan.TOP, arguments.cargo, arguments.target, sorted(names), work, guest)
         laboratory = Laboratory(matrix, packages, work, built)
         laboratory.find_accelerator(boots[0])
         if arguments.shell:
