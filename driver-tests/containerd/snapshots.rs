@@ -11,6 +11,7 @@ use crate::api::services::snapshots::v1::{CommitSnapshotRequest, Kind, UpdateSna
 use crate::api::types::Mount;
 use crate::serve::{Serve, fails, labels};
 use crate::support::image::tar_of;
+use crate::support::{MIB, QuotaSetup, random_bytes};
 use crate::world::{Ground, World};
 
 on_btrfs_and_xfs! {
@@ -256,4 +257,32 @@ fn what_nobody_should_ask_is_refused() {
     let request = CommitSnapshotRequest { name: "c".into(), key: "s".into(), labels: many, ..Default::default() };
     assert!(serve.wait(async { serve.snapshots().commit(request).await }).is_err());
     assert_eq!(serve.names(&[]), ["s"]);
+}
+
+/// What is made to look at a snapshot holds on to what is deleted from it, and shares what it has: that counts for nothing.
+fn a_look_changes_no_size(ground: Ground) {
+    let world = World::on(ground);
+    let serve = Serve::start(&world);
+    let root = serve.prepare("active", "").expect("prepare").source;
+    let size = |key: &str| serve.usage(key).expect("usage").size / (1 << 20);
+    for (name, mib, all) in [("first", 8, 8), ("second", 4, 12)] {
+        fs::write(Path::new(&root).join(name), random_bytes(mib * MIB)).expect("write");
+        assert_eq!(size("active"), all, "{name}");
+    }
+    fs::remove_file(Path::new(&root).join("first")).expect("unlink");
+    assert_eq!(size("active"), 4, "at once");
+    if ground == Ground::Btrfs(QuotaSetup::Full) {
+        serve.commit("committed", "active").expect("commit");
+        assert_eq!(size("committed"), 4, "also of what is kept right after a look");
+    }
+}
+
+#[test]
+fn a_look_changes_no_size_with_simple_quotas() {
+    a_look_changes_no_size(Ground::SIMPLE);
+}
+
+#[test]
+fn a_look_changes_no_size_with_full_quotas() {
+    a_look_changes_no_size(Ground::Btrfs(QuotaSetup::Full));
 }
