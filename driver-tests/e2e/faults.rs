@@ -40,7 +40,7 @@ fn signal_a_load(world: &World, path: &str, signal: Signal) -> std::process::Exi
         .expect("spawn");
     let begun = Instant::now();
     // The base layer, the second layer's draft and its work tree: three places, and two trees.
-    while (world.places() < 3 || world.trees() < 2) && begun.elapsed() < Duration::from_secs(30) {
+    while (world.places() < 3 || world.trees() < 2) && begun.elapsed() < Duration::from_secs(120) {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert!(load.try_wait().expect("wait").is_none(), "the load was over before it could be stopped");

@@ -26,7 +26,7 @@ const MOST_BYTES: usize = 400_000;
 /// Changed inputs for each one of the corpus.
 const CHANGED: u64 = 8;
 /// Longest that one input may take; all take milliseconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The inputs of a target, by name.
 fn inputs(target: &str) -> Vec<(PathBuf, Vec<u8>)> {

@@ -70,7 +70,7 @@ pub(crate) fn attached_already_takes_no_lock(kind: PoolFs) {
     let (done, attached) = mpsc::channel();
     let pool = fixture.pool.clone();
     let attaching = std::thread::spawn(move || done.send(pool.attach()));
-    attached.recv_timeout(Duration::from_secs(20)).expect("attach doesn't wait for the lock").expect("attach");
+    attached.recv_timeout(Duration::from_secs(60)).expect("attach doesn't wait for the lock").expect("attach");
     drop(lock);
     attaching.join().expect("it ended").expect("it answered");
 }

@@ -145,7 +145,7 @@ impl LoopFs {
     fn wait_for_detach(&self) {
         let start = std::time::Instant::now();
         while !run("losetup", &["-j", arg(&self.image())]).trim().is_empty() {
-            assert!(start.elapsed().as_secs() < 30, "{} stays attached", self.image().display());
+            assert!(start.elapsed().as_secs() < 120, "{} stays attached", self.image().display());
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
     }
