@@ -15,7 +15,7 @@ from host import Failed, expect
 # An image here is an index or a manifest; its ID isn't its configuration's any more.
 BYTES_EACH = 30_000_000
 # How long what was removed may be in SIZE.
-SETTLE_SECONDS = 10
+SETTLE_SECONDS = 120
 
 
 class Dockerd(host.Dockerd):

@@ -8,7 +8,7 @@ import checks
 from host import Failed, expect, sh
 
 # containerd's collector, and what clears up behind a removal, may take so long.
-SETTLE_SECONDS = 30
+SETTLE_SECONDS = 120
 
 
 def settles(what, find, wanted=()):
