@@ -16,6 +16,8 @@ mod keyed;
 mod orphans;
 #[path = "engine/relatives.rs"]
 mod relatives;
+#[path = "engine/reuse.rs"]
+mod reuse;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
 #[path = "engine/spares.rs"]

@@ -36,7 +36,7 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", sha256(bytes))
 }
 
-fn files(mount: &Mount) -> Vec<String> {
+pub(crate) fn files(mount: &Mount) -> Vec<String> {
     let entries = fs::read_dir(&mount.source).expect("readdir");
     let mut names: Vec<String> =
         entries.map(|entry| entry.expect("readdir").file_name().to_string_lossy().into_owned()).collect();
@@ -44,7 +44,7 @@ fn files(mount: &Mount) -> Vec<String> {
     names
 }
 
-fn diff_of(left: &[&Mount], right: &Mount, media_type: &str) -> DiffRequest {
+pub(crate) fn diff_of(left: &[&Mount], right: &Mount, media_type: &str) -> DiffRequest {
     DiffRequest {
         left: left.iter().map(|mount| (*mount).clone()).collect(),
         right: vec![right.clone()],

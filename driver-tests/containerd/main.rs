@@ -12,6 +12,7 @@ mod grounds;
 mod api;
 mod diffs;
 mod doors;
+mod reuse;
 mod serve;
 mod snapshots;
 mod store;

@@ -58,8 +58,14 @@ pub(crate) struct Serve {
 impl Serve {
     /// On the world's store, at a socket of its own.
     pub(crate) fn start(world: &World) -> Self {
+        Self::start_with(world, "")
+    }
+
+    /// With this configuration.
+    pub(crate) fn start_with(world: &World, config: &str) -> Self {
         // A short path for sockets, which have room for 107 bytes.
         let run = tempfile::Builder::new().prefix("rfc.").tempdir_in("/run").expect("mkdir below /run");
+        fs::write(run.path().join("config.toml"), config).expect("write");
         Self::start_in(world, run)
     }
 
@@ -67,6 +73,7 @@ impl Serve {
         let (socket, address) = (run.path().join("containerd.sock"), run.path().join("content.sock"));
         let mut command = reflinkd_command(world.root(), &["serve", "--containerd"]);
         command.arg(&socket).arg("--containerd-address").arg(&address);
+        command.env("REFLINKD_CONFIG", run.path().join("config.toml"));
         let logs = scratch("serve");
         let log = logs.path().join("log");
         command.stderr(File::create(&log).expect("create"));

@@ -20,7 +20,7 @@ on_btrfs_and_xfs! {
     snapshots_outlive_the_process
 }
 
-fn at(mount: &Mount, name: &str) -> std::path::PathBuf {
+pub(crate) fn at(mount: &Mount, name: &str) -> std::path::PathBuf {
     Path::new(&mount.source).join(name)
 }
 

@@ -12,7 +12,7 @@ use crate::fixture::World;
 use crate::support::image::tar_of;
 
 fn space(name: &str) -> Space {
-    Space { name: name.into(), size_limit: None, remap_ids: true }
+    Space { name: name.into(), size_limit: None, remap_ids: true, reuse: Vec::new() }
 }
 
 fn snapshots(engine: &Engine) -> Snapshots<'_> {

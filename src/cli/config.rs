@@ -15,6 +15,7 @@ use crate::engine::home::{BackendKind, Layout};
 use crate::engine::pool::PoolFs;
 use crate::layer;
 use crate::oci::SourceLimits;
+use crate::store::Owner;
 use crate::{Context, Error, Kind, Result};
 
 const DEFAULT_FILE: &str = "/etc/reflinkd/config.toml";
@@ -63,6 +64,7 @@ struct ContainerdTable {
     #[serde(deserialize_with = "size_or_none")]
     size_limit: Option<u64>,
     remap_ids: Option<bool>,
+    reuse: Option<Vec<String>>,
 }
 
 impl ContainerdTable {
@@ -76,12 +78,29 @@ impl ContainerdTable {
             daemon::CONTAINERD_NAME => daemon::CONTAINERD_SOCKET.to_string(),
             other => daemon::CONTAINERD_SOCKET.replace(".sock", &format!("-{other}.sock")),
         };
+        let reuse = self.reuse.unwrap_or_default().iter().map(|owner| reusable(owner)).collect::<Result<_>>();
         Ok(Containerd {
             socket: open(self.socket, &default()),
             address: self.address.unwrap_or_else(|| daemon::CONTAINERD_ADDRESS.into()),
-            space: Space { name, size_limit: self.size_limit, remap_ids: self.remap_ids.unwrap_or(false) },
+            space: Space {
+                reuse: reuse.context(|| format!("containerd {name:?}"))?,
+                size_limit: self.size_limit,
+                remap_ids: self.remap_ids.unwrap_or(false),
+                name,
+            },
         })
     }
+}
+
+/// An owner whose layers a containerd may reuse.
+fn reusable(owner: &str) -> Result<Owner> {
+    let cli = Owner::cli();
+    if owner == cli.as_str() {
+        return Ok(cli);
+    }
+    let why =
+        format!("it can't reuse the layers of {owner:?}: the digests of none but the command line's are vouched for");
+    Err(Error::new(Kind::Invalid, why).with_hint("reuse = [\"cli\"], or nothing"))
 }
 
 impl File {
@@ -283,6 +302,8 @@ mod tests {
             ("[containerd.a]\nsocket = \"/run/reflinkd/containerd.sock\"", "a and default have the same socket"),
             ("[containerd.a]\nsokcet = \"\"", "unknown field"),
             ("[containerd.a]\nsize_limit = \"much\"", "much"),
+            ("[containerd.a]\nreuse = [\"cli\", \"docker\"]", "reuse the layers of \"docker\""),
+            ("[containerd.a]\nreuse = \"cli\"", "invalid type"),
         ] {
             let error = doors(text).expect_err(text);
             assert!(error.kind() == Kind::Invalid && error.to_string().contains(why), "{text}: {error}");

@@ -49,7 +49,8 @@ pub struct Usage {
     pub snapshots_size: u64,
     /// The trees of front doors' clients.
     pub keyed: Vec<KeyedUsage>,
-    /// What several containers, snapshots and layers hold, as often as it is counted beyond the first time.
+    /// What several containers, snapshots and layers hold, those of other owners among them, as often as it is counted
+    /// beyond the first time.
     pub shared: u64,
     pub spares: usize,
     /// What spares take: all of it would come back with them.
@@ -310,7 +311,7 @@ impl Engine {
         };
         let containers = relatives(containers, &mut unique);
         let snapshots = relatives(snapshots, &mut unique);
-        let shared = each.saturating_sub(together);
+        let shared = each.saturating_sub(together) + keyed.counted_again;
 
         let (spares, spares_size) = self.overhead(TreeKind::Spare)?;
         let with_recipes = layers.iter().chain(&keyed.trees);

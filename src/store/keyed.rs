@@ -77,6 +77,7 @@ impl Store {
     /// `Exists` if a new key or name is taken.
     pub fn amend(&self, held: &mut Held, record: Record) -> Result<()> {
         held.record = self.write(held, record)?;
+        held.state = State::Ready;
         Ok(())
     }
 

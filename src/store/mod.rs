@@ -83,7 +83,8 @@ pub use images::{Image, ImagesGuard};
 pub use index::State;
 pub use keyed::Streaming;
 pub use record::{
-    Container, Content, Init, InitEntry, Keyed, Layer, Owner, Record, Snapshot, SnapshotOrigin, Stage, TreeKind,
+    Container, Content, Init, InitEntry, Keyed, Layer, Owner, Record, Reused, Snapshot, SnapshotOrigin, Stage,
+    TreeKind,
 };
 pub use relatives::NewFork;
 pub use tending::{Tending, ask_to_stop, is_asked_to_stop};
@@ -391,7 +392,12 @@ impl Store {
     /// the record given back. The record beside the tree says from now on that the group has to be asked for; it is
     /// made durable by the making of the fresh tree.
     pub fn begin_replacement(&self, uuid: Uuid) -> Result<Held> {
-        let mut held = self.hold(uuid)?;
+        self.begin_replacement_of(self.hold(uuid)?)
+    }
+
+    /// [`Store::begin_replacement`] of a tree that only we may touch already. [`Store::amend`] ends it, too.
+    pub fn begin_replacement_of(&self, mut held: Held) -> Result<Held> {
+        let uuid = held.record.uuid;
         let marked = Record { replacing: true, ..held.record.clone() };
         let directory = open_place(&held.place)?;
         held.record.group = Some(self.reserving(|change| {

@@ -247,6 +247,23 @@ pub struct Keyed {
     /// When its client last changed what is said here; `None` if that was when it was made. Since schema 6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated: Option<jiff::Timestamp>,
+    /// The layer whose tree it was made a clone of, in place of unpacking the same layer. Other programs of schema 6 may not
+    /// know it, and lose nothing but that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reused: Option<Reused>,
+}
+
+/// A layer of another owner. It may be gone: its clone needs nothing of it but the numbers that are here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reused {
+    pub origin: Uuid,
+    /// Its sizes, as a [`Layer`]'s.
+    pub size: u64,
+    pub size_method: String,
+    pub apparent_size: u64,
+    /// Whether somebody wrote to the clone, or may have, before it was committed: then it is no such layer any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub altered: bool,
 }
 
 impl Keyed {
@@ -263,6 +280,7 @@ impl Keyed {
             init: None,
             labels: BTreeMap::new(),
             updated: None,
+            reused: None,
         }
     }
 }

@@ -11,8 +11,10 @@ impl Snapshots<'_> {
     /// Unpack a layer's plain tar into an active snapshot, and read it to its very end. Durable on return if `sync`; otherwise
     /// when the snapshot is committed. After a failure the tree is half done, and only good to be removed.
     ///
+    /// If another owner's layer may be reused for what it is to become, the tar is only read and digested.
+    ///
     /// # Errors
-    /// As [`layer::unpack`].
+    /// As [`layer::unpack`]; `BadInput` if the tar isn't that layer's: then the tree is as it was.
     pub fn apply(&self, key: &str, tar: &mut dyn Read, sync: bool) -> Result<()> {
         let mut applied = || -> Result<()> {
             let engine = self.engine;
@@ -23,6 +25,9 @@ impl Snapshots<'_> {
             let held = self.hold(key)?;
             if *stage_of(held.record())? != Stage::Active {
                 return Err(Error::new(Kind::InUse, "only an active snapshot can be written to"));
+            }
+            if let Some(origin) = self.reusable(held.record())? {
+                return self.reuse(held, &origin, tar);
             }
             let root = engine.tree(held.record()).root();
             layer::unpack(tar, &root, &engine.settings.layer_limits, &|| engine.is_cancelled())?;

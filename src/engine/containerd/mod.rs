@@ -26,6 +26,9 @@
 //! `containerd.io/snapshot/max-size` is how many bytes a snapshot may have beyond its parent. What a layer is unpacked in
 //! (`containerd.io/snapshot.ref` says so) has no limit unless it has this label.
 //!
+//! # Layers of others
+//! With owners in [`Space::reuse`], a layer that one of them has needn't be unpacked again: see `reuse`.
+//!
 //! # Ids
 //! With `containerd.io/snapshot/uidmapping` and `.../gidmapping` the mount is to be an id-mapped one, if the client relies on that
 //! (`remap-ids` among the capabilities that it was told of): on disk are the ids of the image, whoever's container it is.
@@ -42,6 +45,7 @@ use crate::{Context, Error, Kind, Result};
 mod changes;
 mod claims;
 mod ids;
+mod reuse;
 mod usage;
 
 pub(super) use claims::Claims;
@@ -69,6 +73,8 @@ pub struct Space {
     /// Whether mounts are to be id-mapped as labels say: only where the client relies on it, as one that doesn't has changed
     /// the owners itself.
     pub remap_ids: bool,
+    /// Whose layers may be cloned in place of being unpacked again. Only the command line's are known by their digests.
+    pub reuse: Vec<Owner>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,8 +234,9 @@ impl Snapshots<'_> {
             self.check_base(held.record(), parent)?;
             // Counted when somebody asks: most never do, and it is as it stays.
             let stage = self.keys.committed(held.record(), None)?;
+            let (stage, reused) = self.kept_as(held.record(), stage);
             let now = jiff::Timestamp::now();
-            let keyed = Keyed { labels: labels.clone(), ..Keyed::new(name, stage) };
+            let keyed = Keyed { labels: labels.clone(), reused, ..Keyed::new(name, stage) };
             let record = Record { created: now, content: Content::Keyed(keyed), ..held.record().clone() };
             self.engine.usages.forget(record.uuid);
             self.engine.store.amend(&mut held, record)

@@ -28,7 +28,13 @@ impl Snapshots<'_> {
                     Ok(Usage { size: *size, inodes })
                 }
                 Stage::View | Stage::Reserved => Ok(Usage::default()),
-                Stage::Active => self.measured(&record),
+                Stage::Active => match record.keyed().and_then(|keyed| keyed.reused.as_ref()) {
+                    Some(reused) => {
+                        let since = self.charged(&record)?;
+                        Ok(Usage { size: reused.size + since.size, ..since })
+                    }
+                    None => self.measured(&record),
+                },
             }
         };
         used().context(|| format!("cannot tell what {key} uses"))

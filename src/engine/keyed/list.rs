@@ -1,6 +1,6 @@
 //! Keyed trees of all owners, for `layers` and `df`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use uuid::Uuid;
@@ -31,6 +31,8 @@ pub struct KeyedInfo {
 pub(in crate::engine) struct AllKeyed {
     pub(in crate::engine) owners: Vec<KeyedUsage>,
     pub(in crate::engine) trees: Vec<Record>,
+    /// Bytes of reused layers, as often as they are counted beyond the first time.
+    pub(in crate::engine) counted_again: u64,
 }
 
 impl Engine {
@@ -97,7 +99,20 @@ impl Engine {
                 }
             }
         }
-        Ok(AllKeyed { owners: owners.into_values().collect(), trees })
+        let counted_again = self.counted_again(&trees)?;
+        Ok(AllKeyed { owners: owners.into_values().collect(), trees, counted_again })
+    }
+
+    fn counted_again(&self, trees: &[Record]) -> Result<u64> {
+        let (mut again, mut counted) = (0, HashSet::new());
+        for keyed in trees.iter().filter_map(Record::keyed) {
+            if let (Stage::Committed { .. }, Some(reused)) = (&keyed.stage, &keyed.reused)
+                && (!counted.insert(reused.origin) || self.store.get(reused.origin)?.is_some())
+            {
+                again += reused.size;
+            }
+        }
+        Ok(again)
     }
 }
 
