@@ -122,7 +122,7 @@ fn a_layer_that_is_there_is_shared(ground: Ground) {
     assert_eq!((info.parent.as_str(), info.labels.len()), (first.chain.as_str(), 0));
 
     // What is in it.
-    world.ok(&["create", "--image", "base", "--name", "same"]);
+    world.ok(&["create", "--image", "base", "same"]);
     let container = serve.prepare("container", &second.chain).expect("prepare");
     assert_eq!(facts(container.source.as_ref()), facts(&world.tree("same")));
     world.ok(&["rm", "same"]);
@@ -220,10 +220,9 @@ fn what_is_no_clone_of_its_parent_is_unpacked(ground: Ground) {
     // On a parent of our own.
     assert!(grown(&world, || drop(unpack(&serve, second, &first.chain))) >= LAYER);
     // Written to before: by a mount that has nothing to do with us.
-    for (what, touch) in [
-        ("a file", Box::new(|mount: &Mount| fs::write(at(mount, "mine"), "mine").expect("write")) as Box<dyn Fn(&_)>),
-        ("its root", Box::new(|mount| std::os::unix::fs::chown(&mount.source, Some(7), None).expect("chown"))),
-    ] {
+    let written: fn(&Mount) = |mount| fs::write(at(mount, "mine"), "mine").expect("write");
+    let given_away: fn(&Mount) = |mount| std::os::unix::fs::chown(&mount.source, Some(7), None).expect("chown");
+    for (what, touch) in [("a file", written), ("its root", given_away)] {
         let mount = serve.prepare_with("touched", "", &[(REF, &first.chain)]).expect("prepare");
         touch(&mount);
         let layer = serve.store.add(TAR, &first.tar);
@@ -246,6 +245,7 @@ fn what_is_no_clone_of_its_parent_is_unpacked(ground: Ground) {
     serve.commit("by another", "extract").expect("commit");
     assert_eq!(files(&serve.view("v", "by another").expect("view")), ["etc", "first"]);
     // And nothing is reused on that.
+    serve.remove(&second.chain).expect("remove");
     assert!(grown(&world, || drop(unpack(&serve, second, "by another"))) >= LAYER);
 }
 
