@@ -494,6 +494,43 @@ def mapped_ids(lane):
     return "nothing is changed on disk for a user namespace"
 
 
+def reused(lane):
+    """An image that the command line has, too: its layers are shared, and it goes on into other stores as it came."""
+    before, server, name = names(lane), lane.server, "docker.io/local/reused:1"
+    layers = [[*images.LAYERS[0], images.file("srv/large", random.randbytes(30_000_000))], *images.LAYERS[1:]]
+    archive, exported = lane.work / "image.tar", lane.work / "exported.tar"
+    _, diff_ids = images.archive(archive, name, layers, ["/bin/sh"])
+    chain, import_it = chain_ids(diff_ids), ["images", "import", "--snapshotter", lane.ctr.snapshotter]
+    server.reflinkd("load", "-q", "-i", archive)
+    taken = lane.fs.steady()
+    lane.ctr(*import_it, archive)
+    archive.unlink()
+    taken = lane.fs.steady() - taken
+    expect(taken < SLACK * len(layers), True, f"whether {len(layers)} layers share what there is: {taken} bytes were written")
+    paths = [as_layers_say(lane, snapshot, layers[:number + 1]) for number, snapshot in enumerate(chain)][-1]
+    sizes_ = [usage(lane, snapshot)[0] for snapshot in chain]
+    expect(30_000_000 <= sizes_[0] < 30_000_000 + SLACK, True, f"whether the first layer holds 30 MB: {sizes_}")
+    counted = {row["type"]: row["size"] for row in json.loads(server.reflinkd("df", "--format", "json"))}
+    expect(counted["shared"] >= 30_000_000, True, f"whether df says that they share it: {counted}")
+    expect(once(lane, name, "reused", "/bin/cat", "/etc/motd"), "welcome again", "what a container of it prints")
+    expect(diff_ids[0] in lane.ctr("content", "ls", "-q").split(), True, "whether its layer is in the content store")
+    # Push reads the same blobs from there.
+    lane.ctr("images", "export", exported, name)
+    # Its other owner goes, and then it itself.
+    server.reflinkd("rmi", name)
+    as_layers_say(lane, chain[-1], layers)
+    lane.ctr("images", "rm", "--sync", name)
+    settled(lane, before, "the snapshots without that image")
+    expect(diff_ids[0] in lane.ctr("content", "ls", "-q").split(), False, "whether its layer is still in the content store")
+    lane.ctr(*import_it, exported)
+    exported.unlink()
+    as_layers_say(lane, chain[-1], layers)
+    expect(once(lane, name, "reused", "/bin/cat", "/etc/motd"), "welcome again", "what a container of the exported one prints")
+    lane.ctr("images", "rm", "--sync", name)
+    settled(lane, before, "the snapshots without that image")
+    return f"{paths} paths of {len(layers)} layers for {taken} bytes more; exported whole"
+
+
 def source_of(lane, key):
     """The directory that a snapshot's mount shows."""
     words = lane.ctr("snapshots", "mounts", "/nowhere", key).split()
@@ -521,6 +558,6 @@ STEPS = [("plugins", plugins), ("import", import_), ("import --local", import_lo
          ("snapshots", snapshots), ("diff", diff), ("thirty diffs", diffs_at_once), ("commit", commit),
          ("ten at once", at_once), ("five writers", sizes),
          ("killed", restarts)]
-# What only snapshotters that can map ids are asked, and containerd from 2 on asks those by proxy for it.
-MAPPED = [("mapped ids", mapped_ids)]
+# What only reflinkd with its differ is asked: containerd from 2 on asks snapshotters by proxy to map ids.
+DIFFERS = [("mapped ids", mapped_ids), ("reused", reused)]
 QUICK = [("plugins", plugins), ("import", import_), ("run", run), ("exec", exec_), ("diff", diff)]

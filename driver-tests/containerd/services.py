@@ -35,7 +35,7 @@ class Server(host.Plugin):
 
     def command(self):
         config = self.socket.with_name("reflinkd.toml")
-        config.write_text("[containerd.default]\nremap_ids = true\n")
+        config.write_text("[containerd.default]\nremap_ids = true\nreuse = [\"cli\"]\n")
         return [self.binary, "--root", self.root, "--config", config, "serve", f"--containerd={self.socket}",
                 f"--containerd-address={self.containerd_socket}"]
 

@@ -175,7 +175,7 @@ def containerd(options, report, ground, version, client):
 def ctr_steps(report, column, lane, _):
     steps = clients.QUICK if lane.options.quick else clients.STEPS
     if lane.ctr.differ != "walking":
-        steps = [*steps, *clients.MAPPED]
+        steps = [*steps, *clients.DIFFERS]
     for name, step in steps:
         if not report.of(column, name, step, lane):
             # What it had begun.
