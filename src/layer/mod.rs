@@ -89,6 +89,7 @@ use crate::error::{Error, Kind, Result};
 pub use extract::extract;
 pub use ids::{IdMaps, IdRange};
 pub use label::{check_label, label_of, relabel};
+pub(crate) use name::WHITEOUT;
 
 /// What a layer may cost at most. A layer past a limit is refused with [`Kind::BadInput`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -261,6 +261,9 @@ pub struct Reused {
     pub size: u64,
     pub size_method: String,
     pub apparent_size: u64,
+    /// What its tar has, but for hard links and whiteouts: where clones aren't constant, comparing its clone with another
+    /// layer's would be a look at each file's bytes.
+    pub inodes: u64,
     /// Whether somebody wrote to the clone, or may have, before it was committed: then it is no such layer any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub altered: bool,

@@ -30,7 +30,9 @@ use std::sync::atomic::Ordering;
 use super::{Snapshots, TARGET};
 use crate::backend::changes::Comparison;
 use crate::engine::{Engine, tree_at};
-use crate::oci::{Digest, Digesting};
+use crate::layer::WHITEOUT;
+use crate::layer::reader::{Archive, What};
+use crate::oci::{Digest, Hasher};
 use crate::store::{
     Content, Draft, Held, Keyed, Layer, New, NewGroup, Owner, Record, Reused, Stage, State, TreeKind,
 };
@@ -110,7 +112,7 @@ impl Snapshots<'_> {
     /// Put a clone of a layer's tree in the place of a snapshot's, if that is the layer which the tar is of. Durable on return.
     pub(super) fn reuse(&self, held: Held, origin: &Origin<'_>, tar: &mut dyn Read) -> Result<()> {
         let engine = self.engine;
-        let digest = digest_of(tar)?;
+        let (digest, inodes) = read(tar, &|| engine.is_cancelled())?;
         let Layer { diff_id, chain_id, .. } = &origin.layer;
         if digest.to_string() != *diff_id {
             let why =
@@ -119,6 +121,7 @@ impl Snapshots<'_> {
                 Error::new(Kind::BadInput, why).with_hint("nothing was unpacked: apply the layer that it is for")
             );
         }
+        let inodes = inodes?;
         let mut held = engine.store.begin_replacement_of(held)?;
         engine.usages.forget(held.record().uuid);
         let fresh = tree_at(held.place().to_path_buf(), held.record());
@@ -133,7 +136,7 @@ impl Snapshots<'_> {
             return Err(Error::new(Kind::Damaged, "its record is of another kind"));
         };
         let Layer { size, size_method, apparent_size, .. } = origin.layer.clone();
-        let reused = Reused { origin: origin.record.uuid, size, size_method, apparent_size, altered: false };
+        let reused = Reused { origin: origin.record.uuid, size, size_method, apparent_size, inodes, altered: false };
         let reused = Record {
             // What both have stays charged to these when the other is gone.
             inherits: origin.record.groups().collect(),
@@ -146,14 +149,16 @@ impl Snapshots<'_> {
     /// What a snapshot that is sealed is from now on, if it was made of another owner's layer.
     pub(super) fn kept_as(&self, record: &Record, stage: Stage) -> (Stage, Option<Reused>) {
         let reused = record.keyed().and_then(|keyed| keyed.reused.clone());
-        let (Some(reused), Stage::Committed { size: written, inodes, .. }) = (reused, &stage) else {
+        let (Some(reused), Stage::Committed { size: written, .. }) = (reused, &stage) else {
             return (stage, None);
         };
         let altered = !self.is_as(record, &reused);
-        let Reused { size, size_method, apparent_size, .. } = reused.clone();
+        let Reused { size, size_method, apparent_size, inodes, .. } = reused.clone();
         let size = if altered { size + written } else { size };
-        let apparent_size = (!altered).then_some(apparent_size);
-        (Stage::Committed { size, size_method, apparent_size, inodes: *inodes }, Some(Reused { altered, ..reused }))
+        // What isn't known any more is counted when somebody asks.
+        let known = |number| (!altered).then_some(number);
+        let (apparent_size, inodes) = (known(apparent_size), known(inodes));
+        (Stage::Committed { size, size_method, apparent_size, inodes }, Some(Reused { altered, ..reused }))
     }
 
     /// Whether a sealed tree is still as the layer that it was made of. Not if that is gone, as then nobody can tell.
@@ -172,8 +177,34 @@ impl Snapshots<'_> {
     }
 }
 
-fn digest_of(tar: &mut dyn Read) -> Result<Digest> {
-    let mut digesting = Digesting::new(std::io::sink());
-    std::io::copy(tar, &mut digesting).context(|| "read the tar")?;
-    Ok(digesting.into_inner().1.finish())
+/// Bytes that are digested as they are read.
+struct Digested<'a> {
+    tar: &'a mut dyn Read,
+    hasher: Hasher,
+}
+
+impl Read for Digested<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.tar.read(into)?;
+        self.hasher.update(&into[..count]);
+        Ok(count)
+    }
+}
+
+/// Read a tar to its very end: its digest, and how many inodes it makes, if it is a layer's.
+fn read(tar: &mut dyn Read, cancelled: &dyn Fn() -> bool) -> Result<(Digest, Result<u64>)> {
+    let mut digested = Digested { tar, hasher: Hasher::new() };
+    let inodes = inodes_in(&mut digested, cancelled);
+    std::io::copy(&mut digested, &mut std::io::sink()).context(|| "read the tar")?;
+    Ok((digested.hasher.finish(), inodes))
+}
+
+fn inodes_in(tar: &mut dyn Read, cancelled: &dyn Fn() -> bool) -> Result<u64> {
+    let (mut archive, mut count) = (Archive::new(tar, u64::MAX, cancelled), 0);
+    while let Some(entry) = archive.next_entry()? {
+        let last = entry.name.rsplit(|byte| *byte == b'/').find(|name| !name.is_empty());
+        let is_marker = last.is_some_and(|name| name.starts_with(WHITEOUT));
+        count += u64::from(!is_marker && !matches!(entry.what, What::HardLink(_)));
+    }
+    Ok(count)
 }
