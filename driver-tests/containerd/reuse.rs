@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tonic::Code;
 
+use crate::api::services::diff::v1::diff_client::DiffClient;
 use crate::api::types::{Descriptor, Mount};
 use crate::diffs::{diff_of, files};
-use crate::serve::{Serve, TAR, fails};
+use crate::serve::{Serve, TAR, apply_request, fails, in_namespace};
 use crate::snapshots::at;
 use crate::support::image::{Packing, TestImage, sha256, tar_of};
 use crate::support::{MIB, QuotaSetup, random_bytes};
@@ -20,6 +22,7 @@ on_btrfs_and_xfs! {
     what_isnt_that_layer_is_never_taken_for_it
     what_is_no_clone_of_its_parent_is_unpacked
     what_was_written_over_it_is_kept
+    a_server_that_is_killed_leaves_one_of_the_two_trees
 }
 
 const REUSE: &str = "[containerd.default]\nreuse = [\"cli\"]\n";
@@ -35,6 +38,8 @@ struct Image {
 struct Layer {
     tar: Vec<u8>,
     chain: String,
+    /// The digest of its large file.
+    content: String,
 }
 
 fn loaded(world: &World) -> Image {
@@ -44,14 +49,14 @@ fn loaded(world: &World) -> Image {
         .files(Packing::Gzip, &[("etc/", b""), ("etc/.wh.old", b""), ("etc/kept", b"new"), ("second", &second)]);
     world.load(&image);
     let mut chain: Option<String> = None;
-    let layers = image.layers.into_iter().map(|layer| {
+    let layers = image.layers.into_iter().zip([first, second]).map(|(layer, large)| {
         let diff_id = format!("sha256:{}", sha256(&layer.tar));
         let next = match &chain {
             Some(parent) => format!("sha256:{}", sha256(format!("{parent} {diff_id}").as_bytes())),
             None => diff_id,
         };
         chain = Some(next.clone());
-        Layer { tar: layer.tar, chain: next }
+        Layer { tar: layer.tar, chain: next, content: sha256(&large) }
     });
     Image { layers: layers.collect() }
 }
@@ -135,6 +140,10 @@ fn a_layer_that_is_there_is_shared(ground: Ground) {
     let (one, two) = (view("one", &first.chain), view("two", &second.chain));
     let layer = serve.diff(diff_of(&[&one], &two, TAR)).expect("diff");
     assert_eq!(names_in(&serve.store.blob(&layer.digest).0), ["etc", "etc/.wh.old", "etc/kept", "second"]);
+    if ground.filesystem() == "btrfs" {
+        let born = |mount: &Mount| fs::metadata(&mount.source).and_then(|facts| facts.created()).expect("statx");
+        assert_eq!(born(&one), born(&two), "from one tree, so SEND tells them apart");
+    }
     fs::write(at(&container, "etc/mine"), "mine").expect("write");
     let layer = serve.diff(diff_of(&[&two], &container, TAR)).expect("diff");
     assert_eq!(names_in(&serve.store.blob(&layer.digest).0), ["etc", "etc/mine"]);
@@ -270,6 +279,41 @@ fn what_was_written_over_it_is_kept(ground: Ground) {
     assert!(grown(&world, || drop(unpack(&serve, second, &first.chain))) >= LAYER);
     let both = serve.view("both", &second.chain).expect("view");
     assert_eq!(files(&both), ["etc", "first", "more", "second"]);
+}
+
+/// Whenever that is: the snapshot is there, is nothing or all of the layer, and goes on from there.
+fn a_server_that_is_killed_leaves_one_of_the_two_trees(ground: Ground) {
+    const KILLS: u64 = 12;
+    let world = World::on(ground);
+    let image = loaded(&world);
+    let first = &image.layers[0];
+    let mut serve = Serve::start_with(&world, REUSE);
+    for kill in 0..KILLS {
+        let mount = prepare(&serve, first, "");
+        let layer = serve.store.add(TAR, &first.tar);
+        let (channel, request) = (serve.another_channel(), apply_request(&layer, &mount));
+        let begun = serve.begin(async move { DiffClient::new(channel).apply(in_namespace(request)).await.map(drop) });
+        // Spread over what it does; each moment is as good as another.
+        std::thread::sleep(Duration::from_millis(kill * 20));
+        let done = begun.is_finished();
+        serve = serve.killed_and_started(&world);
+        assert_eq!(serve.mounts("extract").expect("mounts"), mount);
+        let whole = files(&mount) == ["etc", "first"];
+        assert!(whole || files(&mount).is_empty() && !done, "{:?}", files(&mount));
+        assert!(!whole || sha256(&fs::read(at(&mount, "first")).expect("read")) == first.content);
+        let layer = serve.store.add(TAR, &first.tar);
+        serve.apply(&layer, &mount).expect("apply again");
+        serve.commit(&first.chain, "extract").expect("commit");
+        assert_eq!(files(&serve.view("v", &first.chain).expect("view")), ["etc", "first"]);
+        for key in ["v", &first.chain] {
+            serve.remove(key).expect("remove");
+        }
+    }
+    serve.cleanup().expect("cleanup");
+    world.ok(&["gc"]);
+    world.ok(&["rmi", "base"]);
+    world.ok(&["gc"]);
+    assert_eq!((world.places(), world.remains().len()), (0, 0), "{:?}", world.remains());
 }
 
 #[test]

@@ -70,6 +70,7 @@ impl Snapshots<'_> {
                 // What was committed of a container may have what no tar can hold.
                 && !origin.related
                 && self.is_on_parent_of(record, &origin)?
+                && self.engine.backend.exists(&self.engine.tree(&origin))?
                 && self.is_untouched(record)?
             {
                 return self.pinned(origin, layer);
@@ -87,7 +88,11 @@ impl Snapshots<'_> {
 
     /// Whether a snapshot is what it was prepared as.
     fn is_untouched(&self, record: &Record) -> Result<bool> {
-        let changes = self.engine.changes(record, false)?.list;
+        let changes = match self.engine.changes(record, false) {
+            // Something is mounted in it, or swapped to: nothing that it is prepared with.
+            Err(e) if matches!(e.kind(), Kind::InUse | Kind::Unsupported) => return Ok(false),
+            changes => changes?.list,
+        };
         if record.parent.is_some() {
             return Ok(changes.is_empty());
         }
