@@ -558,6 +558,8 @@ STEPS = [("plugins", plugins), ("import", import_), ("import --local", import_lo
          ("snapshots", snapshots), ("diff", diff), ("thirty diffs", diffs_at_once), ("commit", commit),
          ("ten at once", at_once), ("five writers", sizes),
          ("killed", restarts)]
-# What only reflinkd with its differ is asked: containerd from 2 on asks snapshotters by proxy to map ids.
-DIFFERS = [("mapped ids", mapped_ids), ("reused", reused)]
+# What only reflinkd with its differ is asked.
+DIFFERS = [("reused", reused)]
+# What only snapshotters that can map ids are asked, and containerd from 2 on asks those by proxy for it.
+MAPPED = [("mapped ids", mapped_ids)]
 QUICK = [("plugins", plugins), ("import", import_), ("run", run), ("exec", exec_), ("diff", diff)]

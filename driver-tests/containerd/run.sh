@@ -4,6 +4,8 @@
 #
 #   run.sh [--quick] [--lane suite ...] [--ground simple ...] [--containerd 1.6 2] [--snapshotter btrfs|overlayfs]
 #
+# The lane `image` builds and starts the DaemonSet's image: a static release, some minutes the first time.
+#
 # containerd's own snapshotters show that what is expected of ours is what containerd does. Everything is Debian's, unpacked
 # below target/containerd and kept; every ground is a loop device there, and is gone afterwards.
 
@@ -11,7 +13,7 @@
 
 work=$target/containerd
 need_root "the containerd test" test-containerd
-need_packages btrfs-progs xfsprogs util-linux runc busybox-static python3
+need_packages btrfs-progs xfsprogs e2fsprogs util-linux runc busybox-static python3 python3-yaml
 need_compiler
 binary=()
 case " $* " in

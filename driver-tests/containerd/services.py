@@ -53,8 +53,9 @@ WITH_SERVER = """
   type = "snapshot"
   address = "{server}"
 """
-WITH_DIFFER = """  capabilities = ["remap-ids"]
-  [proxy_plugins.reflinkd.exports]
+MAPS_IDS = """  capabilities = ["remap-ids"]
+"""
+WITH_DIFFER = """  [proxy_plugins.reflinkd.exports]
     root = "{store}"
 [proxy_plugins.reflinkd-diff]
   type = "diff"
@@ -74,6 +75,17 @@ state = "{state}"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "{snapshotter}"
     disable_snapshot_annotations = true
+""", "1.7": """version = 2
+root = "{root}"
+state = "{state}"
+[grpc]
+  address = "{socket}"
+[plugins."io.containerd.grpc.v1.cri"]
+  restrict_oom_score_adj = true
+  stats_collect_period = 1
+  sandbox_image = "{pause}"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{snapshotter}"
 """, "2": """version = 3
 root = "{root}"
 state = "{state}"
@@ -97,19 +109,24 @@ PAUSE = "docker.io/local/pause:1"
 class Containerd:
     """A containerd of one version with one snapshotter: `reflinkd`, or one of its own."""
 
+    # What a command needs before it to run where this one does.
+    within = ()
+
     def __init__(self, version, programs, snapshotter, root, run, log):
         self.version, self.snapshotter, self.root, self.run, self.log = version, snapshotter, root, run, log
         self.bin = programs / "usr/bin"
         self.socket, self.config = run / "containerd.sock", run / "containerd.toml"
-        self.differ = "walking"
+        self.differ, self.maps_ids = "walking", False
         self.process = None
 
     def configure(self, server=None):
         if server and self.version != "1.6":
             self.differ = "reflinkd-diff"
+            # 1.7 knows the capability, and mounts what it asked for without mapping anything.
+            self.maps_ids = self.version != "1.7"
         text = CONFIG[self.version]
         if server:
-            text += WITH_SERVER + (WITH_DIFFER if self.differ != "walking" else "")
+            text += WITH_SERVER + (MAPS_IDS if self.maps_ids else "") + (WITH_DIFFER if self.differ != "walking" else "")
         self.config.write_text(text.format(
             root=self.root, state=self.run / "state", socket=self.socket, snapshotter=self.snapshotter, differ=self.differ,
             server=server and server.socket, store=server and server.root, pause=PAUSE))
@@ -129,7 +146,7 @@ class Containerd:
     def start(self):
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [str(self.bin / "containerd"), "--config", str(self.config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [*self.within, str(self.bin / "containerd"), "--config", str(self.config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, env={**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"})
         done = time.monotonic() + host.START_SECONDS
         while self.process.poll() is None and time.monotonic() < done:
@@ -146,7 +163,7 @@ class Containerd:
         """Run `ctr`; the completed process."""
         environment = {**os.environ, "CONTAINERD_ADDRESS": str(self.socket), "CONTAINERD_NAMESPACE": namespace,
                        "CONTAINERD_SNAPSHOTTER": self.snapshotter, "LC_ALL": "C"}
-        return subprocess.run([str(self.bin / "ctr"), *map(str, arguments)], capture_output=True, env=environment, check=False,
+        return subprocess.run([*self.within, str(self.bin / "ctr"), *map(str, arguments)], capture_output=True, env=environment, check=False,
                               timeout=PATIENCE, stdin=subprocess.DEVNULL, **options)
 
     def bytes(self, *arguments, **options):

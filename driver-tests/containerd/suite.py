@@ -18,8 +18,10 @@ from pathlib import Path
 # Images, filesystems and daemons are those of the Docker test.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docker"))
 import clients  # noqa: E402
+import daemonset  # noqa: E402
 import debs  # noqa: E402
 import dockers  # noqa: E402
+import host  # noqa: E402
 import kills  # noqa: E402
 import left  # noqa: E402
 import pods  # noqa: E402
@@ -54,6 +56,9 @@ class Report:
 
 class Lane:
     """One ground with a snapshotter and a containerd, and what the steps need of it."""
+
+    # The class of pods' runtime; without a name, the default one.
+    handler = ""
 
     def __init__(self, options, fs, server, ctr, work, run):
         self.options, self.fs, self.server, self.ctr, self.work, self.run = options, fs, server, ctr, work, run
@@ -176,6 +181,8 @@ def ctr_steps(report, column, lane, _):
     steps = clients.QUICK if lane.options.quick else clients.STEPS
     if lane.ctr.differ != "walking":
         steps = [*steps, *clients.DIFFERS]
+    if lane.ctr.maps_ids:
+        steps = [*steps, *clients.MAPPED]
     for name, step in steps:
         if not report.of(column, name, step, lane):
             # What it had begun.
@@ -196,6 +203,28 @@ def cri_steps(report, column, lane, _):
 def fault_steps(report, column, lane, _):
     for name, step in kills.STEPS:
         report.of(column, name, step, lane)
+
+
+def image(options, report, archive, ground):
+    """The DaemonSet on a node of its own. Each step needs those before it."""
+    column = f"image/{ground}"
+    programs = debs.unpacked(options.work, "containerd-2", debs.CONTAINERDS["2"])
+    work, root, log = fresh(options.work / "files"), fresh(options.work / "root"), options.work / f"image-{ground}.log"
+    log.unlink(missing_ok=True)
+    kind, quotas = daemonset.GROUNDS[ground]
+    try:
+        with host.Filesystem(kind, options.work, quotas) as fs, daemonset.Node(fs, options.work) as node:
+            with daemonset.Containerd(programs, node, root, log) as ctr:
+                store = fs.mnt / "store" if quotas else node.path("/var/lib/reflinkd/store")
+                lane = Lane(options, fs, daemonset.DaemonSet(node, store), ctr, work, None)
+                lane.node, lane.archive, lane.handler = node, archive, lane.server.handler
+                if not all(report.of(column, name, step, lane) for name, step in daemonset.STEPS):
+                    print(f"\n-- the end of {log}\n{tail(log, 12)}", file=sys.stderr)
+    except Failed as problem:
+        report.add(column, "lane", str(problem), False)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
 
 
 class Plain:
@@ -236,7 +265,7 @@ def arguments():
     return parser.parse_args()
 
 
-LANES = ["suite", "containerd", "docker", "cri", "faults"]
+LANES = ["suite", "containerd", "docker", "cri", "image", "faults"]
 
 
 def main():
@@ -263,6 +292,12 @@ def main():
         if "docker" in options.lane:
             print(f"\n== Docker 28 on containerd 2, {options.snapshotter} on {ground}", flush=True)
             containerd(options, report, ground, "2", "docker")
+    if "image" in options.lane and options.snapshotter == "reflinkd":
+        print("\n== make image, and packaging/kubernetes/daemonset.yaml on a node with containerd 2", flush=True)
+        archives = []
+        if report.of("image", "built", lambda: archives.append(daemonset.built(options))):
+            for ground in daemonset.GROUNDS:
+                image(options, report, *archives, ground)
     print(f"\n   {report.passed} checks passed, {len(report.failed)} failed, in {time.monotonic() - started:.0f} s", flush=True)
     for line in report.failed:
         print(f"   FAIL {line}")

@@ -121,6 +121,7 @@ impl Cli {
         match self.command {
             Command::Init(args) => return args.run(settings, out),
             Command::Tend(args) => return args.run(settings, out),
+            Command::Serve(args) if args.probe => return args.probe(doors),
             Command::Load(ref args) => args.limits.apply(&mut settings),
             Command::Import(ref args) => args.limits.apply(&mut settings),
             _ => {}

@@ -36,8 +36,11 @@ mod docker;
 mod flight;
 mod metrics;
 mod notify;
+mod probe;
 mod socket;
 mod tender;
+
+pub use probe::probe;
 
 /// How long requests in flight may take after a signal to stop; then they are broken off.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -175,10 +178,15 @@ fn open(doors: &Doors) -> Result<Vec<(Door<'_>, Socket)>> {
             .with_hint("give each its own FileDescriptorName= in its unit"));
     }
     if sockets.is_empty() {
-        return Err(Error::new(Kind::Invalid, "nobody could ask for anything: there is no socket to listen at")
-            .with_hint("name one by --docker or --containerd, or in the configuration"));
+        return Err(closed());
     }
     Ok(sockets)
+}
+
+/// The error for doors that are all closed.
+fn closed() -> Error {
+    Error::new(Kind::Invalid, "nobody could ask for anything: there is no socket to listen at")
+        .with_hint("name one by --docker or --containerd, or in the configuration")
 }
 
 /// Answer at a socket until it is time to stop. The file to be removed then.

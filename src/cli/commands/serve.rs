@@ -23,9 +23,17 @@ pub struct Serve {
     /// Answer GET /metrics here, for Prometheus [default: /run/reflinkd/metrics.sock]
     #[arg(long, value_name = "SOCKET", num_args = 0..=1, default_missing_value = daemon::METRICS_SOCKET)]
     metrics: Option<PathBuf>,
+    /// Don't serve: see whether another process answers at each of these sockets, as a kubelet's probe asks
+    #[arg(long)]
+    pub(in crate::cli) probe: bool,
 }
 
 impl Serve {
+    /// Opens no store.
+    pub fn probe(self, configured: Doors) -> Result<()> {
+        daemon::probe(&self.doors(configured))
+    }
+
     pub fn run(self, engine: Engine, configured: Doors) -> Result<()> {
         daemon::serve(engine, &self.doors(configured))
     }
