@@ -8,6 +8,7 @@ HERE = Path(__file__).resolve().parent
 
 # Which release has which containerd.
 CONTAINERDS = {"1.6": ("bookworm", ["containerd"]),
+               "1.7": ("trixie", ["containerd"]),
                "2": ("sid", ["containerd", "docker.io", "docker-cli", "docker-buildx"])}
 
 SUITE = ("bookworm", [

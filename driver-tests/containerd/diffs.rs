@@ -340,3 +340,23 @@ fn a_layer_is_kept_until_its_client_can_refer_to_it() {
     let minutes = until.duration_since(begun).as_mins();
     assert!((5..60).contains(&minutes), "it ends by itself, in {minutes} minutes");
 }
+
+/// Nor, in its older versions, of the namespace, which its keys have.
+#[test]
+fn a_namespace_that_is_not_said_is_that_of_the_snapshot() {
+    let world = World::on(Ground::SIMPLE);
+    let serve = Serve::start(&world);
+    let layer = serve.store.add(TAR, &tar_of(&[("f", b"f")]));
+    let right = serve.prepare("tests/7/extract-1 sha256:ab", "").expect("prepare");
+    let mut apply = in_namespace(apply_request(&layer, &right));
+    apply.metadata_mut().remove("containerd-namespace");
+    serve.wait(async { serve.diffs().apply(apply).await }).expect("apply");
+    let mut diff = in_namespace(diff_of(&[], &right, TAR));
+    diff.metadata_mut().clear();
+    serve.wait(async { serve.diffs().diff(diff).await }).expect("diff");
+    assert_eq!(serve.store.state().strangers, 0);
+    // One that is said counts.
+    let other = serve.prepare("other/8/extract-2 sha256:ab", "").expect("prepare");
+    serve.apply(&layer, &other).expect("apply");
+    assert_eq!(serve.store.state().strangers, 0);
+}

@@ -23,7 +23,8 @@ use crate::{Error, Kind, Result};
 
 /// What of a request goes on to containerd: the namespace that it is in, and the lease that keeps what it makes from being
 /// collected.
-const FORWARDED: [&str; 2] = ["containerd-namespace", LEASE];
+const FORWARDED: [&str; 2] = [NAMESPACE, LEASE];
+const NAMESPACE: &str = "containerd-namespace";
 const LEASE: &str = "containerd-lease";
 /// On a lease, when it ends by itself.
 const EXPIRES: &str = "containerd.io/gc.expire";
@@ -45,6 +46,19 @@ impl Caller {
     pub(super) fn of(metadata: &MetadataMap) -> Self {
         let forwarded = FORWARDED.into_iter().filter_map(|name| Some((name, metadata.get(name)?.clone())));
         Self(forwarded.collect())
+    }
+
+    /// Whoever asks for something of this snapshot. containerd 1.7, and 2.0 and 2.1 to begin with, say nothing of the namespace
+    /// to a differ (containerd/containerd#12328); but a key of theirs begins with it: `NAMESPACE/NUMBER/NAME`
+    /// (`createKey` in their metadata/snapshot.go).
+    pub(super) fn of_snapshot(mut self, key: &str) -> Self {
+        let said = self.0.iter().any(|(name, _)| *name == NAMESPACE);
+        if let (false, Some((namespace, _))) = (said, key.split_once('/'))
+            && let Ok(namespace) = namespace.parse()
+        {
+            self.0.push((NAMESPACE, namespace));
+        }
+        self
     }
 
     fn asks<T>(&self, message: T) -> Request<T> {

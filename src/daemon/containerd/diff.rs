@@ -103,7 +103,7 @@ impl Door {
         if mounted.read_only {
             return Err(Error::new(Kind::Denied, format!("{key} is to be mounted read-only")));
         }
-        let mut content = Content::connect(&self.address, caller).await?;
+        let mut content = Content::connect(&self.address, caller.of_snapshot(&key)).await?;
         let stream = content.read(blob).await?.map(|read| read.map(|read| read.data).map_err(|e| theirs(&e)));
         let (blocks, incoming) = Incoming::new(Arc::clone(flight));
         let expected = Expected { blob: Some((blob, size)), diff_id: None, max_bytes: u64::MAX };
@@ -137,7 +137,7 @@ impl Door {
             false => Some(self.key_at(&Mounted::of(&request.left)?).await?),
         };
         let right = self.key_at(&Mounted::of(&request.right)?).await?;
-        let mut content = Content::connect(&self.address, caller).await?;
+        let mut content = Content::connect(&self.address, caller.of_snapshot(&right)).await?;
         content.keep().await?;
         let own = request.r#ref.is_empty();
         let reference = if own { format!("reflinkd-diff-{}", uuid::Uuid::new_v4()) } else { request.r#ref };
