@@ -12,9 +12,11 @@ mod grounds;
 mod api;
 mod diffs;
 mod doors;
+mod metrics;
 mod reuse;
 mod serve;
 mod snapshots;
 mod store;
+mod systemd;
 #[path = "../e2e/world.rs"]
 mod world;

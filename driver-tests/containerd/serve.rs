@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::future::Future;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,6 +23,7 @@ use crate::api::services::snapshots::v1::{
 };
 use crate::api::types::{Descriptor, Mount};
 use crate::store::Store;
+use crate::support::scrape::Scrape;
 use crate::support::{Process, Scratch, reflinkd_command, scratch};
 use crate::world::World;
 
@@ -74,6 +77,7 @@ impl Serve {
         let mut command = reflinkd_command(world.root(), &["serve", "--containerd"]);
         command.arg(&socket).arg("--containerd-address").arg(&address);
         command.env("REFLINKD_CONFIG", run.path().join("config.toml"));
+        command.arg("--metrics").arg(run.path().join("metrics.sock"));
         let logs = scratch("serve");
         let log = logs.path().join("log");
         command.stderr(File::create(&log).expect("create"));
@@ -101,7 +105,7 @@ impl Serve {
 
     fn wait_until_it_listens(&mut self, socket: &Path) {
         let start = Instant::now();
-        while std::os::unix::net::UnixStream::connect(socket).is_err() {
+        while UnixStream::connect(socket).is_err() {
             if let Some(status) = self.process.child().try_wait().expect("wait") {
                 panic!("serve ended: {status}\n{}", self.log());
             }
@@ -112,6 +116,18 @@ impl Serve {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.run.path().join("containerd.sock")
+    }
+
+    /// What Prometheus reads.
+    pub(crate) fn scrape(&self) -> Scrape {
+        let mut door = UnixStream::connect(self.run.path().join("metrics.sock")).expect("connect");
+        door.set_read_timeout(Some(DEADLINE)).expect("set a timeout");
+        door.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("write");
+        let mut answer = String::new();
+        door.read_to_string(&mut answer).expect("read");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("\r\ncontent-length: "), "{head}");
+        Scrape::parse(body)
     }
 
     pub(crate) fn log(&self) -> String {

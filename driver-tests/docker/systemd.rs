@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::http::Connection;
@@ -96,26 +96,10 @@ fn it_is_heard_of_while_its_index_answers() {
     assert!(!serve.exists("x"));
 }
 
-/// A shell that takes its standard input and output for sockets, and becomes serve.
+/// With all doors closed but those whose sockets are given.
 fn activated(world: &World, names: &str, sockets: Vec<OwnedFd>) -> Command {
-    let mut command = Command::new("sh");
-    let count = sockets.len();
-    // Without any, nothing is said.
-    let said = if count == 0 {
-        String::new()
-    } else {
-        format!("export LISTEN_PID=$$ LISTEN_FDS={count} LISTEN_FDNAMES={names};")
-    };
-    let script = format!("exec 3<&0 4<&1 </dev/null >/dev/null; {said} exec \"$@\"");
-    command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_reflinkd"), "--no-tend", "--root"]).arg(world.root());
-    // In the files' places there would be others.
-    command.args(["serve"]).env("REFLINKD_CONFIG", world.files.path().join("config.toml"));
     let closed = "docker_socket = \"\"\nmetrics_socket = \"\"\n[containerd.default]\nsocket = \"\"\n";
-    fs::write(world.files.path().join("config.toml"), closed).expect("write");
-    let mut sockets = sockets.into_iter();
-    command.stdin(sockets.next().map_or_else(Stdio::null, Stdio::from));
-    command.stdout(sockets.next().map_or_else(Stdio::null, Stdio::from));
-    command
+    crate::support::activated::serve(world.root(), &world.files.path().join("config.toml"), closed, (names, sockets))
 }
 
 #[test]

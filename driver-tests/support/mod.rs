@@ -7,9 +7,11 @@
 // Each test binary includes this module and uses another part of it.
 #![allow(dead_code)]
 
+pub(crate) mod activated;
 pub(crate) mod digest;
 pub(crate) mod image;
 pub(crate) mod loopfs;
+pub(crate) mod scrape;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
