@@ -147,3 +147,34 @@ fn ending_finishes_what_was_begun() {
     assert_eq!(serve.ends(), Some(0), "{}", serve.log());
     assert!(!serve.socket().exists());
 }
+
+/// What an image says of owners and modes holds within the store; nobody else gets so far.
+#[test]
+fn others_than_root_reach_neither_doors_nor_trees() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let world = World::simple();
+    let serve = Serve::start(&world);
+    serve.layer("layer", "", &tar_of(&[("readable", b"by all")]));
+    let mount = serve.prepare("s", "layer").expect("prepare");
+    world.check_root();
+    let file = std::path::Path::new(&mount.source).join("readable");
+    let mode = |path: &std::path::Path| fs::metadata(path).expect("stat").permissions().mode() & 0o7777;
+    assert_eq!(mode(&file) & 0o004, 0o004, "its own mode would let everybody");
+    let metrics = serve.socket().with_file_name("metrics.sock");
+    for socket in [serve.socket(), metrics] {
+        assert_eq!(mode(&socket), 0o600, "{}", socket.display());
+        // Its directory keeps nobody out.
+        fs::set_permissions(socket.parent().expect("it has one"), PermissionsExt::from_mode(0o755)).expect("chmod");
+        let connect = "import socket, sys\n\
+                       try: socket.socket(socket.AF_UNIX).connect(sys.argv[1])\n\
+                       except PermissionError: sys.exit(42)";
+        let mut other = std::process::Command::new("/usr/bin/python3");
+        let status = other.args(["-c", connect]).arg(&socket).uid(65534).gid(65534).status().expect("run python3");
+        assert_eq!(status.code(), Some(42), "{}", socket.display());
+    }
+    // Neither through the store, nor anything in it.
+    let mut other = std::process::Command::new("/bin/cat");
+    let output = other.arg(&file).uid(65534).gid(65534).output().expect("run cat");
+    assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+}

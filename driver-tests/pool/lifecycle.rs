@@ -23,6 +23,11 @@ pub(crate) fn data_outlives_detach_and_attach(kind: PoolFs) {
     assert_eq!(fixture.total_bytes(), GIB, "the filesystem has its whole size from the first mount");
     assert_eq!(fixture.devices().len(), 1);
 
+    let root_mode = || fs::metadata(fixture.root()).expect("stat ROOT").permissions().mode() & 0o7777;
+    assert_eq!(root_mode(), 0o700);
+    // As pools were that older versions made.
+    fs::set_permissions(fixture.root(), PermissionsExt::from_mode(0o755)).expect("chmod");
+
     let data = random_bytes(20 * MIB);
     fs::write(fixture.root().join("data"), &data).expect("write");
     fixture.pool.detach().expect("detach");
@@ -32,6 +37,7 @@ pub(crate) fn data_outlives_detach_and_attach(kind: PoolFs) {
     fixture.pool.detach().expect("detach again: nothing to do");
 
     fixture.pool.attach().expect("attach again");
+    assert_eq!(root_mode(), 0o700);
     assert!(fs::read(fixture.root().join("data")).expect("read") == data);
     assert_eq!(fixture.pool.create(kind, 2 * GIB).expect("create again"), Creation::Unchanged);
     assert_eq!(fs::metadata(fixture.pool.file()).expect("the pool file").len(), GIB);

@@ -42,7 +42,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{IFlags, RenameFlags};
@@ -240,12 +240,21 @@ impl Pool {
         })?
         .ok_or_else(|| Error::new(Kind::InUse, format!("{} stays busy", device.path().display())))?;
         match mount::mounted_at(&self.root)? {
-            Some(mounted) if mounted.uuid == Some(volume.uuid) => return Ok(()),
+            Some(mounted) if mounted.uuid == Some(volume.uuid) => return self.keep_others_out(&mounted),
             // Since Linux 6.7 a copy of a mounted Btrfs gets a uuid for the time being.
             Some(mounted) => detach::unmount(&self.root, mounted.id)?,
             None => {}
         }
         Err(volume.copy_of_a_mounted_one())
+    }
+
+    /// What is mounted has a mode of its own, which whoever makes filesystems makes 0755: everybody could read the index.
+    fn keep_others_out(&self, mounted: &MountedAt) -> Result<()> {
+        if mounted.health != Health::Writable {
+            return Ok(());
+        }
+        fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))
+            .context(|| format!("chmod {}", self.root.display()))
     }
 
     /// Refuse a filesystem that has shut down.
