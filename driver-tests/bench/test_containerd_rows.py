@@ -15,6 +15,7 @@ import snapshotter  # noqa: E402
 from measure import Failed  # noqa: E402
 from test_make_image import SCRATCH  # noqa: E402
 
+POLLING = containerd_rows.of_polling(containerd_rows.IDLE)[1]
 FILES = [f"d{number}/e/f{number}" for number in range(40)]
 
 
@@ -114,13 +115,13 @@ class Arithmetic(unittest.TestCase):
 
     def test_verdicts_of_what_has_numbers(self):
         found = self.verdicts({(containerd_rows.IMPORT, "reflinkd"): 60, (containerd_rows.IMPORT, "btrfs"): 100,
-                               (containerd_rows.IMPORT, "overlayfs"): 99, (containerd_rows.POLL_CPU, "reflinkd"): 101})
+                               (containerd_rows.IMPORT, "overlayfs"): 99, (POLLING, "reflinkd"): 1.01})
         self.assertEqual(found, {"import: at most 0.6 of the time of btrfs (0.600)": True,
                                  "import: at most 0.6 of the time of overlayfs (0.606)": False,
-                                 "polling: the snapshotter's CPU: at most 100 ms a pass (101)": False})
+                                 "polling, nothing changed: the snapshotter, of a core: at most 1 % (1.01)": False})
 
     def test_no_cpu_is_within_the_aim(self):
-        self.assertEqual(list(self.verdicts({(containerd_rows.POLL_CPU, "reflinkd"): 0}).values()), [True])
+        self.assertEqual(list(self.verdicts({(POLLING, "reflinkd"): 0}).values()), [True])
 
 
 if __name__ == "__main__":

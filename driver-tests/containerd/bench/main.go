@@ -163,7 +163,7 @@ func (c *client) read(of digest.Digest, out string) error {
 	}
 }
 
-// many has clients prepare and remove at once, each on a connection of its own. The time is over when all is collected.
+// many has clients prepare and remove at once, each on a connection of its own, TIMES or until SECONDS are over. The time is over when all is collected.
 func (c *client) many(r request, a *answer) error {
 	start := time.Now()
 	end := start.Add(time.Duration(r.Seconds * float64(time.Second)))
@@ -177,7 +177,7 @@ func (c *client) many(r request, a *answer) error {
 		group.Add(1)
 		go func(number int) {
 			defer group.Done()
-			for time.Now().Before(end) {
+			for counts[number] < r.Times && time.Now().Before(end) {
 				key := fmt.Sprintf("%s-%d-%d", r.Key, number, counts[number])
 				_, err := own.prepare(key, r.Parent)
 				if err == nil {
