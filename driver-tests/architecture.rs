@@ -24,6 +24,41 @@ const MOST_LINES: usize = 600;
 /// What nobody wrote, nor reads.
 const GENERATED: &str = "daemon/containerd/api";
 
+/// Parts that change what is on disk by the steps of `sys::durable` only, so that a test can stop before each.
+const DURABLE: &[&str] = &["store", "engine", "backend"];
+/// What in them makes, fills or takes apart trees that nobody finds, or writes for others than the store; and the backend
+/// that is for tests.
+const WITHOUT_STEPS: &[&str] =
+    &["backend/clone", "backend/remove.rs", "backend/memory", "engine/bundle", "store/tests.rs"];
+/// What a step is there for.
+const STEPS: &[&str] = &[
+    "sync_all",
+    "sync_data",
+    "fsync",
+    "fdatasync",
+    "syncfs",
+    "rename",
+    "renameat",
+    "renameat_with",
+    "create_dir",
+    "create_dir_all",
+    "DirBuilder",
+    "mkdirat",
+    "remove_dir",
+    "remove_dir_all",
+    "remove_file",
+    "unlinkat",
+    "linkat",
+    "hard_link",
+    "symlinkat",
+    "symlink",
+    "mknodat",
+    "fsetxattr",
+    "setxattr",
+    "lsetxattr",
+    "set_permissions",
+];
+
 /// A source file: its path below src/, and its code without comments and text in quotes.
 struct Source {
     path: PathBuf,
@@ -213,6 +248,47 @@ fn dependencies_point_downwards() {
         }
     }
     none("against the direction of dependency in src/lib.rs", &offenders);
+}
+
+#[test]
+fn every_durable_call_has_a_failpoint() {
+    let mut offenders = Vec::new();
+    let mut stepped = 0;
+    for source in sources() {
+        let exempt = WITHOUT_STEPS.iter().any(|path| source.path.starts_with(path));
+        if exempt || !DURABLE.contains(&source.part().as_str()) {
+            continue;
+        }
+        let code = source.code.split("\nmod tests {").next().unwrap_or_default();
+        stepped += code.matches("durable::").count();
+        for call in STEPS {
+            if has_word(&code.replace(&format!("durable::{call}"), ""), call) {
+                offenders.push(format!("src/{}: {call}", source.path.display()));
+            }
+        }
+    }
+    none("durable steps without a failpoint: use sys::durable", &offenders);
+    assert!(stepped > 40, "{stepped} calls of sys::durable were found");
+    // The ioctls of sys have theirs themselves.
+    let raw = [
+        "subvol_create_v2",
+        "snap_create_v2",
+        "snap_destroy_v2",
+        "subvol_setflags",
+        "qgroup_create",
+        "qgroup_assign",
+        "qgroup_limit",
+        "quota_ctl",
+    ];
+    for source in sources().iter().filter(|s| s.part() == "sys" && !s.path.ends_with("raw.rs")) {
+        let used: usize = raw.iter().map(|call| source.code.matches(&format!("raw::{call}(")).count()).sum();
+        let steps = source.code.matches("durable::step(").count();
+        assert!(
+            used <= steps,
+            "src/{}: {used} ioctls that change something, {steps} failpoints",
+            source.path.display()
+        );
+    }
 }
 
 #[test]

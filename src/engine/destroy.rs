@@ -9,6 +9,7 @@ use super::{Engine, view};
 use crate::backend::Tree;
 use crate::backend::btrfs::root as subvolume;
 use crate::store::{self, Lock, TreeKind};
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -88,17 +89,17 @@ impl Engine {
 fn remove_own_files(root: &Path) -> Result<()> {
     let backups = (1..store::SCHEMA).map(|schema| format!("backup-schema-{schema}"));
     for directory in ["images", "blobs", "doors"].map(String::from).into_iter().chain(backups) {
-        ignore_missing(std::fs::remove_dir_all(root.join(&directory))).context(|| format!("remove {directory}"))?;
+        ignore_missing(durable::remove_all(&root.join(&directory))).context(|| format!("remove {directory}"))?;
     }
     let index = ["index.db", "index.db-journal", "index.current"];
     let locks = ["index.lock", "index.turn", "places.lock", "tend.next", "tend.lock", "tend.stop"];
     for file in index.into_iter().chain(locks) {
-        ignore_missing(std::fs::remove_file(root.join(file))).context(|| format!("unlink {file}"))?;
+        ignore_missing(durable::unlink(&root.join(file))).context(|| format!("unlink {file}"))?;
     }
     for directory in ["snapshots", "trash"] {
-        ignore_missing(std::fs::remove_dir(root.join(directory))).context(|| format!("rmdir {directory}"))?;
+        ignore_missing(durable::rmdir(&root.join(directory))).context(|| format!("rmdir {directory}"))?;
     }
-    ignore_missing(std::fs::remove_file(root.join("store.json"))).context(|| "unlink store.json")
+    ignore_missing(durable::unlink(&root.join("store.json"))).context(|| "unlink store.json")
 }
 
 fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {

@@ -12,7 +12,6 @@
 //! a store, `store.json` says what it is, whatever is asked for.
 
 use std::fmt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::pool::PoolFs;
@@ -20,6 +19,7 @@ use crate::backend::btrfs::{Btrfs, root as subvolume};
 use crate::backend::reflink::Reflink;
 use crate::backend::{Backend, QuotaMode};
 use crate::store::{self, Identity, Lock};
+use crate::sys::durable;
 use crate::sys::selinux;
 use crate::{Context, Error, Kind, Result};
 
@@ -105,10 +105,8 @@ impl BackendKind {
         match self {
             Self::Btrfs => subvolume::make(root),
             Self::Reflink => {
-                let mut directory = std::fs::DirBuilder::new();
-                directory.recursive(true).mode(0o700).create(root).context(|| format!("mkdir {}", root.display()))?;
-                std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))
-                    .context(|| format!("chmod {}", root.display()))?;
+                durable::mkdir_all(root, 0o700).context(|| format!("mkdir {}", root.display()))?;
+                durable::chmod(root, 0o700).context(|| format!("chmod {}", root.display()))?;
                 Reflink::make(root)
             }
         }
@@ -220,7 +218,7 @@ pub(super) fn needs_pool(root: &Path, layout: Layout) -> Result<Error> {
 pub(super) fn make_in_place(root: &Path, kind: BackendKind) -> Result<()> {
     let _alone = match root.parent() {
         Some(parent) => {
-            std::fs::create_dir_all(parent).context(|| format!("mkdir {}", parent.display()))?;
+            durable::mkdir_all(parent, 0o777).context(|| format!("mkdir {}", parent.display()))?;
             store::lock_root(parent, Lock::Exclusive)?
         }
         None => None,

@@ -42,11 +42,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{IFlags, RenameFlags};
+use rustix::fs::IFlags;
 
+use crate::sys::durable;
 use crate::sys::loopdev::{self, LoopDevice};
 use crate::sys::mount::{self, Health, MountedAt};
 use crate::{Context, Error, Kind, Result};
@@ -143,11 +144,7 @@ impl Pool {
     fn make(&self, fs: PoolFs, size: u64) -> Result<Creation> {
         fs.check_size(size)?;
         let directory = self.directory();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(directory)
-            .context(|| format!("create {}", directory.display()))?;
+        durable::mkdir_all(directory, 0o755).context(|| format!("create {}", directory.display()))?;
         let _lock = Lock::exclusive(&self.lock)?;
         if self.present()? {
             self.open()?;
@@ -158,7 +155,7 @@ impl Pool {
         let made = self.draft(fs, size).and_then(|()| self.publish());
         if made.is_err() {
             // Best effort: the next create removes it too.
-            let _ = fs::remove_file(&self.draft);
+            let _ = durable::unlink(&self.draft);
         }
         made.map(|()| Creation::Created)
     }
@@ -173,20 +170,19 @@ impl Pool {
             .context(|| format!("create {}", self.draft.display()))?;
         forgo_copy_on_write(&file);
         fs.format(&file, &self.draft, size - size % SECTOR)?;
-        file.sync_all().context(|| format!("fsync {}", self.draft.display()))
+        durable::fsync(&file, &self.draft).context(|| format!("fsync {}", self.draft.display()))
     }
 
     fn publish(&self) -> Result<()> {
         let what = || format!("rename {} to {}", self.draft.display(), self.file.display());
-        let cwd = rustix::fs::CWD;
-        match rustix::fs::renameat_with(cwd, &self.draft, cwd, &self.file, RenameFlags::NOREPLACE) {
+        match durable::rename_new(&self.draft, &self.file) {
             // Older ZFS and network filesystems don't know the flag. Nobody who takes the lock is in between.
-            Err(rustix::io::Errno::INVAL) => fs::rename(&self.draft, &self.file).context(what)?,
+            Err(rustix::io::Errno::INVAL) => durable::rename(&self.draft, &self.file).context(what)?,
             renamed => renamed.context(what)?,
         }
         let directory = self.directory();
         File::open(directory)
-            .and_then(|directory| directory.sync_all())
+            .and_then(|file| Ok(durable::fsync(file, directory)?))
             .context(|| format!("fsync {}", directory.display()))
     }
 
@@ -217,11 +213,7 @@ impl Pool {
             Some(mounted) => self.check_health(mounted)?,
             None => {
                 self.refuse_occupied_root()?;
-                fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(&self.root)
-                    .context(|| format!("create {}", self.root.display()))?;
+                durable::mkdir_all(&self.root, 0o700).context(|| format!("create {}", self.root.display()))?;
                 let device = match self.device(&file)? {
                     Some(device) => device,
                     None => loopdev::configure(&file, &self.file)?,
@@ -253,7 +245,7 @@ impl Pool {
         if mounted.health != Health::Writable {
             return Ok(());
         }
-        fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))
+        durable::chmod(&self.root, 0o700)
             .context(|| format!("chmod {}", self.root.display()))
     }
 
@@ -398,7 +390,7 @@ fn missing(file: &Path) -> Error {
 
 /// Remove a file; succeeds if there is none.
 fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
+    match durable::unlink(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.context(|| format!("remove {}", path.display())),
     }

@@ -11,14 +11,14 @@
 //! store.publish(draft)
 //! ```
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Engine;
 use crate::backend::Tree;
 use crate::backend::remove::remove_tree;
 use crate::store::{Draft, Record, TreeKind};
+use crate::sys::durable;
 use crate::sys::users::{self, User};
 use crate::sys::{bind, mount};
 use crate::{Context, Error, Kind, Result};
@@ -28,7 +28,7 @@ impl Engine {
     pub(super) fn make_view(&self, draft: &Draft, shown: Option<&Tree>) -> Result<()> {
         let shown = shown.ok_or_else(|| Error::new(Kind::Unsupported, "its image has no layers"))?;
         let root = draft.place().join("fs");
-        DirBuilder::new().mode(0o755).create(&root).context(|| format!("mkdir {}", root.display()))?;
+        durable::mkdir(&root, 0o755).context(|| format!("mkdir {}", root.display()))?;
         self.store.confirm(draft)?;
         bind::mount_read_only(&shown.root(), &root)
     }
@@ -85,7 +85,7 @@ impl Engine {
 /// if there is none.
 pub(super) fn take_away(place: &Path) -> Result<()> {
     let root = unmount(place)?;
-    match std::fs::remove_dir(&root) {
+    match durable::rmdir(&root) {
         // By then it is certain that nothing is mounted on it.
         Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => remove_tree(&root).map(drop),
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("rmdir {}", root.display())),
@@ -97,7 +97,7 @@ pub(super) fn take_away(place: &Path) -> Result<()> {
 pub(super) fn clear(place: &Path) -> Result<()> {
     let root = unmount(place)?;
     // Whatever is left there is for the backend, and keeps the place from being removed.
-    let _ = std::fs::remove_dir(&root);
+    let _ = durable::rmdir(&root);
     Ok(())
 }
 

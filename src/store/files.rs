@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// Put a file with what `fill` writes in the place of `path`. After a power cut it is the old one or the new one.
@@ -15,13 +16,14 @@ use crate::{Context, Error, Kind, Result};
 pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let aside = aside(path);
     let written = (|| {
+        durable::step("create", &aside);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
         fill(&mut file)?;
-        file.sync_all()?;
-        std::fs::rename(&aside, path)
+        durable::fsync(&file, &aside)?;
+        durable::rename(&aside, path)
     })();
     if written.is_err() {
-        let _ = std::fs::remove_file(&aside);
+        let _ = durable::unlink(&aside);
     }
     written.context(|| format!("write {}", path.display()))?;
     sync(path.parent().unwrap_or(Path::new("/")))
@@ -29,7 +31,7 @@ pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Resu
 
 /// Remove a file, if it is there.
 pub(super) fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
+    match durable::unlink(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context(|| format!("unlink {}", path.display())),
         _ => Ok(()),
     }
@@ -42,7 +44,7 @@ pub(super) fn aside(path: &Path) -> PathBuf {
 
 /// Make a file durable, or the names in a directory.
 pub(super) fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|d| d.sync_all()).context(|| format!("fsync {}", path.display()))
+    File::open(path).and_then(|file| Ok(durable::fsync(file, path)?)).context(|| format!("fsync {}", path.display()))
 }
 
 /// Whether to wait for a lock.

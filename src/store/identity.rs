@@ -1,12 +1,12 @@
 //! What a store is: its schema and identity, in `store.json`.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::files;
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// The on-disk format that this program reads and writes. What each number brought is told in `upgrade`.
@@ -84,7 +84,7 @@ impl Identity {
         }
         for directory in DIRECTORIES {
             let path = root.join(directory);
-            match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            match durable::mkdir(&path, 0o700) {
                 Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                     return Err(e).context(|| format!("mkdir {}", path.display()));
                 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::Store;
 use super::files::{self, Lock};
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// One image.
@@ -83,7 +84,7 @@ impl Store {
             let name = entry.file_name().to_string_lossy().into_owned();
             if !used.contains(&name) {
                 if !dry_run {
-                    std::fs::remove_file(entry.path()).context(|| format!("unlink {}", entry.path().display()))?;
+                    durable::unlink(&entry.path()).context(|| format!("unlink {}", entry.path().display()))?;
                 }
                 unused.push(name);
             }

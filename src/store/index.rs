@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::files::Lock;
 use super::record::{Content, Owner, Record};
 use super::turn::Turns;
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// Of the index's own tables; an index of another version is made anew.
@@ -118,7 +119,7 @@ impl Index {
         for suffix in ["", "-journal"] {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
-            match std::fs::remove_file(&name) {
+            match durable::unlink(Path::new(&name)) {
                 Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => return Ok(None),
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(e).context(|| format!("unlink {}", name.display()));
@@ -169,6 +170,7 @@ impl Index {
             self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(&e))?;
         let change = Change { transaction };
         let answer = steps(&change)?;
+        durable::step("commit", Path::new("index.db"));
         change.transaction.commit().map_err(|e| failed(&e))?;
         Ok(answer)
     }

@@ -10,13 +10,14 @@
 //! backend.destroy(held); store.finish_removal(held)?;
 //! ```
 
-use std::fs::{File, Permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::fs::File;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::index::State;
 use super::record::{Content, Owner, Record};
 use super::{Draft, Held, Store, files, open_place};
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// A note in a key's place that a stream into it has begun.
@@ -32,6 +33,7 @@ impl Held {
     /// `BadInput` if an earlier stream broke off.
     pub fn begin_stream(&self) -> Result<Streaming> {
         let note = stream_note(&self.place);
+        durable::step("create", &note);
         match File::create_new(&note) {
             Ok(_) => Ok(Streaming(note)),
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -106,7 +108,7 @@ impl Store {
         let path = self.door_path(owner);
         let directory = self.root.join(DIRECTORY);
         // What a client said may be nobody else's business.
-        match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
+        match durable::mkdir(&directory, 0o700) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(e).context(|| format!("mkdir {}", directory.display()));
             }
@@ -124,8 +126,7 @@ impl Store {
             let mode = std::fs::metadata(directory).context(|| format!("stat {}", what()))?.permissions().mode();
             if mode & 0o001 == 0 {
                 chown(directory, None, Some(group)).context(|| format!("chgrp {}", what()))?;
-                std::fs::set_permissions(directory, Permissions::from_mode(mode & 0o7707 | 0o010))
-                    .context(|| format!("chmod {}", what()))?;
+                durable::chmod(directory, mode & 0o7707 | 0o010).context(|| format!("chmod {}", what()))?;
             }
         }
         Ok(())

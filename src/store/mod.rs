@@ -57,6 +57,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 mod debris;
@@ -286,7 +287,7 @@ impl Store {
         // Locked before it is there: a place that nobody works on is a stray.
         let lock = places::lock(&self.root, uuid, Lock::TryExclusive)?
             .ok_or_else(|| Error::new(Kind::InUse, format!("{uuid} is locked before it is made")))?;
-        std::fs::create_dir(&place).context(|| format!("mkdir {}", place.display()))?;
+        durable::mkdir(&place, 0o777).context(|| format!("mkdir {}", place.display()))?;
         let begun = open_place(&place).and_then(|directory| {
             self.reserving(|change| {
                 if let Some(parent) = record.parent
@@ -454,7 +455,7 @@ impl Store {
     /// Make a place's record durable, and the names in it. After an I/O error XFS says yes to that although nothing was
     /// written; it says no when it is asked about a file.
     fn sync_place(&self, directory: &File, place: &Path) -> Result<()> {
-        directory.sync_all().context(|| format!("fsync {}", place.display()))?;
+        durable::fsync(directory, place).context(|| format!("fsync {}", place.display()))?;
         files::sync(&identity::path(&self.root))
     }
 
@@ -564,7 +565,7 @@ pub fn recipe(place: &Path) -> PathBuf {
 /// Remove the directory of a tree that is gone, with its recipe, its notes and the record's spill file. Succeeds if it is gone
 /// already.
 fn remove_place(place: &Path) -> Result<()> {
-    match std::fs::remove_dir(place) {
+    match durable::rmdir(place) {
         Ok(()) => return Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(_) => {}
@@ -575,7 +576,7 @@ fn remove_place(place: &Path) -> Result<()> {
     files::remove(&keyed::stream_note(place))?;
     // Last: without it nobody knows whose place it is.
     record::remove_spill(place)?;
-    match std::fs::remove_dir(place) {
+    match durable::rmdir(place) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("rmdir {}", place.display())),
         _ => Ok(()),
     }

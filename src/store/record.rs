@@ -11,10 +11,11 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+use rustix::fs::fgetxattr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 const ATTRIBUTE: &str = "trusted.reflinkd";
@@ -434,7 +435,7 @@ impl Record {
         } else {
             &json
         };
-        fsetxattr(place.as_fd(), ATTRIBUTE, value, XattrFlags::empty())
+        durable::set_xattr(place, path, ATTRIBUTE, value)
             .context(|| format!("fsetxattr {} {ATTRIBUTE}", path.display()))
     }
 

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::files::{self, Lock};
 use super::index::{Index, Opened, State};
 use super::record::{Content, Record};
+use crate::sys::durable;
 use crate::{Context, Kind, Result};
 
 /// The index of `root`, rebuilt first if it is missing, damaged, behind, or of another boot or mount.
@@ -40,7 +41,7 @@ pub(super) fn give_up_index(root: &Path) -> Result<Index> {
 /// Whoever opens the store next makes the index anew.
 pub(super) fn distrust_index(root: &Path) {
     // What can't be unlinked is on a read-only filesystem, where nothing changes that the index could miss.
-    let _ = std::fs::remove_file(marker(root));
+    let _ = durable::unlink(&marker(root));
 }
 
 /// All places below `root`, with the tree they are named after. None in a store that is half destroyed.
@@ -113,7 +114,7 @@ fn rebuild(root: &Path, instance: &str, highest_group: &dyn Fn() -> Result<Optio
         Err(e) => return Err(e),
     }
     // Without the marker the next opener rebuilds again: slower, never wrong.
-    let _ = File::create(marker(root));
+    let _ = durable::create(&marker(root));
     Ok(index)
 }
 

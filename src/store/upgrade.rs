@@ -29,6 +29,7 @@ use super::files::{self, Lock};
 use super::identity::{self, Identity, SCHEMA};
 use super::record::Record;
 use super::scan;
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// A change of the format.
@@ -80,7 +81,7 @@ fn apply(root: &Path, from: u32, text: &[u8]) -> Result<()> {
 
 /// `store.json`, its number changed and the rest as it was. All steps are durable before.
 fn finish(root: &Path, text: &[u8]) -> Result<()> {
-    rustix::fs::syncfs(&open(root)?).context(|| format!("syncfs {}", root.display()))?;
+    durable::syncfs(&open(root)?, root).context(|| format!("syncfs {}", root.display()))?;
     let identity: Identity = serde_json::from_slice(text)
         .map_err(|e| Error::new(Kind::Damaged, format!("{} is damaged: {e}", identity::path(root).display())))?;
     Identity { schema: SCHEMA, ..identity }.write(root)
@@ -99,14 +100,16 @@ fn back_up(root: &Path, from: u32, text: &[u8]) -> Result<()> {
         return Ok(());
     }
     let aside = backup.with_extension("new");
-    match std::fs::remove_dir_all(&aside) {
+    match durable::remove_all(&aside) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(e).context(|| format!("remove {}", aside.display()));
         }
         _ => {}
     }
     let images = aside.join("images");
-    std::fs::create_dir_all(&images).context(|| format!("mkdir {}", images.display()))?;
+    for directory in [&aside, &images] {
+        durable::mkdir(directory, 0o777).context(|| format!("mkdir {}", directory.display()))?;
+    }
     write(&aside.join("store.json"), text)?;
     let directory = root.join("images");
     for entry in std::fs::read_dir(&directory).context(|| format!("read {}", directory.display()))? {
@@ -130,13 +133,13 @@ fn back_up(root: &Path, from: u32, text: &[u8]) -> Result<()> {
     write(&aside.join("records.json"), &records)?;
     files::sync(&images)?;
     files::sync(&aside)?;
-    std::fs::rename(&aside, &backup).context(|| format!("rename {} to {}", aside.display(), backup.display()))?;
+    durable::rename(&aside, &backup).context(|| format!("rename {} to {}", aside.display(), backup.display()))?;
     files::sync(root)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    File::create(path)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+    durable::create(path)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| Ok(durable::fsync(file, path)?)))
         .context(|| format!("write {}", path.display()))
 }
 

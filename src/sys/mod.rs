@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod btrfs;
+pub mod durable;
 pub mod fiemap;
 pub mod holes;
 pub mod loopdev;

@@ -28,6 +28,7 @@ use crate::backend::{
     TreeState, Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
+use crate::sys::durable;
 use crate::sys::trim;
 use crate::{Context, Error, Kind, Result};
 
@@ -208,7 +209,7 @@ impl Backend for Btrfs {
     }
 
     fn sync(&self) -> Result<()> {
-        rustix::fs::syncfs(self.fd.as_fd()).context(|| self.call("syncfs"))
+        durable::syncfs(self.fd.as_fd(), &self.root).context(|| self.call("syncfs"))
     }
 
     fn leftovers(&self, live: &BTreeSet<GroupId>) -> Result<Vec<Leftover>> {

@@ -6,6 +6,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use crate::sys::btrfs::{BtrfsFd, Create, subvol};
+use crate::sys::durable;
 use crate::sys::selinux;
 use crate::{Context, Error, Kind, Result};
 
@@ -15,7 +16,7 @@ pub fn make(root: &Path) -> Result<()> {
     let (parent, name) = split(root)?;
     match BtrfsFd::open(root) {
         Ok(fd) if fd.is_subvolume().context(|| format!("stat {}", root.display()))? => return Ok(()),
-        Ok(_) => std::fs::remove_dir(root).context(|| format!("rmdir {}", root.display()))?,
+        Ok(_) => durable::rmdir(root).context(|| format!("rmdir {}", root.display()))?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).context(|| format!("open {}", root.display())),
     }
@@ -23,7 +24,7 @@ pub fn make(root: &Path) -> Result<()> {
     subvol::subvol_create(&parent, name, &Create::default())
         .context(|| format!("BTRFS_IOC_SUBVOL_CREATE_V2 {}", root.display()))?;
     selinux::inherit(root).context(|| format!("label {}", root.display()))?;
-    rustix::fs::chmod(root, rustix::fs::Mode::RWXU).context(|| format!("chmod {}", root.display()))
+    durable::chmod(root, 0o700).context(|| format!("chmod {}", root.display()))
 }
 
 /// Remove the empty subvolume or directory `root`, on whatever filesystem. A mount point stays, and so does what a link
@@ -31,7 +32,7 @@ pub fn make(root: &Path) -> Result<()> {
 pub fn remove(root: &Path) -> Result<()> {
     let (parent, name) = split(root)?;
     let call = || format!("BTRFS_IOC_SNAP_DESTROY_V2 {}", root.display());
-    let refused = match std::fs::remove_dir(root) {
+    let refused = match durable::rmdir(root) {
         Ok(()) => return Ok(()),
         Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::ENOTDIR)) => return Ok(()),
         Err(e) => e,

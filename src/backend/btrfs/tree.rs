@@ -7,11 +7,12 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use rustix::fs::{Mode, RenameFlags};
+use rustix::fs::Mode;
 
 use super::{Btrfs, Descendant};
 use crate::backend::{Access, Backend, Nested, QuotaMode, SizeMethod, Tree, Want};
 use crate::sys::btrfs::{BtrfsFd, Create, search, subvol};
+use crate::sys::durable;
 use crate::sys::selinux;
 use crate::{Context, Error, Kind, Result};
 
@@ -103,7 +104,7 @@ impl Btrfs {
         self.clone_into(from, fresh, &fresh.spare(), Access::Writable, limit)?;
         self.exchange_with_spare(fresh, &old)?;
         let place = open_place(fresh.place())?;
-        rustix::fs::fsync(&place).context(|| format!("fsync {}", fresh.place().display()))?;
+        durable::fsync(&place, fresh.place()).context(|| format!("fsync {}", fresh.place().display()))?;
         self.destroy_subvolume(&fresh.spare())
     }
 
@@ -140,7 +141,7 @@ impl Btrfs {
         let (root, spare, place) = (tree.root(), tree.spare(), open_place(tree.place())?);
         // What its users locked can't be renamed either.
         super::destroy::unlock(old, &root).inspect_err(|_| self.undo(&spare))?;
-        rustix::fs::renameat_with(&place, name_of(&spare), &place, name_of(&root), RenameFlags::EXCHANGE)
+        durable::exchange_at((&place, name_of(&spare)), (&place, name_of(&root)), &root)
             .context(|| format!("exchange {} with {}", spare.display(), root.display()))
             .inspect_err(|_| self.undo(&spare))
     }
@@ -159,7 +160,7 @@ impl Btrfs {
         let (place, beside) = (open_place(tree.place())?, open_place(kept.place())?);
         self.clone_into(from, kept, &aside, Access::Writable, limit)?;
         let exchange = || {
-            rustix::fs::renameat_with(&beside, name_of(&aside), &place, name_of(&root), RenameFlags::EXCHANGE)
+            durable::exchange_at((&beside, name_of(&aside)), (&place, name_of(&root)), &root)
                 .context(|| format!("exchange {} with {}", aside.display(), root.display()))
         };
         // What its users locked can't be renamed.
@@ -169,7 +170,7 @@ impl Btrfs {
             .inspect_err(|_| self.undo(&aside))?;
         // One commit has both names or neither.
         let durable = [(&place, tree), (&beside, kept)].into_iter().try_for_each(|(place, tree)| {
-            rustix::fs::fsync(place).context(|| format!("fsync {}", tree.place().display()))
+            durable::fsync(place, tree.place()).context(|| format!("fsync {}", tree.place().display()))
         });
         durable.inspect_err(|_| match exchange() {
             Ok(()) => self.undo(&aside),

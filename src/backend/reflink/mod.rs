@@ -43,6 +43,7 @@ use super::{
     TreeSize, Want,
 };
 use crate::sys::btrfs::BtrfsFd;
+use crate::sys::durable;
 use crate::sys::trim;
 use crate::sys::xfs::{self, XfsFd};
 use crate::{Context, Error, Kind, Result};
@@ -292,7 +293,7 @@ impl Backend for Reflink {
     }
 
     fn sync(&self) -> Result<()> {
-        rustix::fs::syncfs(&self.directory).context(|| self.call("syncfs"))
+        durable::syncfs(&self.directory, &self.root).context(|| self.call("syncfs"))
     }
 
     fn leftovers(&self, _live: &BTreeSet<GroupId>) -> Result<Vec<Leftover>> {

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::manifest::{Head, Manifest};
 use crate::backend::Tree;
+use crate::sys::durable;
 use crate::sys::reflink;
 use crate::{Context, Error, Kind, Result};
 
@@ -110,8 +111,8 @@ pub(super) fn unlock(root: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match durable::unlink(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context(|| format!("remove {}", path.display())),
         _ => Ok(()),
     }

@@ -34,6 +34,7 @@ use super::manifest::Head;
 use super::walk::{self, OPEN_DIRECTORY};
 use super::{Reflink, blocks, place};
 use crate::backend::{Backend, GroupId, Guarantee, Inherited, QuotaMode, Quotas, Tree, TreeSize};
+use crate::sys::durable;
 use crate::sys::reflink::{self, Project};
 use crate::sys::xfs::XfsFd;
 use crate::sys::xfs::quota::{ProjectQuotas, State};
@@ -277,7 +278,7 @@ impl Quotas for Reflink {
             return Ok(());
         }
         // The log is written in order: whoever has a file made after the change on disk has the change, too.
-        let file = tempfile::tempfile_in(tree.place()).and_then(|file| file.sync_all());
+        let file = tempfile::tempfile_in(tree.place()).and_then(|file| Ok(durable::fsync(&file, tree.place())?));
         file.or_else(|_| self.sync())
     }
 

@@ -18,13 +18,12 @@ use std::fs::{File, FileTimes};
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-
 use super::manifest::{Head, Manifest};
 use super::quota::Suspended;
 use super::tree::{self, Kin};
 use super::{Reflink, place};
 use crate::backend::{Access, Backend, Tree};
+use crate::sys::durable;
 use crate::{Context, Result};
 
 /// The times of a root directory. That it gets another parent directory is a change of it to XFS.
@@ -99,7 +98,7 @@ impl Reflink {
         place::unlock(&root)?;
         let times = [Times::of(&root)?, Times::of(&aside)?];
         ready()?;
-        renameat_with(CWD, &aside, CWD, &root, RenameFlags::EXCHANGE)
+        durable::exchange(&aside, &root)
             .context(|| format!("exchange {} with {}", aside.display(), root.display()))?;
         times.iter().for_each(Times::put_back);
         Ok(())

@@ -12,11 +12,10 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -24,6 +23,7 @@ use super::manifest::{Head, Manifest};
 use super::measure::Meter;
 use super::{Reflink, place};
 use crate::backend::{Backend, Leftover, Tree, remove};
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// How long to wait between two looks at another process's work.
@@ -32,7 +32,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Make the trash of a store at `root`.
 pub(super) fn make(root: &Path) -> Result<()> {
     let trash = path(root);
-    match fs::DirBuilder::new().mode(0o700).create(&trash) {
+    match durable::mkdir(&trash, 0o700) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e).context(|| format!("mkdir {}", trash.display())),
         _ => Ok(()),
     }
@@ -52,11 +52,11 @@ impl Reflink {
         let Some(manifest) = place::manifest_path(root)? else { return Ok(()) };
         place::unlock(root)?;
         let trashed = path(&self.root).join(format!("{}.fs", Uuid::new_v4()));
-        let moved = match rename(root, &trashed) {
+        let moved = match durable::rename_new(root, &trashed) {
             // Somebody tidied up too much.
             Err(Errno::NOENT) if !path(&self.root).exists() => {
                 make(&self.root)?;
-                rename(root, &trashed)
+                durable::rename_new(root, &trashed)
             }
             moved => moved,
         };
@@ -70,7 +70,7 @@ impl Reflink {
             }
             Err(e) => return Err(e).context(|| format!("rename {} to {}", root.display(), trashed.display())),
         }
-        match rename(&manifest, &manifest_of(&trashed)) {
+        match durable::rename_new(&manifest, &manifest_of(&trashed)) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(Errno::NOSPC | Errno::DQUOT) => self.forget(&manifest),
             Err(e) => Err(e).context(|| format!("rename {} into the trash", manifest.display())),
@@ -82,7 +82,7 @@ impl Reflink {
         let Some(manifest) = place::manifest_path(root)? else { return Ok(()) };
         place::unlock(root)?;
         let spare = Tree::new(root.parent().unwrap_or(root), None).spare();
-        let moved = if root == spare { Ok(()) } else { rename(root, &spare) };
+        let moved = if root == spare { Ok(()) } else { durable::rename_new(root, &spare) };
         match moved {
             Ok(()) => {
                 remove::remove_tree(&spare)?;
@@ -100,19 +100,19 @@ impl Reflink {
     /// Remove the manifest of a tree that is gone, the last thing that tells of its limit.
     fn forget(&self, manifest: &Path) -> Result<()> {
         self.drop_limit(manifest);
-        place::remove_file(manifest)
+        place::remove(manifest)
     }
 
     /// Remove what crashes left in a place: a tree at [`Tree::spare`], and manifests without a tree.
     pub(super) fn clear(&self, tree: &Tree) -> Result<()> {
         self.discard(&tree.spare())?;
-        place::remove_file(&Manifest::aside(tree.place()))?;
+        place::remove(&Manifest::aside(tree.place()))?;
         let keep = place::manifest_path(&tree.root())?;
         let group = |manifest: &Path| Head::read(manifest).ok().and_then(|head| head.group);
         for manifest in place::manifests(tree.place())?.iter().filter(|manifest| Some(*manifest) != keep.as_ref()) {
             match keep.as_deref().and_then(group) {
                 // The tree has taken the group over from what was there before, with its limit.
-                Some(kept) if group(manifest) == Some(kept) => place::remove_file(manifest)?,
+                Some(kept) if group(manifest) == Some(kept) => place::remove(manifest)?,
                 _ => self.forget(manifest)?,
             }
         }
@@ -237,8 +237,4 @@ impl Reflink {
         }
         Ok(found)
     }
-}
-
-fn rename(from: &Path, to: &Path) -> rustix::io::Result<()> {
-    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
 }

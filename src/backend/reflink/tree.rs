@@ -4,13 +4,11 @@
 //! root is whole.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::File;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -18,6 +16,7 @@ use super::manifest::{Base, Head, Manifest, nanoseconds};
 use super::{Reflink, place};
 use crate::backend::clone::{Cloned, Content, Counts, Entry, Source, clone_tree};
 use crate::backend::{Access, Backend, Tree};
+use crate::sys::durable;
 use crate::sys::reflink;
 use crate::{Context, Error, Kind, Result};
 
@@ -31,11 +30,10 @@ impl Reflink {
         refuse_present(&root)?;
         self.clear(tree)?;
         let make = || -> Result<()> {
-            fs::create_dir(&spare).context(|| format!("mkdir {}", spare.display()))?;
+            durable::mkdir(&spare, 0o777).context(|| format!("mkdir {}", spare.display()))?;
             // Neither the umask nor what is inherited from the place decides these.
             std::os::unix::fs::chown(&spare, Some(0), Some(0)).context(|| format!("chown {}", spare.display()))?;
-            fs::set_permissions(&spare, fs::Permissions::from_mode(0o755))
-                .context(|| format!("chmod {}", spare.display()))?;
+            durable::chmod(&spare, 0o755).context(|| format!("chmod {}", spare.display()))?;
             if let Some(project) = self.project(tree.group()) {
                 let directory = File::open(&spare).context(|| format!("open {}", spare.display()))?;
                 reflink::set_project(&directory, project)
@@ -94,7 +92,7 @@ impl Reflink {
         self.prepare(from, fresh, Access::Writable, limit, Kin::Child)?;
         // What its users locked can't be renamed either.
         place::unlock(&root).inspect_err(|_| self.undo(&spare))?;
-        renameat_with(CWD, &spare, CWD, &root, RenameFlags::EXCHANGE)
+        durable::exchange(&spare, &root)
             .context(|| format!("exchange {} with {}", spare.display(), root.display()))
             .inspect_err(|_| self.undo(&spare))?;
         commit(fresh)?;
@@ -195,7 +193,7 @@ fn present(root: &Path) -> Error {
 /// Make the finished spare the tree, unless there is one.
 pub(super) fn publish(tree: &Tree) -> Result<()> {
     let (spare, root) = (tree.spare(), tree.root());
-    match renameat_with(CWD, &spare, CWD, &root, RenameFlags::NOREPLACE) {
+    match durable::rename_new(&spare, &root) {
         Err(Errno::EXIST) => Err(present(&root)),
         renamed => renamed.context(|| format!("rename {} to {}", spare.display(), root.display())),
     }
@@ -206,11 +204,13 @@ pub(super) fn publish(tree: &Tree) -> Result<()> {
 pub(super) fn commit(tree: &Tree) -> Result<()> {
     let root = tree.root();
     let manifest = place::manifest_path(&root)?.ok_or_else(|| place::missing(&root))?;
-    let fsync = |path: &Path| {
-        File::open(path).and_then(|file| file.sync_all()).context(|| format!("fsync {}", path.display()))
+    let sync = |path: &Path| {
+        File::open(path)
+            .and_then(|file| Ok(durable::fsync(file, path)?))
+            .context(|| format!("fsync {}", path.display()))
     };
-    fsync(tree.place())?;
-    fsync(&manifest)
+    sync(tree.place())?;
+    sync(&manifest)
 }
 
 /// Wait until the clock that files get their change times from is past all of those in a clone: then whatever is

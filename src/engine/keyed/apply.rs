@@ -10,6 +10,7 @@ use crate::backend::{Access, Tree};
 use crate::engine::tree_at;
 use crate::layer::{self, Summary};
 use crate::store::{self, Content, Draft, Held, Keyed, New, NewGroup, Record, Stage};
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 impl Keyspace<'_> {
@@ -87,7 +88,7 @@ impl Keyspace<'_> {
         let summary = layer::record(tar, &tree.root(), &recipe, limits, &self.ids, &|| engine.is_cancelled())?;
         if begun {
             // The tar needn't be all that it has beyond its parent.
-            std::fs::remove_file(&recipe).context(|| format!("unlink {}", recipe.display()))?;
+            durable::unlink(&recipe).context(|| format!("unlink {}", recipe.display()))?;
         }
         let label = self.label_layer(work.record(), keyed.label.as_deref())?;
         let (method, size) = engine.backend.seal(&tree)?;

@@ -1,6 +1,6 @@
 //! Taking the pool down: mounts first, then the loop device, then the files.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 use std::thread;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::lock::{self, Lock};
 use super::{Pool, Volume, holders, remove_if_there};
+use crate::sys::durable;
 use crate::sys::{loopdev, mount};
 use crate::{Context, Kind, Result};
 
@@ -49,7 +50,7 @@ impl Pool {
             self.detach_locked()?;
             remove_if_there(&self.draft)?;
             remove_if_there(&self.file)?;
-            match fs::remove_dir(&self.root) {
+            match durable::rmdir(&self.root) {
                 Ok(()) => {}
                 // Something else is in it or mounted there: not ours.
                 Err(error)

@@ -10,6 +10,7 @@ use zstd::stream::write::Encoder as Frame;
 use super::LONGEST_PATH;
 use super::codec::{Encoder, HEAD, head};
 use crate::layer::sink::Sink;
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// Headers of similar files compress well whatever the level is.
@@ -67,7 +68,7 @@ impl RecipeWriter {
         let finished = (|| {
             let file = pieces.end(self.plain_size)?.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.write_all_at(&head(self.plain_size), 0)?;
-            file.sync_all()?;
+            durable::fsync(&file, &self.path)?;
             Ok(file.metadata()?.len())
         })();
         if finished.is_err() {

@@ -62,6 +62,7 @@ use uuid::Uuid;
 use crate::backend::GroupId;
 use crate::backend::changes::join;
 use crate::backend::clone::{Cloned, Entry};
+use crate::sys::durable;
 use crate::{Context, Result};
 
 /// What is known of a tree without reading the names in it.
@@ -173,8 +174,8 @@ impl Manifest {
         let mut file = File::create(&aside).context(call)?;
         file.write_all(&codec::head(head)).context(call)?;
         io::copy(&mut source, &mut file).context(call)?;
-        file.sync_all().context(call)?;
-        std::fs::rename(&aside, path).context(call)
+        durable::fsync(&file, &aside).context(call)?;
+        durable::rename(&aside, path).context(call)
     }
 
     /// The manifest of a fork of this manifest's tree; see the module's head. `head` is the fork's, but for the number of
