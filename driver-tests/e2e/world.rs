@@ -269,7 +269,12 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
 
 /// Two layers: some files, and a change with a whiteout.
 pub(crate) fn base_image() -> TestImage {
-    TestImage::new("base")
+    small_image("base")
+}
+
+/// The same by another name.
+pub(crate) fn small_image(name: &str) -> TestImage {
+    TestImage::new(name)
         .files(
             Packing::Gzip,
             &[

@@ -109,6 +109,10 @@ impl Backend for Double {
         self.inner.seal(tree)
     }
 
+    fn unseal(&self, tree: &Tree) -> Result<()> {
+        self.inner.unseal(tree)
+    }
+
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         self.inner.replace(from, fresh, None)?;
         if limit.is_some() { self.set_limit(fresh, limit) } else { Ok(()) }

@@ -285,6 +285,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// As [`Backend::clone_tree`]; then the tree is as it was.
     fn seal(&self, tree: &Tree) -> Result<(SizeMethod, u64)>;
 
+    /// Undo [`Backend::seal`] of a tree that nothing is based on. Durable with the next commit of the filesystem.
+    fn unseal(&self, tree: &Tree) -> Result<()>;
+
     /// Put a fresh writable clone of `from` in the place of `tree`'s tree by one atomic exchange; the path
     /// never vanishes, and it is durable on return. `fresh` is `tree` with the group for its new writes.
     /// The old tree is destroyed. After a crash either tree is at `fs`, and [`Backend::settle`] removes the other.

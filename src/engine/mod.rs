@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::{Backend, GroupId, Tree};
-use crate::store::{Content, Draft, Held, New, NewGroup, Owner, Record, State, Store};
+use crate::store::{Content, Draft, Held, New, NewGroup, Owner, Record, Stage, State, Store};
 use crate::{Error, Kind, Result};
 
 pub mod bundle;
@@ -131,6 +131,10 @@ impl Engine {
     /// known, or the group is another one than before.
     fn settle(&self, held: Held, fresh: bool) -> Result<()> {
         let group = self.backend.settle(held.place())?.map(|group| group.0);
+        // That it is sealed is written down, or hasn't been.
+        if held.record().keyed().is_some_and(|keyed| keyed.stage == Stage::Active) {
+            self.backend.unseal(&self.tree(held.record()))?;
+        }
         let fresh = fresh || group.is_some() && group != held.record().group;
         self.store.settle(held, group, fresh).map(|_| ())
     }

@@ -245,8 +245,7 @@ impl Pool {
         if mounted.health != Health::Writable {
             return Ok(());
         }
-        durable::chmod(&self.root, 0o700)
-            .context(|| format!("chmod {}", self.root.display()))
+        durable::chmod(&self.root, 0o700).context(|| format!("chmod {}", self.root.display()))
     }
 
     /// Refuse a filesystem that has shut down.

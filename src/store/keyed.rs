@@ -73,6 +73,19 @@ impl Store {
         nobodys.write(&open_place(&held.place)?, &held.place)
     }
 
+    /// Say of a tree that only we may touch that it is being sealed: should we die before [`Store::amend`] says that it is,
+    /// whoever comes next undoes it. Durable with the sealing.
+    pub fn begin_sealing(&self, held: &mut Held) -> Result<()> {
+        let marked = Record { replacing: true, ..held.record.clone() };
+        let directory = open_place(&held.place)?;
+        self.reserving(|change| {
+            change.set_state(held.record.uuid, State::Replacing)?;
+            marked.write(&directory, &held.place)
+        })?;
+        held.state = State::Replacing;
+        Ok(())
+    }
+
     /// Write another record for a tree that only we may touch. Durable on return.
     ///
     /// # Errors

@@ -503,7 +503,7 @@ impl Store {
             if let Some(lock) = places::lock(&self.root, uuid, Lock::TryExclusive)? {
                 break lock;
             }
-            let whole = self.index().get(uuid)?.is_some_and(|(_, state)| state == State::Ready);
+            let whole = self.index().get(uuid)?.is_some_and(|(_, state)| state.is_live());
             if !whole || start.elapsed() > PATIENCE {
                 return Err(Error::new(Kind::InUse, "another reflinkd is working on it"));
             }

@@ -119,6 +119,12 @@ impl Backend for Btrfs {
         self.seal_tree(tree)
     }
 
+    fn unseal(&self, tree: &Tree) -> Result<()> {
+        let root = tree::open_tree(tree)?;
+        let call = || format!("BTRFS_IOC_SUBVOL_SETFLAGS {}", tree.root().display());
+        btrfs::subvol::set_read_only(&root, false).context(call)
+    }
+
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         self.replace_tree(from, fresh, limit)
     }

@@ -15,7 +15,8 @@ use crate::{Context, Error, Kind, Result};
 pub fn make(root: &Path) -> Result<()> {
     let (parent, name) = split(root)?;
     match BtrfsFd::open(root) {
-        Ok(fd) if fd.is_subvolume().context(|| format!("stat {}", root.display()))? => return Ok(()),
+        // Perhaps of one who died before the last step.
+        Ok(fd) if fd.is_subvolume().context(|| format!("stat {}", root.display()))? => return private(root),
         Ok(_) => durable::rmdir(root).context(|| format!("rmdir {}", root.display()))?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).context(|| format!("open {}", root.display())),
@@ -24,6 +25,10 @@ pub fn make(root: &Path) -> Result<()> {
     subvol::subvol_create(&parent, name, &Create::default())
         .context(|| format!("BTRFS_IOC_SUBVOL_CREATE_V2 {}", root.display()))?;
     selinux::inherit(root).context(|| format!("label {}", root.display()))?;
+    private(root)
+}
+
+fn private(root: &Path) -> Result<()> {
     durable::chmod(root, 0o700).context(|| format!("chmod {}", root.display()))
 }
 

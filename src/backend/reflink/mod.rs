@@ -174,6 +174,10 @@ impl Backend for Reflink {
         self.seal_tree(tree).map(|()| measured)
     }
 
+    fn unseal(&self, tree: &Tree) -> Result<()> {
+        self.unseal_tree(tree)
+    }
+
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         self.replace_tree(from, fresh, limit)
     }

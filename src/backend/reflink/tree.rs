@@ -83,6 +83,15 @@ impl Reflink {
         commit(tree)
     }
 
+    pub(super) fn unseal_tree(&self, tree: &Tree) -> Result<()> {
+        let head = place::head(tree)?;
+        if !head.read_only {
+            return Ok(());
+        }
+        let path = place::manifest_path(&tree.root())?.ok_or_else(|| place::missing(&tree.root()))?;
+        Manifest::reword(&path, &Head { read_only: false, ..head })
+    }
+
     pub(super) fn replace_tree(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
         let (root, spare) = (fresh.root(), fresh.spare());
         self.check_limit(fresh, limit)?;

@@ -227,19 +227,18 @@ impl Snapshots<'_> {
             self.record(key)?;
             // Nobody takes the name meanwhile, as there is no way back from a sealed tree.
             let _claim = self.claim(name)?;
-            let mut held = self.hold(key)?;
+            let held = self.hold(key)?;
             if *stage_of(held.record())? != Stage::Active {
                 return Err(Error::new(Kind::InUse, "only an active snapshot can be committed"));
             }
             self.check_base(held.record(), parent)?;
+            self.engine.usages.forget(held.record().uuid);
+            let becomes = |record: &Record, stage| {
+                let (stage, reused) = self.kept_as(record, stage);
+                Keyed { labels: labels.clone(), reused, ..Keyed::new(name, stage) }
+            };
             // Counted when somebody asks: most never do, and it is as it stays.
-            let stage = self.keys.committed(held.record(), None)?;
-            let (stage, reused) = self.kept_as(held.record(), stage);
-            let now = jiff::Timestamp::now();
-            let keyed = Keyed { labels: labels.clone(), reused, ..Keyed::new(name, stage) };
-            let record = Record { created: now, content: Content::Keyed(keyed), ..held.record().clone() };
-            self.engine.usages.forget(record.uuid);
-            self.engine.store.amend(&mut held, record)
+            self.keys.seal_as(held, becomes, None, jiff::Timestamp::now()).map(drop)
         };
         committed().context(|| format!("cannot commit {key} as {name}"))
     }

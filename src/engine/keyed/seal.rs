@@ -4,7 +4,7 @@ use super::Keyspace;
 use crate::Result;
 use crate::backend::SizeMethod;
 use crate::layer::pack::Count;
-use crate::store::{Content, Keyed, Record, Stage};
+use crate::store::{Content, Held, Keyed, Record, Stage};
 
 impl Keyspace<'_> {
     /// The record of a key's tree, committed by now.
@@ -17,7 +17,7 @@ impl Keyspace<'_> {
     }
 
     /// Make the tree of a record one that stays as it is, with so much beyond its parent.
-    pub(in crate::engine) fn committed(&self, record: &Record, count: Option<Count>) -> Result<Stage> {
+    pub(super) fn committed(&self, record: &Record, count: Option<Count>) -> Result<Stage> {
         let (engine, tree) = (self.engine, self.engine.tree(record));
         let (mut method, mut size) = engine.backend.seal(&tree)?;
         if method == SizeMethod::Qgroup {
@@ -30,15 +30,39 @@ impl Keyspace<'_> {
     }
 
     fn seal(&self, record: &Record) -> Result<Record> {
-        let mut held = self.engine.store.hold(record.uuid)?;
+        let held = self.engine.store.hold(record.uuid)?;
         let Some(keyed) = held.record().keyed().cloned() else { return Ok(held.record().clone()) };
         if matches!(keyed.stage, Stage::Committed { .. }) {
             return Ok(held.record().clone());
         }
         let count = self.count(held.record())?;
-        let stage = self.committed(held.record(), Some(count))?;
-        let amended = Record { content: Content::Keyed(Keyed { stage, ..keyed }), ..held.record().clone() };
-        self.engine.store.amend(&mut held, amended)?;
-        Ok(held.record().clone())
+        self.seal_as(held, |_, stage| Keyed { stage, ..keyed }, Some(count), record.created)
+    }
+
+    /// Seal a tree that only we may touch, and write down what it is then. Cut short, or after a failure, it is as before.
+    pub(in crate::engine) fn seal_as(
+        &self,
+        mut held: Held,
+        becomes: impl FnOnce(&Record, Stage) -> Keyed,
+        count: Option<Count>,
+        created: jiff::Timestamp,
+    ) -> Result<Record> {
+        let store = &self.engine.store;
+        store.begin_sealing(&mut held)?;
+        let sealed = self.committed(held.record(), count).and_then(|stage| {
+            let record =
+                Record { created, content: Content::Keyed(becomes(held.record(), stage)), ..held.record().clone() };
+            store.amend(&mut held, record)
+        });
+        match sealed {
+            Ok(()) => Ok(held.record().clone()),
+            Err(e) => {
+                let uuid = held.record().uuid;
+                if let Err(left) = self.engine.settle(held, false) {
+                    tracing::warn!("cannot undo the sealing of {uuid}: {left}");
+                }
+                Err(e)
+            }
+        }
     }
 }
