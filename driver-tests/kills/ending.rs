@@ -126,12 +126,12 @@ fn is_whole(world: &World, verb: &Verb<'_>, undone: &Inventory, done: &Inventory
     // Whoever only looks finds nothing half-made.
     world.ok(&["ps"]);
     world.ok(&["images"]);
-    world.ok(&["gc"]);
+    let cleared = world.ok(&["gc", "--format", "json"]);
     let found = inventory(world);
     let more = verb.or.map(|more| more(undone.clone()));
     assert!(
         found == *undone || found == *done || Some(&found) == more.as_ref(),
-        "{what}:\n{found:#?}\nis neither\n{undone:#?}\nnor\n{done:#?}"
+        "{what}, gc: {cleared}\n{found:#?}\nis neither\n{undone:#?}\nnor\n{done:#?}"
     );
     let left = world.rows(&["gc", "--dry-run"]);
     assert!(left.is_empty(), "{what}: {left:#?}");

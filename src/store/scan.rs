@@ -166,7 +166,8 @@ fn read_places(root: &Path) -> Result<Vec<(Record, State)>> {
         };
         found.push((record, state));
     }
-    // Oldest first: of two records with one name the older keeps it.
-    found.sort_by_key(|(record, _)| (record.created, record.uuid));
+    // Of two records with one name the older keeps it; but none that isn't whole keeps one from a whole tree, such as a key
+    // that was only reserved from the layer that its maker died before putting in its place.
+    found.sort_by_key(|(record, state)| (*state == State::Making, record.created, record.uuid));
     Ok(found)
 }
