@@ -67,6 +67,7 @@ macro_rules! cases {
             sealed::a_state_is_of_one_moment
             sealed::what_was_made_is_named_at_once
             sealed::what_a_crash_left_beside_it_goes
+            sealed::a_sealed_tree_can_be_written_to_again
             sealed::only_a_tree_is_sealed
             sealed::a_tree_is_sealed_at_its_limit
             rollback::a_tree_is_rolled_back

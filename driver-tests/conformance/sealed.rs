@@ -94,6 +94,21 @@ pub(crate) fn what_a_crash_left_beside_it_goes(f: &Fixture) {
     assert!(f.backend.is_read_only(&tree).expect("is it read-only"));
 }
 
+pub(crate) fn a_sealed_tree_can_be_written_to_again(f: &Fixture) {
+    let (_, tree) = sealed(f);
+    let before = f.charged(&tree);
+    f.backend.unseal(&tree).expect("unseal");
+    assert!(!f.backend.is_read_only(&tree).expect("look"));
+    write_random(&tree.root().join("more"), MIB);
+    let after = f.charged(&tree);
+    assert!(after >= before + MIB, "{before} and then {after}");
+    // One that isn't sealed stays as it is, and it can be sealed again.
+    f.backend.unseal(&tree).expect("unseal it again");
+    f.backend.seal(&tree).expect("seal it again");
+    assert!(f.backend.is_read_only(&tree).expect("look"));
+    assert_eq!(fs::metadata(tree.root().join("more")).expect("stat").len(), MIB);
+}
+
 pub(crate) fn only_a_tree_is_sealed(f: &Fixture) {
     let tree = f.tree("none");
     f.refused(Kind::NotFound, tree.place(), || f.backend.seal(&tree).map(drop));

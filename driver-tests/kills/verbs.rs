@@ -45,7 +45,7 @@ fn docker(engine: &Engine, arguments: &[&str]) -> Result<()> {
 }
 
 fn containerd(engine: &Engine, arguments: &[&str]) -> Result<()> {
-    let space = Space { name: "default".into(), size_limit: None, remap_ids: false };
+    let space = Space { name: "default".into(), size_limit: None, remap_ids: false, reuse: Vec::new() };
     let snapshots = engine.snapshots_of(&space);
     match *arguments {
         ["prepare", key] => drop(snapshots.prepare(key, None, Labels::new())?),
