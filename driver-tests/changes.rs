@@ -13,6 +13,8 @@ mod kernel;
 mod manifest;
 #[path = "changes/model.rs"]
 mod model;
+#[path = "changes/now.rs"]
+mod now;
 #[path = "changes/packed.rs"]
 mod packed;
 #[path = "changes/random.rs"]

@@ -122,6 +122,17 @@ impl Own {
     }
 }
 
+/// The answer of [`Backend::own_now`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnNow {
+    /// As [`Own::bytes`], without what was deleted and is still open.
+    pub bytes: u64,
+    /// Those that were made or changed, directories too. A change of attributes alone may count only from the next commit on.
+    pub inodes: u64,
+    /// For as long as the tree has this state the answer stays as it is; `None` if nobody can tell for how long it does.
+    pub state: Option<TreeState>,
+}
+
 /// The answer of [`Backend::state`], to be compared with another one of the same tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TreeState {
@@ -353,6 +364,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// others; `None` for one that began empty. Costs what was changed, where the filesystem can tell that, and the
     /// tree's files elsewhere.
     fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own>;
+
+    /// What a tree holds beyond `parent` at this moment, somebody writing to it, data in memory included: at once and without a
+    /// commit. `parent` is as for [`Backend::own`]. `None` where the filesystem can't tell, and for a tree with subvolumes inside.
+    fn own_now(&self, _tree: &Tree, _parent: Option<&Tree>) -> Result<Option<OwnNow>> {
+        Ok(None)
+    }
 
     /// What trees charged to these groups take on disk together, each byte once, destroyed ones included that are not cleaned
     /// up yet. `None` where the filesystem doesn't keep that.

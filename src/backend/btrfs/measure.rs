@@ -99,10 +99,7 @@ impl Btrfs {
 
     pub(super) fn own_of(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {
         let born = info(&tree::open_tree(tree)?, tree)?;
-        let since = match parent {
-            Some(parent) => Since::Clone(info(&tree::open_tree(parent)?, parent)?),
-            None => Since::Ever,
-        };
+        let since = Since::of(parent.map(|parent| info(&tree::open_tree(parent)?, parent)).transpose()?);
         let Count { extents, inline, apparent, .. } = self.count_since(tree, &born, since)?;
         let blocks = extents.into_iter().map(|(address, bytes)| address..address + bytes).collect();
         Ok(Own { blocks, elsewhere: inline, apparent })
@@ -125,30 +122,43 @@ impl Btrfs {
     }
 }
 
-fn info(root: &BtrfsFd, tree: &Tree) -> Result<SubvolInfo> {
+pub(super) fn info(root: &BtrfsFd, tree: &Tree) -> Result<SubvolInfo> {
     subvol::get_subvol_info(root).context(|| format!("BTRFS_IOC_GET_SUBVOL_INFO {}", tree.root().display()))
 }
 
 /// From when on what is written counts.
 #[derive(Debug, Clone, Copy)]
-enum Since {
+pub(super) enum Since {
     Ever,
     Clone(SubvolInfo),
 }
 
 impl Since {
+    /// Since a parent was made, if there is one.
+    pub(super) fn of(parent: Option<SubvolInfo>) -> Self {
+        parent.map_or(Self::Ever, Self::Clone)
+    }
+
     /// The first transaction that counts: a clone holds all of the one that made it.
-    fn transid(self) -> u64 {
+    pub(super) fn transid(self) -> u64 {
         match self {
             Self::Ever => 0,
             Self::Clone(info) => info.otransid + 1,
+        }
+    }
+
+    /// Whether an inode was made or changed. Reading moves the access time, and with it the transaction, but not the change time.
+    pub(super) fn is_changed(self, transid: u64, ctime: (u64, u32)) -> bool {
+        match self {
+            Self::Ever => true,
+            Self::Clone(info) => transid >= self.transid() && ctime >= info.otime,
         }
     }
 }
 
 /// Sums over the changes of a tree.
 #[derive(Debug)]
-struct Count {
+pub(super) struct Count {
     since: Since,
     /// Bytes of extents by their addresses: files share them by reflinks, subvolumes by snapshots.
     extents: HashMap<u64, u64>,
@@ -160,15 +170,15 @@ struct Count {
 }
 
 impl Count {
-    fn new(since: Since) -> Self {
+    pub(super) fn new(since: Since) -> Self {
         Self { since, extents: HashMap::new(), inline: 0, apparent: 0, file: None }
     }
 
-    fn charged(&self) -> u64 {
+    pub(super) fn charged(&self) -> u64 {
         self.inline + self.extents.values().sum::<u64>()
     }
 
-    fn add(&mut self, change: &Change) {
+    pub(super) fn add(&mut self, change: &Change) {
         let first = self.since.transid();
         match *change {
             Change::Inode { inode, transid, size, links, mode, ctime } => {
@@ -176,12 +186,7 @@ impl Count {
                 if mode & libc::S_IFMT != libc::S_IFREG || links == 0 {
                     return;
                 }
-                // Reading moves the access time, and with it the transaction, but not the change time.
-                let changed = match self.since {
-                    Since::Ever => true,
-                    Since::Clone(info) => transid >= first && ctime >= info.otime,
-                };
-                if changed {
+                if self.since.is_changed(transid, ctime) {
                     self.apparent += size;
                 } else {
                     self.file = Some((inode, size));
@@ -195,7 +200,7 @@ impl Count {
                 self.inline += bytes;
                 self.written(inode);
             }
-            Change::Extent { .. } | Change::Inline { .. } => {}
+            Change::Extent { .. } | Change::Inline { .. } | Change::Named { .. } => {}
         }
     }
 
@@ -208,12 +213,12 @@ impl Count {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use uuid::Uuid;
 
     use super::*;
 
-    const CLONE: SubvolInfo = SubvolInfo {
+    pub(crate) const CLONE: SubvolInfo = SubvolInfo {
         id: 300,
         uuid: Uuid::from_u128(2),
         parent_uuid: Some(Uuid::from_u128(1)),
@@ -222,11 +227,11 @@ mod tests {
         otime: (1000, 5),
     };
 
-    fn file(inode: u64, transid: u64, ctime: (u64, u32)) -> Change {
+    pub(crate) fn file(inode: u64, transid: u64, ctime: (u64, u32)) -> Change {
         Change::Inode { inode, transid, size: 100, links: 1, mode: libc::S_IFREG | 0o644, ctime }
     }
 
-    fn extent(inode: u64, generation: u64, address: u64) -> Change {
+    pub(crate) fn extent(inode: u64, generation: u64, address: u64) -> Change {
         Change::Extent { inode, generation, address, bytes: 4096 }
     }
 

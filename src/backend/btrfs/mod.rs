@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use crate::backend::changes::{Changes, Comparison};
 use crate::backend::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, Own, QuotaMode, Quotas, SizeMethod, Space, Tree,
-    TreeState, Want,
+    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, Own, OwnNow, QuotaMode, Quotas, SizeMethod,
+    Space, Tree, TreeState, Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
 use crate::sys::durable;
@@ -37,6 +37,7 @@ mod destroy;
 pub mod format;
 mod group;
 mod measure;
+mod now;
 mod quota;
 mod reclaim;
 pub mod root;
@@ -175,6 +176,10 @@ impl Backend for Btrfs {
 
     fn own(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Own> {
         self.own_of(tree, parent)
+    }
+
+    fn own_now(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Option<OwnNow>> {
+        self.own_now_of(tree, parent)
     }
 
     fn charged(&self, groups: &BTreeSet<GroupId>) -> Result<Option<u64>> {

@@ -67,6 +67,14 @@ impl Snapshots<'_> {
         if engine.backend.clone_cost() != CloneCost::Constant || !engine.backend.nested(&tree)?.is_empty() {
             return self.charged(record);
         }
+        let parent = engine.parent_tree(record)?;
+        if let Some(now) = engine.backend.own_now(&tree, parent.as_ref())? {
+            let usage = Usage { size: now.bytes, inodes: now.inodes };
+            if let Some(state) = now.state {
+                engine.usages.put(record.uuid, state, usage);
+            }
+            return Ok(usage);
+        }
         self.keys.with_still(record, |still| {
             // On a full disk it may be the tree itself.
             if still.place() == tree.place() {
@@ -74,7 +82,7 @@ impl Snapshots<'_> {
             }
             // Not the quota group's charge: the fork keeps what is deleted from now on charged until it is cleaned up, and what
             // both share isn't exclusive to either.
-            let size = engine.backend.own(still, engine.parent_tree(record)?.as_ref())?.bytes();
+            let size = engine.backend.own(still, parent.as_ref())?.bytes();
             let usage = Usage { size, inodes: self.keys.counted_in(record, still)?.inodes };
             if let Some(state) = engine.backend.state_of_fork(&tree, still)? {
                 engine.usages.put(record.uuid, state, usage);

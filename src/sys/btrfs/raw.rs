@@ -62,6 +62,7 @@ pub(super) const FIRST_FREE: u64 = 256;
 pub(super) const INODE_ITEM: u8 = 1;
 pub(super) const INODE_REF: u8 = 12;
 pub(super) const INODE_EXTREF: u8 = 13;
+pub(super) const XATTR_ITEM: u8 = 24;
 pub(super) const ORPHAN_ITEM: u8 = 48;
 pub(super) const DIR_ITEM: u8 = 84;
 pub(super) const EXTENT_DATA: u8 = 108;

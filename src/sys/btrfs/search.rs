@@ -69,14 +69,18 @@ impl Item<'_> {
         bytes.map(u32::from_le_bytes).ok_or(Errno::EUCLEAN)
     }
 
+    fn le16(&self, at: usize) -> nix::Result<u16> {
+        let bytes = self.data.get(at..at + 2).and_then(|b| b.try_into().ok());
+        bytes.map(u16::from_le_bytes).ok_or(Errno::EUCLEAN)
+    }
+
     fn byte(&self, at: usize) -> nix::Result<u8> {
         self.data.get(at).copied().ok_or(Errno::EUCLEAN)
     }
 
     /// A name of `le16(at)` bytes that starts at `from`.
     fn name(&self, at: usize, from: usize) -> nix::Result<OsString> {
-        let length = self.data.get(at..at + 2).and_then(|b| b.try_into().ok()).map(u16::from_le_bytes);
-        let length = usize::from(length.ok_or(Errno::EUCLEAN)?);
+        let length = usize::from(self.le16(at)?);
         let name = self.data.get(from..from + length).ok_or(Errno::EUCLEAN)?;
         Ok(OsString::from_vec(name.to_vec()))
     }
@@ -97,6 +101,9 @@ pub struct Search<'fd> {
     left: u32,
     at: usize,
 }
+
+/// Where `ctransid` is in `struct btrfs_root_item`.
+const ROOT_CTRANSID: usize = 295;
 
 const ARGS_WORDS: usize = size_of::<raw::SearchArgsV2>() / 8;
 
@@ -298,11 +305,28 @@ pub fn has_root(any: &BtrfsFd, id: u64) -> nix::Result<bool> {
     Ok(Search::new(any, raw::ROOT_TREE, from, to).next_item()?.is_some())
 }
 
+/// The transaction that last touched an inode of subvolume `id`, as of the last commit. The one that is under way is told by
+/// [`subvol::get_subvol_info`](super::subvol::get_subvol_info).
+pub fn committed_ctransid(any: &BtrfsFd, id: u64) -> nix::Result<Option<u64>> {
+    let (from, to) = (Key::new(id, raw::ROOT_ITEM, 0), Key::new(id, raw::ROOT_ITEM, u64::MAX));
+    let mut search = Search::new(any, raw::ROOT_TREE, from, to);
+    search.next_item()?.map(|item| item.le64(ROOT_CTRANSID)).transpose()
+}
+
 /// Deleted subvolumes that the cleaner has not finished with.
 pub fn orphans(any: &BtrfsFd) -> nix::Result<BTreeSet<u64>> {
+    orphans_in(any, raw::ROOT_TREE)
+}
+
+/// Inodes of subvolume `id` that have no name any more, or none yet, and that somebody has open.
+pub fn unlinked(any: &BtrfsFd, id: u64) -> nix::Result<BTreeSet<u64>> {
+    orphans_in(any, id)
+}
+
+fn orphans_in(any: &BtrfsFd, tree: u64) -> nix::Result<BTreeSet<u64>> {
     let (from, to) =
         (Key::new(raw::ORPHANS, raw::ORPHAN_ITEM, 0), Key::new(raw::ORPHANS, raw::ORPHAN_ITEM, u64::MAX));
-    let mut search = Search::new(any, raw::ROOT_TREE, from, to);
+    let mut search = Search::new(any, tree, from, to);
     let mut orphans = BTreeSet::new();
     while let Some(item) = search.next_item()? {
         orphans.insert(item.key.offset);
@@ -398,10 +422,14 @@ pub enum Change {
     },
     /// Data inside the tree itself, and its bytes there.
     Inline { inode: u64, generation: u64, bytes: u64 },
+    /// The transaction that made names in a directory, or set attributes of an inode; the last of them
+    /// (`struct btrfs_dir_item`).
+    Named { inode: u64, transid: u64 },
 }
 
-/// Call `each` for the inodes and extents of subvolume `id` in blocks written by transaction `since` or later; some
-/// are older than that. An inode comes before its extents.
+/// Call `each` for the inodes, names, attributes and extents of subvolume `id` in blocks written by transaction `since` or later; some
+/// are older than that. An inode comes before what it has. What the next commit writes of inodes that were there before is not seen
+/// (docs/kernel.md).
 ///
 /// # Errors
 /// ENOENT if there is no such subvolume.
@@ -416,6 +444,7 @@ pub fn changes(any: &BtrfsFd, id: u64, since: u64, mut each: impl FnMut(Change))
                     each(extent);
                 }
             }
+            raw::DIR_ITEM | raw::XATTR_ITEM => each(named(&item)?),
             _ => {}
         }
     }
@@ -448,6 +477,17 @@ fn inode(item: &Item<'_>) -> nix::Result<Change> {
         mode: item.le32(52)?,
         ctime: (item.le64(124)?, item.le32(132)?),
     })
+}
+
+/// An item has all names, or attributes, of one hash, one behind the other.
+fn named(item: &Item<'_>) -> nix::Result<Change> {
+    let (mut at, mut last) = (0, 0);
+    while at < item.data.len() {
+        // location, transid, data_len, name_len, type, then the name and the data
+        last = last.max(item.le64(at + 17)?);
+        at += 30 + usize::from(item.le16(at + 25)?) + usize::from(item.le16(at + 27)?);
+    }
+    Ok(Change::Named { inode: item.key.objectid, transid: last })
 }
 
 fn extent(item: &Item<'_>) -> nix::Result<Option<Change>> {
@@ -489,7 +529,12 @@ mod tests {
         assert_eq!(offset_of!(k::btrfs_inode_extref, parent_objectid), 0);
         assert_eq!(offset_of!(k::btrfs_inode_extref, name_len), 16);
         assert_eq!(offset_of!(k::btrfs_inode_extref, name), 18);
+        assert_eq!(offset_of!(k::btrfs_root_item, ctransid), ROOT_CTRANSID);
         assert_eq!(offset_of!(k::btrfs_dir_item, location), 0);
+        assert_eq!(offset_of!(k::btrfs_dir_item, transid), 17);
+        assert_eq!(offset_of!(k::btrfs_dir_item, data_len), 25);
+        assert_eq!(offset_of!(k::btrfs_dir_item, name_len), 27);
+        assert_eq!(size_of::<k::btrfs_dir_item>(), 30);
         assert_eq!(offset_of!(k::btrfs_qgroup_status_item, flags), 16);
         assert_eq!(offset_of!(k::btrfs_qgroup_limit_item, flags), 0);
         assert_eq!(offset_of!(k::btrfs_qgroup_info_item, rfer), 8);
@@ -538,6 +583,21 @@ mod tests {
             assert_eq!(read(kind, &data), Ok(vec![name("a"), name("long name")]));
             assert_eq!(read(kind, &data[..data.len() - 1]), Err(Errno::EUCLEAN));
         }
+    }
+
+    #[test]
+    fn the_latest_of_several_names_counts() {
+        let key = Key::new(300, raw::DIR_ITEM, 77);
+        let mut data = Vec::new();
+        for (transid, name) in [(7_u64, "one"), (9, "and another"), (8, "x")] {
+            let from = data.len();
+            data.resize(from + 30, 0);
+            data[from + 17..from + 25].copy_from_slice(&transid.to_le_bytes());
+            data[from + 27..from + 29].copy_from_slice(&u16::try_from(name.len()).expect("short").to_le_bytes());
+            data.extend(name.as_bytes());
+        }
+        assert_eq!(named(&Item { key, data: &data }), Ok(Change::Named { inode: 300, transid: 9 }));
+        assert_eq!(named(&Item { key, data: &data[..40] }), Err(Errno::EUCLEAN));
     }
 
     #[test]

@@ -13,6 +13,9 @@ use uuid::Uuid;
 use super::{BtrfsFd, raw, search};
 use crate::sys::durable;
 
+/// `BTRFS_NAME_LEN`.
+const LONGEST_NAME: usize = 255;
+
 /// How a subvolume comes into being.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Create {
@@ -89,6 +92,33 @@ pub fn snap_create(source: &BtrfsFd, parent: &BtrfsFd, name: &OsStr, how: &Creat
     // SAFETY: args is a whole btrfs_ioctl_vol_args_v2, and what it points to lives until the call returns.
     unsafe { raw::snap_create_v2(parent.raw(), &raw const args) }?;
     Ok(())
+}
+
+/// Write out the dirty data of `subvolume`, and of nothing else, without a commit: its extents are in its tree when this returns.
+///
+/// No call does only that. But a snapshot does it first (`btrfs_mksnapshot` in fs/btrfs/ioctl.c), and finds out only then that
+/// nothing can have a name of more than 255 bytes in `parent`, a directory that both can be opened from.
+///
+/// # Errors
+/// EOPNOTSUPP before Linux 5.12, which would look at the name first; ENOSPC; EROFS.
+pub fn write_out(subvolume: &BtrfsFd, parent: &BtrfsFd) -> nix::Result<()> {
+    if !is_at_least(5, 12) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let impossible = "x".repeat(LONGEST_NAME + 1);
+    match snap_create(subvolume, parent, OsStr::new(&impossible), &Create { read_only: true, group: None }) {
+        Err(Errno::ENAMETOOLONG) => Ok(()),
+        Err(errno) => Err(errno),
+        // So this kernel does have such names.
+        Ok(()) => snap_destroy(parent, OsStr::new(&impossible)).and(Err(Errno::EOPNOTSUPP)),
+    }
+}
+
+/// Whether the kernel is of this version or a later one; not if it doesn't say.
+fn is_at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }
 
 /// `BTRFS_IOC_SNAP_DESTROY_V2` (linux/btrfs.h) by name. Returns at once; the kernel's cleaner frees the space
