@@ -301,10 +301,14 @@ impl Snapshots<'_> {
         info(record, self.keys.parent_key(record)?)
     }
 
-    /// Do what [`Snapshots::remove`] left for later: take removed trees apart, and give their groups back.
+    /// Do what [`Snapshots::remove`] left for later: take removed trees apart, and give their groups back. Where somebody tends the
+    /// store ([`Engine::tend`]), that is left to him: it takes commits, and the collector of a containerd waits for it.
     pub fn clean_up(&self) -> Result<()> {
         let cleaned = || -> Result<_> {
             self.engine.tidy()?;
+            if self.engine.tends() {
+                return Ok(0);
+            }
             self.engine.backend.reclaim(&self.engine.live_groups()?, std::time::Duration::ZERO)
         };
         cleaned().map(drop).context(|| "cannot clean up after removed snapshots")
