@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::files::Lock;
 use super::record::{Content, Owner, Record};
 use super::turn::Turns;
-use crate::sys::durable;
+use crate::sys::{durable, sqlite};
 use crate::{Context, Error, Kind, Result};
 
 /// Of the index's own tables; an index of another version is made anew.
@@ -98,7 +98,7 @@ impl Index {
         }
         let turns = Self::turns(path);
         let turn = turns.take(Lock::Shared)?;
-        let opened = Connection::open(path).and_then(Self::settings).and_then(|db| {
+        let opened = Self::connect(path).and_then(|db| {
             let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             Ok((db, version))
         });
@@ -129,7 +129,7 @@ impl Index {
         }
         let turns = Self::turns(path);
         let turn = turns.take(Lock::Exclusive)?;
-        let made = Connection::open(path).and_then(Self::settings).and_then(|db| {
+        let made = Self::connect(path).and_then(|db| {
             db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
             Ok(db)
         });
@@ -156,7 +156,9 @@ impl Index {
         self.private
     }
 
-    fn settings(db: Connection) -> rusqlite::Result<Connection> {
+    fn connect(path: &Path) -> rusqlite::Result<Connection> {
+        sqlite::leave_owners();
+        let db = Connection::open(path)?;
         db.busy_timeout(PATIENCE)?;
         // PERSIST: the journal is overwritten in place. Truncating it is a transaction of Btrfs, which waits for commits.
         db.execute_batch("PRAGMA journal_mode = PERSIST; PRAGMA synchronous = OFF;")?;

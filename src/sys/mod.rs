@@ -12,6 +12,7 @@ pub mod process;
 pub mod reflink;
 pub mod rooted;
 pub mod selinux;
+pub mod sqlite;
 pub mod trim;
 pub mod users;
 pub mod xattrs;
