@@ -16,12 +16,10 @@ use crate::{Context, Result};
 impl Btrfs {
     pub(super) fn own_now_of(&self, tree: &Tree, parent: Option<&Tree>) -> Result<Option<OwnNow>> {
         let call = || format!("BTRFS_IOC_TREE_SEARCH_V2 {}", tree.root().display());
-        let root = tree::open_tree(tree)?;
-        if let Err(error) = subvol::write_out(&root, &tree::open_place(tree.place())?) {
-            tracing::debug!(%error, "cannot write out {} alone", tree.root().display());
+        if !self.write_out(tree)? {
             return Ok(None);
         }
-        let born = info(&root, tree)?;
+        let born = info(&tree::open_tree(tree)?, tree)?;
         if !self.descendants(born.id)?.is_empty() {
             return Ok(None);
         }
@@ -35,6 +33,15 @@ impl Btrfs {
             inodes: found.inodes.len() as u64,
             state: is_settled.then_some(TreeState { tree: born.id, change: born.ctransid }),
         }))
+    }
+
+    /// Write out the tree's data alone; whether that can be done here.
+    pub(super) fn write_out(&self, tree: &Tree) -> Result<bool> {
+        let written = subvol::write_out(&tree::open_tree(tree)?, &tree::open_place(tree.place())?);
+        if let Err(error) = written {
+            tracing::debug!(%error, "cannot write out {} alone", tree.root().display());
+        }
+        Ok(written.is_ok())
     }
 }
 

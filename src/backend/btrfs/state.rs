@@ -4,24 +4,29 @@
 //! what is in memory only doesn't move it (docs/kernel.md). But room for such data is reserved, for all of the filesystem
 //! together: `bytes_may_use` until writing begins, and `bytes_reserved` until it is done. If both are 0 there is none, and
 //! `ctransid` tells all. Only a file that isn't copied on write (`chattr +C`, preallocated) can be on its way for a moment
-//! that neither shows.
+//! that neither shows. If they aren't, somebody's data is on its way: the tree's own is written out, which tells the same of the
+//! moment when that began.
 
 use std::fs;
 
-use super::{Btrfs, tree};
+use super::{Btrfs, measure, tree};
+use crate::Result;
 use crate::backend::{Tree, TreeState};
-use crate::sys::btrfs::subvol::{self, SubvolInfo};
-use crate::{Context, Result};
+use crate::sys::btrfs::subvol::SubvolInfo;
 
 impl Btrfs {
     pub(super) fn state_of(&self, tree: &Tree) -> Result<Option<TreeState>> {
         // In this order: what is written in between is seen by the one or the other.
-        if !self.is_quiet() {
-            return Ok(None);
+        let was_quiet = self.is_quiet();
+        let mut info = info_of(tree)?;
+        if !was_quiet || !self.is_quiet() {
+            if !self.write_out(tree)? {
+                return Ok(None);
+            }
+            info = info_of(tree)?;
         }
-        let info = info(tree)?;
         // What is changed in subvolumes inside of it leaves it alone.
-        if !self.is_quiet() || !self.descendants(info.id)?.is_empty() {
+        if !self.descendants(info.id)?.is_empty() {
             return Ok(None);
         }
         Ok(Some(TreeState { tree: info.id, change: info.ctransid }))
@@ -30,7 +35,7 @@ impl Btrfs {
     /// A snapshot has written out what was in memory of its source, and begins with its `ctransid`; what is changed later is of
     /// a later transaction.
     pub(super) fn state_then(&self, tree: &Tree, fork: &Tree) -> Result<TreeState> {
-        Ok(TreeState { tree: info(tree)?.id, change: info(fork)?.ctransid })
+        Ok(TreeState { tree: info_of(tree)?.id, change: info_of(fork)?.ctransid })
     }
 
     /// Whether no data is on its way to the disk. Where data has no room of its own (mixed block groups) nobody can tell.
@@ -42,7 +47,6 @@ impl Btrfs {
     }
 }
 
-fn info(tree: &Tree) -> Result<SubvolInfo> {
-    let root = tree::open_tree(tree)?;
-    subvol::get_subvol_info(&root).context(|| format!("BTRFS_IOC_GET_SUBVOL_INFO {}", tree.root().display()))
+fn info_of(tree: &Tree) -> Result<SubvolInfo> {
+    measure::info(&tree::open_tree(tree)?, tree)
 }
