@@ -66,6 +66,7 @@ macro_rules! cases {
             sealed::open_files_lead_elsewhere
             sealed::a_state_is_of_one_moment
             sealed::what_was_made_is_named_at_once
+            sealed::what_was_written_is_counted_at_once
             sealed::what_a_crash_left_beside_it_goes
             sealed::a_sealed_tree_can_be_written_to_again
             sealed::only_a_tree_is_sealed

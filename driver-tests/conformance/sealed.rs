@@ -10,7 +10,7 @@ use reflinkd::backend::{Access, CloneCost, Tree};
 use crate::fixture::{Fixture, entries};
 use crate::forks::{changes, fill, write};
 use crate::support::digest::{assert_same, tree_digest};
-use crate::support::{MIB, write_random};
+use crate::support::{MIB, kernel_since, random_bytes, write_random};
 
 fn sealed(f: &Fixture) -> (Tree, Tree) {
     let image = f.image("image", fill);
@@ -176,6 +176,24 @@ pub(crate) fn a_state_is_of_one_moment(f: &Fixture) {
         assert_ne!(after, Some(before), "{what}, later");
         assert!(after.is_some(), "{what}: it never is quiet");
     }
+}
+
+/// Of a tree that is written to, without a commit. Each kernel has its own way of making snapshots, which that stands on.
+pub(crate) fn what_was_written_is_counted_at_once(f: &Fixture) {
+    let image = f.image("image", fill);
+    let tree = f.container(&image, "tree");
+    let look = || f.backend.own_now(&tree, Some(&image)).expect("look");
+    let Some(before) = look() else {
+        assert!(!f.setup.is_btrfs() || !kernel_since(5, 12), "this kernel can tell");
+        return;
+    };
+    assert_eq!((before.bytes, before.inodes), (0, 0));
+    let large = OpenOptions::new().write(true).open(tree.root().join("etc/large")).expect("open");
+    large.write_all_at(&random_bytes(100 << 10), 0).expect("write");
+    let now = look().expect("as before");
+    assert!((100 << 10..1 << 20).contains(&now.bytes) && now.inodes == 1, "{now:?}");
+    large.set_len(0).expect("truncate");
+    assert!(look().expect("as before").bytes < 100 << 10);
 }
 
 /// What is told of a tree without waiting for a commit.

@@ -6,6 +6,8 @@ use std::sync::Once;
 
 use rusqlite::ffi;
 
+type Chown = unsafe extern "C" fn(c_int, libc::uid_t, libc::gid_t) -> c_int;
+
 /// Have SQLite leave the owner of its journal as it is. Run by root it gives it to the owner of the database each time that it
 /// opens it, so also before it reads (`robustFchown` in os_unix.c): on Btrfs each is a transaction, which waits for a commit under
 /// way. Ours are root's, both of them. Before the first connection.
@@ -13,12 +15,11 @@ pub fn leave_owners() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // SAFETY: the default VFS lives as long as the process, and its calls take what they were declared with.
-        // os_unix.c calls what it is given as `fchown` by the type of `stay`.
+        // os_unix.c calls what it is given as `fchown` by this type.
         unsafe {
             let vfs = ffi::sqlite3_vfs_find(std::ptr::null());
             if let Some(set) = vfs.as_ref().and_then(|vfs| vfs.xSetSystemCall) {
-                let stay = stay as unsafe extern "C" fn(c_int, libc::uid_t, libc::gid_t) -> c_int;
-                let stay = std::mem::transmute::<_, unsafe extern "C" fn()>(stay);
+                let stay = std::mem::transmute::<Chown, unsafe extern "C" fn()>(stay);
                 set(vfs, c"fchown".as_ptr(), Some(stay));
             }
         }

@@ -134,7 +134,7 @@ impl Keyspace<'_> {
             match self.make_once(new, &stage) {
                 // Others make or remove it. If they have died, it is debris.
                 Err(e) if e.kind() == Kind::Exists => {
-                    self.wait_for(new.key)?;
+                    self.look(new.key)?;
                     self.engine.tidy()?;
                 }
                 made => return made,
@@ -406,15 +406,13 @@ impl Keyspace<'_> {
 
     /// Who has this key, once whoever makes or removes that has done so.
     fn look(&self, key: &str) -> Result<Option<(Record, State)>> {
-        self.wait_for(key)?;
-        self.engine.store.by_key(&self.owner, TreeKind::Keyed, key)
-    }
-
-    /// Wait for who has this key at the moment.
-    fn wait_for(&self, key: &str) -> Result<()> {
-        match self.engine.store.by_key(&self.owner, TreeKind::Keyed, key)? {
-            Some((record, State::Making | State::Removing)) => self.engine.store.wait_for(record.uuid),
-            _ => Ok(()),
+        let look = || self.engine.store.by_key(&self.owner, TreeKind::Keyed, key);
+        match look()? {
+            Some((record, State::Making | State::Removing)) => {
+                self.engine.store.wait_for(record.uuid)?;
+                look()
+            }
+            found => Ok(found),
         }
     }
 
