@@ -151,7 +151,7 @@ fn nested_subvolumes_are_counted_named_and_removed() {
         btrfs.reclaim(&BTreeSet::new(), PATIENCE).unwrap();
         assert_eq!(btrfs.leftovers(&BTreeSet::new()).unwrap(), []);
         let fd = BtrfsFd::open(&pool.root).unwrap();
-        assert!(search::orphans(&fd).unwrap().is_empty());
+        assert!(search::orphans(&fd, None).unwrap().is_empty());
         let left = search::children(&fd, 5).unwrap();
         assert!(left.iter().all(|child| child.name == "a" || child.name == "b"), "{left:?}");
     }

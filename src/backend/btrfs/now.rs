@@ -26,7 +26,7 @@ impl Btrfs {
         // Written by a commit that is as good as over: what is changed from now on is of a later transaction.
         let is_settled = search::committed_ctransid(&self.fd, born.id).context(call)? == Some(born.ctransid);
         let since = Since::of(parent.map(|parent| info(&tree::open_tree(parent)?, parent)).transpose()?);
-        let mut found = Found::new(since, search::unlinked(&self.fd, born.id).context(call)?);
+        let mut found = Found::new(since, search::orphans(&self.fd, Some(born.id)).context(call)?);
         search::changes(&self.fd, born.id, since.transid(), |change| found.add(&change)).context(call)?;
         Ok(Some(OwnNow {
             bytes: found.count.charged(),

@@ -58,7 +58,7 @@ impl Btrfs {
     /// Wait until the subvolumes deleted by now are cleaned up, at most `patience`. Those that a process holds
     /// open are not.
     pub(super) fn wait_for_cleaner(&self, patience: Duration) -> Result<()> {
-        let orphans = || search::orphans(&self.fd).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"));
+        let orphans = || search::orphans(&self.fd, None).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"));
         let start = Instant::now();
         let deleted = orphans()?;
         if deleted.is_empty() {

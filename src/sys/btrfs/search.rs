@@ -301,32 +301,22 @@ pub fn generation(any: &BtrfsFd, id: u64, inode: u64) -> nix::Result<u32> {
 
 /// Whether subvolume `id` exists or is deleted but not yet cleaned up.
 pub fn has_root(any: &BtrfsFd, id: u64) -> nix::Result<bool> {
-    let (from, to) = (Key::new(id, raw::ROOT_ITEM, 0), Key::new(id, raw::ROOT_ITEM, u64::MAX));
-    Ok(Search::new(any, raw::ROOT_TREE, from, to).next_item()?.is_some())
+    Ok(committed_ctransid(any, id)?.is_some())
 }
 
 /// The transaction that last touched an inode of subvolume `id`, as of the last commit. The one that is under way is told by
 /// [`subvol::get_subvol_info`](super::subvol::get_subvol_info).
 pub fn committed_ctransid(any: &BtrfsFd, id: u64) -> nix::Result<Option<u64>> {
     let (from, to) = (Key::new(id, raw::ROOT_ITEM, 0), Key::new(id, raw::ROOT_ITEM, u64::MAX));
-    let mut search = Search::new(any, raw::ROOT_TREE, from, to);
-    search.next_item()?.map(|item| item.le64(ROOT_CTRANSID)).transpose()
+    Search::new(any, raw::ROOT_TREE, from, to).next_item()?.map(|item| item.le64(ROOT_CTRANSID)).transpose()
 }
 
-/// Deleted subvolumes that the cleaner has not finished with.
-pub fn orphans(any: &BtrfsFd) -> nix::Result<BTreeSet<u64>> {
-    orphans_in(any, raw::ROOT_TREE)
-}
-
-/// Inodes of subvolume `id` that have no name any more, or none yet, and that somebody has open.
-pub fn unlinked(any: &BtrfsFd, id: u64) -> nix::Result<BTreeSet<u64>> {
-    orphans_in(any, id)
-}
-
-fn orphans_in(any: &BtrfsFd, tree: u64) -> nix::Result<BTreeSet<u64>> {
+/// Inodes of subvolume `within` that somebody has open and that have no name any more, or none yet; without one deleted
+/// subvolumes that the cleaner has not finished with.
+pub fn orphans(any: &BtrfsFd, within: Option<u64>) -> nix::Result<BTreeSet<u64>> {
     let (from, to) =
         (Key::new(raw::ORPHANS, raw::ORPHAN_ITEM, 0), Key::new(raw::ORPHANS, raw::ORPHAN_ITEM, u64::MAX));
-    let mut search = Search::new(any, tree, from, to);
+    let mut search = Search::new(any, within.unwrap_or(raw::ROOT_TREE), from, to);
     let mut orphans = BTreeSet::new();
     while let Some(item) = search.next_item()? {
         orphans.insert(item.key.offset);
@@ -439,11 +429,7 @@ pub fn changes(any: &BtrfsFd, id: u64, since: u64, mut each: impl FnMut(Change))
     while let Some(item) = search.next_item()? {
         match item.key.kind {
             raw::INODE_ITEM => each(inode(&item)?),
-            raw::EXTENT_DATA => {
-                if let Some(extent) = extent(&item)? {
-                    each(extent);
-                }
-            }
+            raw::EXTENT_DATA => extent(&item)?.into_iter().for_each(&mut each),
             raw::DIR_ITEM | raw::XATTR_ITEM => each(named(&item)?),
             _ => {}
         }
