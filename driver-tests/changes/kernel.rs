@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -347,23 +347,26 @@ fn subvolumes_inside_are_part_of_the_answer() {
 fn an_answer_is_of_one_moment() {
     let fixture = Fixture::btrfs(QuotaSetup::None);
     let (layer, container) = fixture.pair(small);
-    let stop = AtomicBool::new(false);
+    let (stop, written) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         let _stopped = SetOnDrop(&stop);
         scope.spawn(|| {
-            for number in 0..20_000 {
+            for number in 0..200_000 {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
                 // Alternating, so that a walk would be late for the one or early for the other.
                 let directory = if number % 2 == 0 { "" } else { "d" };
                 fs::write(container.root().join(directory).join(format!("n{number:06}")), "x").expect("write");
+                written.store(number + 1, Ordering::Release);
                 thread::sleep(Duration::from_micros(200));
             }
         });
         let mut last = 0;
         for _ in 0..8 {
-            thread::sleep(Duration::from_millis(20));
+            while written.load(Ordering::Acquire) <= last {
+                thread::sleep(Duration::from_millis(20));
+            }
             let changes = fixture.feed(Some(&layer), &container, false);
             let mut numbers: Vec<usize> = changes
                 .list
