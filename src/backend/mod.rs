@@ -49,7 +49,7 @@ use std::path::{Path, PathBuf};
 use rangemap::RangeSet;
 
 use self::changes::{Changes, Comparison};
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 
 pub mod btrfs;
 pub mod changes;
@@ -402,6 +402,33 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// and without what was moved to its name. `None` where the filesystem can't tell.
     fn made(&self, _tree: &Tree) -> Result<Option<Vec<PathBuf>>> {
         Ok(None)
+    }
+
+    /// Names of what was changed in a read-only tree since it was made, as nothing ever should be; a few of them. `None` where
+    /// nobody can tell.
+    fn touched(&self, _tree: &Tree) -> Result<Option<Vec<PathBuf>>> {
+        Ok(None)
+    }
+
+    /// Let a tree refuse writes again, or take them again, that somebody else made do otherwise.
+    fn set_read_only(&self, tree: &Tree, _read_only: bool) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, format!("{} can't be told to refuse writes", tree.root().display())))
+    }
+
+    /// Which group a tree is charged to, and the limit on that. `None` where charges aren't by group.
+    fn charge(&self, _tree: &Tree) -> Result<Option<Charge>> {
+        Ok(None)
+    }
+
+    /// Trees that are in none of the places below ROOT's directory `snapshots`, nor in such a tree; by their paths below
+    /// ROOT.
+    fn foreign_trees(&self) -> Result<Vec<PathBuf>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether removed trees wait for somebody to clean them up, and with them what they are charged.
+    fn is_cleaning(&self) -> Result<bool> {
+        Ok(false)
     }
 
     /// Bytes that these trees take besides what [`Backend::measure`] and a layer's size count: inodes and directories

@@ -1,7 +1,7 @@
 //! The command line: arguments, tables, exit codes. The only place that prints.
 //!
 //! Exit codes: 0 done; 1 it could not be done, with one `reflinkd: ...` on standard error and a `hint:` where there
-//! is a way out; 2 wrong usage; 130 interrupted.
+//! is a way out; 2 wrong usage; 3 `check` has found damage; 130 interrupted.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -75,6 +75,7 @@ enum Command {
     Info(c::info::Info),
     Df(c::df::Df),
     Gc(c::gc::Gc),
+    Check(c::check::Check),
     #[command(hide = true)]
     Tend(c::tend::Tend),
     Quota(c::quota::Quota),
@@ -96,6 +97,7 @@ pub fn main() -> ExitCode {
     let mut out = Output::new();
     let done = cli.run(&mut out).and_then(|()| out.flush());
     match done {
+        Ok(()) if out.has_found_damage() => ExitCode::from(3),
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if out.is_closed() => {
             tracing::debug!("nobody reads our output: {e}");
@@ -122,6 +124,10 @@ impl Cli {
             Command::Init(args) => return args.run(settings, out),
             Command::Tend(args) => return args.run(settings, out),
             Command::Serve(args) if args.probe => return args.probe(doors),
+            Command::Check(args) => {
+                args.limits.apply(&mut settings);
+                return args.run(settings, out);
+            }
             Command::Load(ref args) => args.limits.apply(&mut settings),
             Command::Import(ref args) => args.limits.apply(&mut settings),
             _ => {}
@@ -160,7 +166,9 @@ impl Cli {
             Command::Quota(args) => args.run(&engine, out),
             Command::Destroy(args) => return args.run(engine, out),
             Command::Serve(args) => return args.run(engine, doors),
-            Command::Init(_) | Command::Tend(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
+            Command::Init(_) | Command::Tend(_) | Command::Check(_) | Command::Completions(_) | Command::Man(_) => {
+                Ok(())
+            }
         };
         // Also after a failure: what it undid may have to be cleaned up.
         if leaves_work {

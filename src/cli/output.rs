@@ -22,11 +22,12 @@ pub enum Format {
 pub(super) struct Output {
     out: BufWriter<io::Stdout>,
     closed: bool,
+    damage: bool,
 }
 
 impl Output {
     pub(super) fn new() -> Self {
-        Self { out: BufWriter::new(io::stdout()), closed: false }
+        Self { out: BufWriter::new(io::stdout()), closed: false, damage: false }
     }
 
     /// One line on standard output.
@@ -117,6 +118,15 @@ impl Output {
     /// Whether the reader of our output went away (`reflinkd ps | head -1`): no failure of ours.
     pub(super) fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// The command did what it should, and that is bad news: its exit code is another one.
+    pub(super) fn found_damage(&mut self) {
+        self.damage = true;
+    }
+
+    pub(super) fn has_found_damage(&self) -> bool {
+        self.damage
     }
 
     fn written(&mut self, written: io::Result<()>) -> Result<()> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::format::size;
+use crate::engine::check;
 use crate::engine::load::Progress;
 
 type Watched = (ProgressBar, Arc<AtomicU64>);
@@ -90,6 +91,21 @@ impl Progress for Layers {
             bar.finish_and_clear();
         }
         self.say(layer, "Load complete");
+    }
+}
+
+/// Layers that are read rather than loaded. Without a terminal nothing is said of those.
+impl check::Progress for Layers {
+    fn started(&self, layer: &str, total: u64, read: &Arc<AtomicU64>) {
+        if self.bars.is_some() {
+            Progress::started(self, layer, Some(total), read);
+        }
+    }
+
+    fn finished(&self, layer: &str) {
+        if let Some((bar, _)) = self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(layer) {
+            bar.finish_and_clear();
+        }
     }
 }
 

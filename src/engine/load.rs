@@ -46,12 +46,12 @@ impl Progress for Silent {
 }
 
 /// A stream for one layer, with what it must turn out to be.
-struct Incoming<'a> {
-    raw: Box<dyn Read + Send>,
-    expected: Expected,
-    total: Option<u64>,
-    label: String,
-    progress: &'a dyn Progress,
+pub(super) struct Incoming<'a> {
+    pub(super) raw: Box<dyn Read + Send>,
+    pub(super) expected: Expected,
+    pub(super) total: Option<u64>,
+    pub(super) label: String,
+    pub(super) progress: &'a dyn Progress,
 }
 
 impl Engine {
@@ -207,15 +207,7 @@ impl Engine {
         })?;
         let work_tree = tree_at(work.place().to_path_buf(), work.record());
         let unpacked = (|| {
-            match self.parent_tree(work.record())? {
-                Some(parent) => self.backend.clone_tree(&parent, &work_tree, Access::Writable, None)?,
-                None => {
-                    self.backend.create(&work_tree, None)?;
-                    // A tar without an entry for its root would leave the time of now there: no two loads alike.
-                    set_epoch(&work_tree.root())?;
-                }
-            }
-            let (summary, verified) = self.stream_into(&work_tree.root(), &store::recipe(draft.place()), incoming)?;
+            let (summary, verified) = self.unpack_into(&work, &store::recipe(draft.place()), incoming)?;
             // Before the commit: a clone shares everything with it, and what is shared is nobody's own to full qgroups.
             let (method, size) = self.backend.measure_for_good(&work_tree)?;
             if let Content::Layer(layer) = &draft.record().content {
@@ -242,6 +234,25 @@ impl Engine {
                 Err(e)
             }
         }
+    }
+
+    /// Unpack a layer onto its parent, in the place of a work tree's draft.
+    pub(super) fn unpack_into(
+        &self,
+        work: &Draft,
+        recipe: &Path,
+        incoming: Incoming<'_>,
+    ) -> Result<(layer::Summary, Verified)> {
+        let tree = tree_at(work.place().to_path_buf(), work.record());
+        match self.parent_tree(work.record())? {
+            Some(parent) => self.backend.clone_tree(&parent, &tree, Access::Writable, None)?,
+            None => {
+                self.backend.create(&tree, None)?;
+                // A tar without an entry for its root would leave the time of now there: no two loads alike.
+                set_epoch(&tree.root())?;
+            }
+        }
+        self.stream_into(&tree.root(), recipe, incoming)
     }
 
     fn stream_into(&self, root: &Path, recipe: &Path, incoming: Incoming<'_>) -> Result<(layer::Summary, Verified)> {

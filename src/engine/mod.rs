@@ -15,6 +15,7 @@ use crate::{Error, Kind, Result};
 
 pub mod bundle;
 pub mod census;
+pub mod check;
 pub mod commit;
 pub mod container;
 pub mod containerd;

@@ -22,6 +22,7 @@ use super::home::{self, BackendKind, Home};
 use super::pool::{Creation, Pool, PoolFs};
 use super::{Engine, Settings};
 use crate::backend::Backend;
+use crate::store::survey::{self, Survey};
 use crate::store::{self, Identity, Lock, Store};
 use crate::{Context, Error, Kind, Result};
 
@@ -133,18 +134,58 @@ impl Engine {
         let instance = backend.instance()?;
         let highest_group = || Ok(backend.highest_group()?.map(|group| group.0));
         let store = Store::open(&settings.root, entered.identity, &instance, &highest_group)?;
-        Ok(Self {
+        Ok(Self::of(settings, store, backend, pool, entered.lock))
+    }
+
+    /// The store as it is on disk, which nothing is made, mended or upgraded in: its engine can only look. With what a look at
+    /// the whole of it found.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no store; `Unsupported` for one of another schema.
+    pub(super) fn look_only(settings: Settings) -> Result<(Self, Survey)> {
+        let root = settings.root.clone();
+        (|| {
+            require_root()?;
+            let pool = attached_pool(&root)?;
+            let none = || Error::new(Kind::NotFound, "there is no store");
+            let lock = match store::lock_root(&root, Lock::Shared) {
+                Err(e) if e.kind() == Kind::NotFound => return Err(none()),
+                lock => lock?,
+            };
+            let identity = Identity::read(&root)
+                .map_err(|e| match e.kind() {
+                    Kind::Unsupported => Error::new(e.kind(), e.to_string())
+                        .with_hint("any other command upgrades an older store; a newer one needs a newer reflinkd"),
+                    _ => e,
+                })?
+                .ok_or_else(none)?;
+            let backend = BackendKind::named(&identity.backend)?.open(&root, identity.group_prefix)?;
+            let survey = survey::look(&root, &backend.instance()?)?;
+            let store = Store::of_survey(&root, identity, &survey)?;
+            Ok((Self::of(settings, store, backend, pool, lock), survey))
+        })()
+        .context(|| format!("cannot check the store at {}", root.display()))
+    }
+
+    fn of(
+        settings: Settings,
+        store: Store,
+        backend: Box<dyn Backend>,
+        pool: Option<Pool>,
+        lock: Option<File>,
+    ) -> Self {
+        Self {
             settings,
             store,
             backend,
             pool,
-            lock: entered.lock,
+            lock,
             cancelled: Arc::new(AtomicBool::new(false)),
             removed: AtomicBool::new(false),
             diff_sizes: super::keyed::Counted::default(),
             usages: super::containerd::Usages::default(),
             claims: super::containerd::Claims::default(),
-        })
+        }
     }
 }
 

@@ -42,6 +42,8 @@ impl Store {
             let place = self.place(uuid);
             match state {
                 State::Ready => {}
+                // It was acknowledged: what is missing of it is for a repair to make again.
+                State::Making if self.is_needed(&record)? => {}
                 _ if exists(&place)? => debris.push(Held { record, state, place, _lock: lock }),
                 _ => self.forget_row_if_unsettled(uuid)?,
             }
@@ -88,6 +90,18 @@ impl Store {
     /// Remove any place whose tree has been destroyed: only by who has the store for itself.
     pub fn remove_any(&self, place: &Path) -> Result<()> {
         remove_place(place)
+    }
+
+    /// Whether other trees, or an image, are based on it.
+    fn is_needed(&self, record: &Record) -> Result<bool> {
+        if record.layer().is_none() {
+            return Ok(false);
+        }
+        if self.index().has_children(record.uuid)? {
+            return Ok(true);
+        }
+        // Where an image can't be read nothing is unneeded.
+        Ok(self.images().map_or(true, |images| images.iter().any(|image| image.top == Some(record.uuid))))
     }
 
     fn forget_row_if_unsettled(&self, uuid: Uuid) -> Result<()> {

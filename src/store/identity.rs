@@ -12,8 +12,10 @@ use crate::{Context, Error, Kind, Result};
 /// The on-disk format that this program reads and writes. What each number brought is told in `upgrade`.
 pub const SCHEMA: u32 = 6;
 
-const DIRECTORIES: [&str; 4] = ["snapshots", "images", "blobs", "blobs/sha256"];
-const LOCK_FILES: [&str; 8] = {
+/// Below ROOT.
+pub(super) const DIRECTORIES: [&str; 4] = ["snapshots", "images", "blobs", "blobs/sha256"];
+/// Below ROOT. Their contents are empty, and stay so.
+pub(super) const LOCK_FILES: [&str; 8] = {
     let [next, working, stop] = super::tending::FILES;
     ["images/lock", "images/load.lock", "index.lock", "index.turn", super::places::FILE, next, working, stop]
 };

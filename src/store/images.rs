@@ -36,7 +36,7 @@ pub struct Image {
 /// The right to change images, until dropped.
 #[derive(Debug)]
 pub struct ImagesGuard<'a> {
-    store: &'a Store,
+    pub(super) store: &'a Store,
     _lock: Option<File>,
 }
 
@@ -96,7 +96,7 @@ impl Store {
         self.root.join("images")
     }
 
-    fn blob_path(&self, digest_hex: &str) -> Result<PathBuf> {
+    pub(super) fn blob_path(&self, digest_hex: &str) -> Result<PathBuf> {
         // A digest becomes a file name only here; whatever else reached us, this can't leave the directory.
         if digest_hex.len() != 64 || !digest_hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(Error::new(Kind::Invalid, format!("{digest_hex:?} is not a sha256 digest")));

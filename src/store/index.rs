@@ -91,6 +91,13 @@ pub(super) enum Opened {
     Unwritable,
 }
 
+/// What a look at an index found.
+pub(super) enum Looked {
+    Missing,
+    Torn(String),
+    Whole { instance: Option<String>, next_group: Option<u32>, rows: Vec<(Record, State)> },
+}
+
 impl Index {
     pub(super) fn open(path: &Path) -> Result<Opened> {
         if !path.exists() {
@@ -138,6 +145,49 @@ impl Index {
             Ok(db) => Ok(Some(Self { db, turns, private: false })),
             Err(e) if e.sqlite_error_code().is_some_and(is_unwritable) => Ok(None),
             Err(e) => Err(failed(&e)),
+        }
+    }
+
+    /// What is in the index at `path`, of which a copy is opened elsewhere: looking must not change it, and SQLite would
+    /// finish or undo what somebody who was killed left in the journal.
+    pub(super) fn look(path: &Path) -> Result<Looked> {
+        let copies = tempfile::tempdir().context(|| "make a directory for a copy of the index")?;
+        let copy = copies.path().join("index.db");
+        {
+            let turns = Turns::existing(&path.with_extension("turn"));
+            let _turn = turns.take(Lock::Shared)?;
+            for suffix in ["", "-journal"] {
+                let name = |path: &Path| {
+                    let mut name = path.as_os_str().to_owned();
+                    name.push(suffix);
+                    std::path::PathBuf::from(name)
+                };
+                match std::fs::copy(name(path), name(&copy)) {
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound && suffix.is_empty() => {
+                        return Ok(Looked::Missing);
+                    }
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(e).context(|| format!("copy {}", path.display()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let index = match Self::open(&copy) {
+            Ok(Opened::Usable(index)) => index,
+            Ok(_) => return Ok(Looked::Torn("it is no index".into())),
+            Err(e) => return Ok(Looked::Torn(e.to_string())),
+        };
+        let sound: String = match index.db.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)) {
+            Ok(sound) => sound,
+            Err(e) => return Ok(Looked::Torn(e.to_string())),
+        };
+        if sound != "ok" {
+            return Ok(Looked::Torn(sound.lines().collect::<Vec<_>>().join(" ")));
+        }
+        match (index.fact("instance"), index.fact("next_group"), index.many("TRUE", params![])) {
+            (Ok(instance), Ok(next_group), Ok(rows)) => Ok(Looked::Whole { instance, next_group, rows }),
+            (Err(e), ..) | (_, Err(e), _) | (.., Err(e)) => Ok(Looked::Torn(e.to_string())),
         }
     }
 
@@ -223,6 +273,11 @@ impl Index {
         Ok(found.into_iter().map(|(record, _)| record).collect())
     }
 
+    /// Whether any tree, ready or not, was cloned from this one.
+    pub(super) fn has_children(&self, uuid: Uuid) -> Result<bool> {
+        Ok(!self.uuids("SELECT uuid FROM snapshots WHERE parent = ?1 LIMIT 1", params![uuid.to_string()])?.is_empty())
+    }
+
     /// The spares of a tree that are whole.
     pub(super) fn spares_of(&self, parent: Uuid) -> Result<Vec<Uuid>> {
         self.uuids(
@@ -298,19 +353,28 @@ impl Change<'_> {
 
     /// Add the row of a record found on disk. If damage gave two trees one name, the one that comes later stays
     /// reachable all the same: a container by another name, another tree by those that are based on it.
-    pub(super) fn adopt(&self, mut record: Record, state: State) -> Result<()> {
+    pub(super) fn adopt(&self, record: Record, state: State) -> Result<()> {
+        let (uuid, name) = (record.uuid, record.name().map(str::to_string));
+        if self.adopt_quietly(record, state)? {
+            tracing::warn!(%uuid, name, "another tree has its name");
+        }
+        Ok(())
+    }
+
+    /// [`Change::adopt`], and whether another tree has its name.
+    pub(super) fn adopt_quietly(&self, mut record: Record, state: State) -> Result<bool> {
         match self.put(&record, state) {
             Err(e) if e.kind() == Kind::Exists => {}
-            other => return other,
+            other => return other.map(|()| false),
         }
         if let Content::Container(container) = &mut record.content {
             container.name = format!("{}-{}", container.name, record.uuid.simple());
         }
-        tracing::warn!(uuid = %record.uuid, name = record.name(), "another tree has its name");
         match self.put(&record, state) {
             Err(e) if e.kind() == Kind::Exists => self.put_as(&record, state, None, None),
             other => other,
         }
+        .map(|()| true)
     }
 
     /// Overwrite the row of a tree that is no more what its record says: nobody finds it by a name.

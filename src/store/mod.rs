@@ -11,8 +11,8 @@
 //! ROOT/doors/<owner>.json    what the client of a front door said when it began
 //! ROOT/blobs/sha256/<hex>    manifests and configurations, by digest
 //! ROOT/index.db              SQLite; see `index`
-//! ROOT/index.current         there while the index is as good as the records; removing it (which works on
-//!                            a full disk) makes the next one who opens rebuild the index
+//! ROOT/index.current         there while the index is as good as the records, with the mount that it was made under;
+//!                            removing it (which works on a full disk) makes the next one who opens rebuild the index
 //! ROOT/index.lock            held while the index is rebuilt
 //! ROOT/index.turn            held while the index is used; see `turn`
 //! ROOT/tend.*                who works in the background; see `tending`
@@ -66,11 +66,13 @@ mod identity;
 mod images;
 mod index;
 mod keyed;
+pub mod mend;
 mod places;
 mod record;
 mod relatives;
 mod scan;
 mod spares;
+pub mod survey;
 mod tending;
 #[cfg(test)]
 mod tests;

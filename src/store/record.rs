@@ -25,7 +25,7 @@ const SPILLED: &[u8] = b"record.json";
 const LONGEST_ATTRIBUTE: usize = 3800;
 
 /// The front door that made a tree. No door's clean-up takes another's.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Owner(String);
 
@@ -469,6 +469,11 @@ impl Record {
             Err(e) => Err(e).context(|| format!("fgetxattr {} {ATTRIBUTE}", path.display())),
         }
     }
+}
+
+/// Whether a name in a place is that of a record's spill file, or of one being written.
+pub(super) fn is_spill(name: &str) -> bool {
+    name == SPILL_FILE || Path::new(SPILL_FILE).with_extension("new") == Path::new(name)
 }
 
 /// Remove the spill file of a record, if it has one, and what a crash while it was written left.

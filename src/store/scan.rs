@@ -65,6 +65,24 @@ fn marker(root: &Path) -> PathBuf {
     root.join("index.current")
 }
 
+/// Which mount of which boot the index is said to be good for. `None` if nobody says so; empty text by older versions.
+pub(super) fn marked(root: &Path) -> Option<String> {
+    std::fs::read_to_string(marker(root)).ok()
+}
+
+/// Make the index anew from the records, and in a new file if the one there can't be trusted. Whoever has that open is told
+/// to try again.
+pub(super) fn make_anew(root: &Path, trusted: bool) -> Result<()> {
+    let _lock = files::lock_file(&root.join("index.lock"), Lock::Exclusive)?;
+    distrust_index(root);
+    if !trusted {
+        for name in ["index.db", "index.db-journal"] {
+            files::remove(&root.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 fn usable(root: &Path, instance: &str) -> Result<Option<Index>> {
     if !marker(root).exists() {
         return Ok(None);
@@ -114,7 +132,7 @@ fn rebuild(root: &Path, instance: &str, highest_group: &dyn Fn() -> Result<Optio
         Err(e) => return Err(e),
     }
     // Without the marker the next opener rebuilds again: slower, never wrong.
-    let _ = durable::create(&marker(root));
+    let _ = durable::write(&marker(root), instance.as_bytes());
     Ok(index)
 }
 
@@ -132,6 +150,19 @@ fn fill(root: &Path, index: &mut Index, instance: Option<&str>, highest_group: O
         change.set_fact("next_group", &next_group)?;
         instance.map_or(Ok(()), |instance| change.set_fact("instance", &instance))
     })
+}
+
+/// What a record says together with what is at `fs` and `fs.new` beside it.
+pub(super) fn state_of(record: &Record, tree: bool, second: bool) -> State {
+    // A tree appears by one atomic and durable step, so a record with a tree is whole, whoever works on it now.
+    match record.content {
+        Content::Work => State::Making,
+        _ if record.is_without_tree() => State::Ready,
+        _ if !tree => State::Making,
+        // The record says so before there is a second tree; the tree alone would be named by nobody.
+        _ if record.replacing || second => State::Replacing,
+        _ => State::Ready,
+    }
 }
 
 fn read_places(root: &Path) -> Result<Vec<(Record, State)>> {
@@ -155,15 +186,7 @@ fn read_places(root: &Path) -> Result<Vec<(Record, State)>> {
             tracing::warn!("{} is damaged: it holds the record of {}", place.display(), record.uuid);
             continue;
         }
-        // A tree appears by one atomic and durable step, so a record with a tree is whole, whoever works on it now.
-        let state = match record.content {
-            Content::Work => State::Making,
-            _ if record.is_without_tree() => State::Ready,
-            _ if !place.join("fs").exists() => State::Making,
-            // The record says so before there is a second tree; the tree alone would be named by nobody.
-            _ if record.replacing || place.join("fs.new").exists() => State::Replacing,
-            _ => State::Ready,
-        };
+        let state = state_of(&record, place.join("fs").exists(), place.join("fs.new").exists());
         found.push((record, state));
     }
     // Of two records with one name the older keeps it; but none that isn't whole keeps one from a whole tree, such as a key

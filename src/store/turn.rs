@@ -31,6 +31,11 @@ impl Turns {
         Self { file, path: path.to_path_buf() }
     }
 
+    /// The queue at `path` if there is one: for who must not make it.
+    pub(super) fn existing(path: &Path) -> Self {
+        Self { file: File::open(path).ok(), path: path.to_path_buf() }
+    }
+
     /// For an index that nobody else sees.
     pub(super) fn none() -> Self {
         Self { file: None, path: PathBuf::new() }

@@ -27,6 +27,12 @@ pub fn create(path: &Path) -> io::Result<File> {
     File::create(path)
 }
 
+/// A small file with this content, which whoever reads it can do without.
+pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    step("write", path);
+    std::fs::write(path, content)
+}
+
 /// fsync(2): a file's contents, or the names in a directory.
 pub fn fsync(file: impl AsFd, path: &Path) -> rustix::io::Result<()> {
     step("fsync", path);

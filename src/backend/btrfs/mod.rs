@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crate::backend::changes::{Changes, Comparison};
 use crate::backend::{
-    Access, Backend, CloneCost, GroupId, Leftover, Measured, Nested, Own, OwnNow, QuotaMode, Quotas, SizeMethod,
+    Access, Backend, Charge, CloneCost, GroupId, Leftover, Measured, Nested, Own, OwnNow, QuotaMode, Quotas, SizeMethod,
     Space, Tree, TreeState, Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
@@ -42,6 +42,7 @@ mod quota;
 mod reclaim;
 pub mod root;
 mod state;
+mod touched;
 mod tree;
 
 /// A mounted Btrfs filesystem.
@@ -200,6 +201,30 @@ impl Backend for Btrfs {
 
     fn made(&self, tree: &Tree) -> Result<Option<Vec<PathBuf>>> {
         self.made_in(tree).map(Some)
+    }
+
+    fn touched(&self, tree: &Tree) -> Result<Option<Vec<PathBuf>>> {
+        self.touched_in(tree).map(Some)
+    }
+
+    /// By the flag alone: of a tree that was made read-only all is on disk, and nobody can have it open for writing.
+    fn set_read_only(&self, tree: &Tree, read_only: bool) -> Result<()> {
+        let root = tree::open_tree(tree)?;
+        btrfs::subvol::set_read_only(&root, read_only)
+            .context(|| format!("BTRFS_IOC_SUBVOL_SETFLAGS {}", tree.root().display()))?;
+        self.commit()
+    }
+
+    fn charge(&self, tree: &Tree) -> Result<Option<Charge>> {
+        self.charge_of(tree)
+    }
+
+    fn foreign_trees(&self) -> Result<Vec<PathBuf>> {
+        self.subvolumes_outside()
+    }
+
+    fn is_cleaning(&self) -> Result<bool> {
+        Ok(!search::orphans(&self.fd).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))?.is_empty())
     }
 
     fn overhead(&self, _trees: &[&Tree]) -> Result<u64> {

@@ -42,9 +42,9 @@ const EVERYTHING: Look = Look { content: true, below: true };
 const ITSELF: Look = Look { content: false, below: false };
 
 /// Directory and name, of each name of an inode.
-type Names = Vec<(Vec<u8>, Vec<u8>)>;
+pub(super) type Names = Vec<(Vec<u8>, Vec<u8>)>;
 /// Device and inode.
-type Identity = (u64, u64);
+pub(super) type Identity = (u64, u64);
 
 impl Reflink {
     pub(super) fn changes_of(&self, wanted: &Comparison<'_>) -> Result<Changes> {
@@ -111,7 +111,7 @@ fn speaking_of(root: &OwnedFd, tree: &Tree, parent: &Tree) -> Result<Option<Mani
 
 /// What the walk goes by, and what it has met of it.
 #[derive(Debug)]
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     manifest: &'a Manifest,
     /// For messages.
     root: &'a Path,
@@ -137,7 +137,7 @@ struct Met {
 }
 
 impl<'a> Walk<'a> {
-    fn new(manifest: &'a Manifest, root: &'a Path, tree: &OwnedFd) -> Result<Self> {
+    pub(super) fn new(manifest: &'a Manifest, root: &'a Path, tree: &OwnedFd) -> Result<Self> {
         let device = rustix::fs::fstat(tree).context(|| "stat the root")?.st_dev;
         let flags = |count| (0..count).map(|_| AtomicBool::new(false)).collect();
         let directories = manifest.directories();
@@ -148,7 +148,7 @@ impl<'a> Walk<'a> {
     }
 
     /// All that may differ, and the names of each inode of the tree that has several.
-    fn plan(self, tree: &OwnedFd) -> Result<(Plan, HashMap<Identity, Names>)> {
+    pub(super) fn plan(self, tree: &OwnedFd) -> Result<(Plan, HashMap<Identity, Names>)> {
         let mut plan = Plan::new();
         plan.entry(Vec::new()).or_default().itself = true;
         let mut links: HashMap<Identity, Names> = HashMap::new();

@@ -60,6 +60,7 @@ mod measure;
 mod place;
 mod quota;
 mod rollback;
+mod touched;
 mod trash;
 mod tree;
 mod walk;
@@ -272,6 +273,10 @@ impl Backend for Reflink {
 
     fn changes(&self, wanted: &Comparison<'_>) -> Result<Changes> {
         self.changes_of(wanted)
+    }
+
+    fn touched(&self, tree: &Tree) -> Result<Option<Vec<PathBuf>>> {
+        self.touched_in(tree)
     }
 
     /// As of when each tree was made: inodes at the filesystem's size of one (an estimate on Btrfs), blocks of

@@ -3,6 +3,7 @@
 use super::{format, output::Output};
 
 pub(super) mod bundle;
+pub(super) mod check;
 pub(super) mod clone;
 pub(super) mod commit;
 pub(super) mod completions;

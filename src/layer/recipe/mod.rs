@@ -85,6 +85,22 @@ pub fn plain_size(recipe: &Path) -> Result<u64> {
     codec::Pieces::open(recipe).map(|pieces| pieces.plain_size())
 }
 
+/// Read all of a recipe, without a tree.
+///
+/// # Errors
+/// `NotFound` if there is no recipe, [`Kind::Damaged`] if any of it is damaged.
+pub fn verify(recipe: &Path) -> Result<()> {
+    let mut pieces = codec::Pieces::open(recipe)?;
+    while let Some(piece) = pieces.next()? {
+        if let codec::Piece::Literal(mut length) = piece {
+            while length > 0 {
+                length -= pieces.literal(length)?.len() as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn damaged(recipe: &Path, why: impl std::fmt::Display) -> Error {
     Error::new(Kind::Damaged, format!("the recipe {} is damaged: {why}", recipe.display()))
 }

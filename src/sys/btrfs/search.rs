@@ -366,9 +366,20 @@ pub fn qgroups(any: &BtrfsFd, ids: RangeInclusive<u64>) -> nix::Result<Vec<Qgrou
 
 /// Whether quota group `id` has any limit (`struct btrfs_qgroup_limit_item`), as of the last commit.
 pub fn is_limited(any: &BtrfsFd, id: u64) -> nix::Result<bool> {
+    Ok(limit(any, id)?.is_some())
+}
+
+/// The lower of the limits of quota group `id`, in bytes (`struct btrfs_qgroup_limit_item`); `None` without any.
+pub fn limit(any: &BtrfsFd, id: u64) -> nix::Result<Option<u64>> {
     let key = Key::new(0, raw::QGROUP_LIMIT, id);
     let mut search = Search::new(any, raw::QUOTA_TREE, key, key);
-    Ok(search.next_item()?.map(|item| item.le64(0)).transpose()?.is_some_and(|flags| flags != 0))
+    let Some(item) = search.next_item()? else { return Ok(None) };
+    // flags, max_rfer, max_excl
+    let flags = item.le64(0)?;
+    let referenced = (flags & raw::LIMIT_MAX_RFER != 0).then(|| item.le64(8)).transpose()?;
+    let exclusive = (flags & raw::LIMIT_MAX_EXCL != 0).then(|| item.le64(16)).transpose()?;
+    let other = (flags & !(raw::LIMIT_MAX_RFER | raw::LIMIT_MAX_EXCL) != 0).then_some(u64::MAX);
+    Ok([referenced, exclusive, other].into_iter().flatten().min())
 }
 
 /// For each group with its id in `ids`: the groups it is a member of, and its members.
