@@ -14,6 +14,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
 use super::Engine;
 use crate::backend::Tree;
 use crate::backend::remove::remove_tree;
@@ -54,6 +56,18 @@ impl Engine {
             return Err(Error::new(Kind::InUse, format!("something else is mounted at {}", root.display())));
         }
         bind::mount_read_only(&shown, &root)
+    }
+
+    /// Let the views of a layer show the tree that is in its place now. Who has an old one open goes on in that.
+    pub(super) fn show_again(&self, layer: Uuid) -> Result<()> {
+        for view in self.store.list(TreeKind::Container)? {
+            let root = self.tree(&view).root();
+            if view.is_view() && view.parent == Some(layer) && mount::mounted_at(&root)?.is_some() {
+                unmount(self.tree(&view).place())?;
+                self.show_view(&view)?;
+            }
+        }
+        Ok(())
     }
 
     /// A process that uses a read-only container, not others of the same layer.

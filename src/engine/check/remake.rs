@@ -78,7 +78,7 @@ impl Engine {
         })();
         let done = made.and_then(|()| self.store.mended(held, record.clone()).map(drop));
         self.discard(work);
-        done
+        done.and_then(|()| self.show_again(record.uuid))
     }
 
     /// Whether a recipe and a tree make the tar of this digest.
