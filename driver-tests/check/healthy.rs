@@ -2,14 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use reflinkd::engine::check::Code;
-use serde_json::Value;
-
 use crate::hands;
 use crate::picture;
 use crate::store::Store;
 use crate::support::{Process, arg};
 use crate::world::{Ground, World};
+use reflinkd::engine::check::Code;
 
 fn a_healthy_store_is_never_touched(ground: Ground) {
     let store = Store::on(ground);
@@ -54,14 +52,14 @@ fn a_store_is_checked_on_a_read_only_filesystem() {
     let store = Store::on(Ground::SIMPLE);
     let (diff_id, place) = store.layer(0);
     std::fs::remove_file(place.join("recipe")).expect("unlink");
-    store.world.fs.remount("ro");
+    store.remount("ro");
     assert_eq!(store.found(&["--deep"]), [("recipe-missing".to_string(), diff_id)]);
 }
 
 #[test]
 fn after_a_remount_the_index_is_no_finding() {
     let store = Store::on(Ground::SIMPLE);
-    store.world.fs.remount("rw");
+    store.remount("rw");
     std::fs::write(store.world.root().join("index.db"), "torn by the power cut").expect("write");
     assert_eq!(store.found(&["--deep"]), []);
     // But what somebody was making is named before the next command clears it.
@@ -84,5 +82,4 @@ fn every_code_is_told_of() {
     let missing: Vec<_> =
         Code::ALL.iter().map(|code| code.as_str()).filter(|code| !told.contains(&format!("`{code}`"))).collect();
     assert_eq!(missing, [] as [&str; 0]);
-    let _: Value = Value::Null;
 }

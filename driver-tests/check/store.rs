@@ -44,7 +44,7 @@ impl Store {
         let label = format!("long={}", "x".repeat(5000));
         world.ok(&["create", "--image", "base", "--label", &label, "long"]);
         world.ok(&["create", "--image", "base", "--read-only", "view"]);
-        world.ok(&["snapshot", "web@then"]);
+        world.ok(&["snapshot", "web", "then"]);
         world.ok(&["commit", "web", "committed"]);
         world.ok(&["create", "--image", "committed", "onit"]);
         world.ok(&["clone", "web", "twin"]);
@@ -90,6 +90,12 @@ impl Store {
         crate::support::run("sync", &["-f", arg(self.world.fs.path())]);
     }
 
+    /// Unmount and mount again, the view's own mount too.
+    pub(crate) fn remount(&self, options: &str) {
+        crate::support::run("umount", &[arg(&self.world.tree("view"))]);
+        self.world.fs.remount(options);
+    }
+
     /// The layer at this place of the image's chain, the lowest first, or of the commit: diff ID and place.
     pub(crate) fn layer(&self, at: usize) -> (String, PathBuf) {
         let rows = self.world.rows(&["layers"]);
@@ -116,8 +122,11 @@ impl Store {
     }
 }
 
+/// Codes and objects, without what any removal leaves to `gc`.
 pub(crate) fn found(report: &Value) -> Vec<(String, String)> {
     let rows = report["findings"].as_array().expect("an array").iter();
     let text = |value: &Value| value.as_str().expect("text").to_string();
+    let of_removals = ["group-stale", "charge-dead", "trash-left"].map(Value::from);
+    let rows = rows.filter(|row| row["severity"] == "damage" || !of_removals.contains(&row["code"]));
     rows.map(|row| (text(&row["code"]), text(&row["object"]))).collect()
 }

@@ -10,12 +10,13 @@ use std::sync::atomic::AtomicBool;
 use super::known::{Known, blob_name};
 use super::remake::Part;
 use super::{Checked, Code, Finding, Remedy, charges, images};
+use crate::backend::Tree;
 use crate::engine::gc::PATIENCE;
 use crate::engine::load::Progress;
 use crate::engine::{Engine, Settings};
 use crate::oci::Source;
 use crate::store::survey::{Noted, Survey};
-use crate::store::{self, Image, Lock, Record, mend};
+use crate::store::{self, Content, Image, Lock, Record, mend};
 use crate::{Error, Kind, Result};
 
 /// What became of a finding.
@@ -65,6 +66,7 @@ pub(super) fn repair(
     }
     let mut engine = Engine::open(settings)?;
     engine.cancelled = cancelled;
+    repair.records(&engine, &wanted);
     repair.layers(&engine, &wanted)?;
     repair.others(&engine, &wanted);
     repair.left_by_the_dead(&engine, &wanted);
@@ -90,8 +92,7 @@ impl Repair<'_> {
             self.note(finding, done);
         }
         // The index goes by the records, and what it says of these is of before.
-        let records = |finding: &&&Finding| matches!(finding.code, Code::RecordMissing | Code::RecordUnreadable);
-        if wanted.iter().any(|finding| records(&finding))
+        if wanted.iter().any(|finding| is_of_record(finding))
             && let Err(e) = mend::make_index_anew(root, true)
         {
             tracing::warn!("cannot make the index anew: {e}");
@@ -104,6 +105,17 @@ impl Repair<'_> {
         let record = row.or_else(|| self.known.layers.get(&uuid));
         let record = record.ok_or_else(|| Error::new(Kind::NotFound, "nobody knows what it was"))?;
         mend::write_record(root, record)
+    }
+
+    /// Records that were written again by what images tell.
+    fn records(&mut self, engine: &Engine, wanted: &[&Finding]) {
+        for finding in wanted.iter().filter(|finding| is_of_record(finding)) {
+            let Some(uuid) = finding.uuid.filter(|uuid| self.survey.index.row(*uuid).is_none()) else { continue };
+            let Some(record) = self.known.layers.get(&uuid) else { continue };
+            if let Err(e) = self.complete(engine, record) {
+                tracing::warn!("cannot tell the size of layer {uuid}: {e}");
+            }
+        }
     }
 
     /// Layers, the lower ones first.
@@ -153,6 +165,21 @@ impl Repair<'_> {
             };
             self.note(finding, done);
         }
+    }
+
+    /// What an image doesn't tell of a layer, its tree does: the group that it is charged to, and its size.
+    fn complete(&self, engine: &Engine, record: &Record) -> Result<()> {
+        let group = engine.backend.charge(&engine.tree(record))?.and_then(|charge| charge.group);
+        let tree = Tree::new(engine.store.place(record.uuid), group);
+        let (method, bytes) = engine.backend.measure_for_good(&tree)?;
+        let completed = engine.store.update(record.uuid, |record| {
+            record.group = group.map(|group| group.0);
+            if let Content::Layer(layer) = &mut record.content {
+                (layer.size, layer.size_method) = (bytes, method.to_string());
+            }
+            Ok(())
+        });
+        completed.map(drop)
     }
 
     fn write_image(&self, engine: &Engine, finding: &Finding) -> Result<()> {
@@ -278,4 +305,8 @@ impl Repair<'_> {
             self.note(finding, failed.map_or(Ok(()), Err));
         }
     }
+}
+
+fn is_of_record(finding: &Finding) -> bool {
+    matches!(finding.code, Code::RecordMissing | Code::RecordUnreadable)
 }
