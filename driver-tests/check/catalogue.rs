@@ -44,8 +44,12 @@ impl Kind {
 
 const CONTAINERS: [&str; 4] = ["web", "long", "onit", "twin"];
 
-/// The trees of containers as they are, and which tree each place has.
-fn trees(store: &Store) -> (BTreeMap<&'static str, BTreeMap<PathBuf, String>>, BTreeMap<PathBuf, Option<u64>>) {
+/// What the trees of containers hold.
+type Held = BTreeMap<&'static str, BTreeMap<PathBuf, String>>;
+/// Which tree is at a path.
+type Roots = BTreeMap<PathBuf, Option<u64>>;
+
+fn trees(store: &Store) -> (Held, Roots) {
     let held = CONTAINERS.map(|name| (name, picture::of_tree(&store.world.tree(name))));
     let places = fs::read_dir(store.world.root().join("snapshots")).expect("read").flatten();
     // A view shows the tree of its layer.
@@ -60,7 +64,6 @@ pub(crate) fn each(store: &Store, kinds: &[Kind]) {
     assert_eq!(store.found(&["--deep"]), [], "before any damage");
     for kind in kinds {
         let name = kind.name;
-        eprintln!("{name}");
         let (held, roots) = trees(store);
         let diff = store.world.rows(&["diff", "web"]);
         let mut expected: Vec<_> =

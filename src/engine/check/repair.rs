@@ -16,7 +16,7 @@ use crate::engine::load::Progress;
 use crate::engine::{Engine, Settings};
 use crate::oci::Source;
 use crate::store::survey::{Noted, Survey};
-use crate::store::{self, Content, Image, Lock, Record, mend};
+use crate::store::{self, Content, Image, Lock, Record, State, mend};
 use crate::{Error, Kind, Result};
 
 /// What became of a finding.
@@ -91,8 +91,14 @@ impl Repair<'_> {
             };
             self.note(finding, done);
         }
-        // The index goes by the records, and what it says of these is of before.
-        if wanted.iter().any(|finding| is_of_record(finding))
+        // What the index says of these is of before; what it calls ready nobody would finish.
+        let settled = |finding: &Finding| match finding.uuid.map(|uuid| self.survey.index.row(uuid)) {
+            Some(Some((_, state))) => *state == State::Ready,
+            Some(None) => true,
+            None => false,
+        };
+        let wrong = |finding: &Finding| is_of_record(finding) || is_of_the_dead(finding) && settled(finding);
+        if wanted.iter().any(|finding| wrong(finding))
             && let Err(e) = mend::make_index_anew(root, true)
         {
             tracing::warn!("cannot make the index anew: {e}");
@@ -266,9 +272,7 @@ impl Repair<'_> {
 
     /// What dead processes left: finished or undone as the next verb would.
     fn left_by_the_dead(&mut self, engine: &Engine, wanted: &[&Finding]) {
-        let of_the_dead =
-            |code| matches!(code, Code::PlaceHalfMade | Code::PlaceHalfRemoved | Code::PlaceHalfReplaced);
-        let findings: Vec<_> = wanted.iter().filter(|finding| of_the_dead(finding.code)).collect();
+        let findings: Vec<_> = wanted.iter().filter(|finding| is_of_the_dead(finding)).collect();
         if findings.is_empty() {
             return;
         }
@@ -309,4 +313,8 @@ impl Repair<'_> {
 
 fn is_of_record(finding: &Finding) -> bool {
     matches!(finding.code, Code::RecordMissing | Code::RecordUnreadable)
+}
+
+fn is_of_the_dead(finding: &Finding) -> bool {
+    matches!(finding.code, Code::PlaceHalfMade | Code::PlaceHalfRemoved | Code::PlaceHalfReplaced)
 }
