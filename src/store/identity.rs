@@ -59,6 +59,25 @@ fn damaged(path: &Path, error: &serde_json::Error) -> Error {
     Error::new(Kind::Damaged, format!("{} is damaged: {error}", path.display()))
 }
 
+/// Make the directories and lock files of the store at `root` that aren't there.
+pub(super) fn make_parts(root: &Path) -> Result<()> {
+    for directory in DIRECTORIES {
+        let path = root.join(directory);
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(e).context(|| format!("mkdir {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    // Now rather than when they are first needed: the disk may be full then.
+    for file in LOCK_FILES {
+        let path = root.join(file);
+        files::make_lock_file(&path).context(|| format!("create {}", path.display()))?;
+    }
+    Ok(())
+}
+
 impl Identity {
     /// The identity of the store at `root`; `None` if there is no store.
     ///
@@ -84,20 +103,7 @@ impl Identity {
         if let Some(identity) = Self::read(root)? {
             return Ok(identity);
         }
-        for directory in DIRECTORIES {
-            let path = root.join(directory);
-            match durable::mkdir(&path, 0o700) {
-                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(e).context(|| format!("mkdir {}", path.display()));
-                }
-                _ => {}
-            }
-        }
-        // Now rather than when they are first needed: the disk may be full then.
-        for file in LOCK_FILES {
-            let path = root.join(file);
-            files::make_lock_file(&path).context(|| format!("create {}", path.display()))?;
-        }
+        make_parts(root)?;
         let uuid = Uuid::new_v4();
         let [high, low, ..] = *uuid.as_bytes();
         let identity = Self {

@@ -8,14 +8,14 @@ use uuid::Uuid;
 
 use super::files::{self, Lock};
 use super::index::Change;
-use super::places;
 use super::record::Record;
-use super::{Content, Draft, Held, Image, ImagesGuard, State, Store, open_place, scan, survey};
+use super::{Content, Draft, Held, Image, ImagesGuard, State, Store, open_place, scan};
+use super::{identity, places};
 use crate::{Context, Error, Kind, Result};
 
 /// Make the directories and lock files that are missing from the store at `root`.
 pub fn make_missing(root: &Path) -> Result<()> {
-    survey::make_directories(root)
+    identity::make_parts(root)
 }
 
 /// Keep others out of a directory of the store; a group that was let through stays.

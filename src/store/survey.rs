@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::identity::{DIRECTORIES, LOCK_FILES};
 use super::index::{Index, Looked};
 use super::record::Record;
-use super::{Identity, Image, State, Store, files, places, recipe, record, scan};
-use crate::{Kind, Result};
+use super::{Identity, Image, State, Store, places, recipe, record, scan};
+use crate::{Context, Result};
 
 /// What was found.
 #[derive(Debug)]
@@ -241,7 +241,7 @@ fn look_at_doors(root: &Path) -> Result<Vec<(PathBuf, String)>> {
 fn names_in(directory: &Path) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(directory) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => crate::Context::context(entries, || format!("read {}", directory.display()))?,
+        entries => entries.context(|| format!("read {}", directory.display()))?,
     };
     let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
@@ -255,7 +255,7 @@ fn foreign_in(directory: &Path, is_ours: &dyn Fn(&str) -> bool) -> Result<Vec<Pa
 
 /// Whether a name below ROOT is one of the store's, or of a step of one that was cut short.
 fn is_ours(name: &str) -> bool {
-    const OTHERS: [&str; 9] = [
+    const OTHERS: [&str; 8] = [
         "store.json",
         "store.new",
         "doors",
@@ -264,8 +264,8 @@ fn is_ours(name: &str) -> bool {
         "index.db-journal",
         "index.current",
         // Of the filesystem, where ROOT is all of it.
+        // Of the filesystem, where ROOT is all of it.
         "lost+found",
-        ".reserve",
     ];
     DIRECTORIES.contains(&name)
         || LOCK_FILES.contains(&name)
@@ -298,7 +298,7 @@ fn open_to_others(root: &Path) -> Vec<(PathBuf, u32)> {
         .map(|name| root.join(name))
         .filter_map(|path| {
             let facts = path.symlink_metadata().ok().filter(|facts| !facts.file_type().is_symlink())?;
-            let strange = facts.uid() != 0 || facts.mode() & OTHERS != 0 || facts.file_type().is_socket();
+            let strange = facts.uid() != 0 || facts.mode() & OTHERS != 0;
             strange.then_some((path, facts.mode() & 0o7777))
         })
         .collect()
@@ -318,28 +318,4 @@ pub fn is_same(row: &Record, record: &Record) -> bool {
     row == record
         || nameless(row) == nameless(record)
             && row.name().is_some_and(|name| name.ends_with(&row.uuid.simple().to_string()))
-}
-
-/// Whether an error means that something else is there than should be, rather than that it couldn't be looked at.
-#[must_use]
-pub fn is_damage(kind: Kind) -> bool {
-    matches!(kind, Kind::Damaged | Kind::NotFound | Kind::Invalid | Kind::BadInput)
-}
-
-pub(super) fn make_directories(root: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    for name in DIRECTORIES {
-        let path = root.join(name);
-        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                return crate::Context::context(Err(e), || format!("mkdir {}", path.display()));
-            }
-            _ => {}
-        }
-    }
-    for name in LOCK_FILES {
-        let path = root.join(name);
-        crate::Context::context(files::make_lock_file(&path), || format!("create {}", path.display()))?;
-    }
-    Ok(())
 }
