@@ -60,6 +60,7 @@ fn no_verb_runs_another_program_but_mkfs_xfs() {
         &["rm", "d"],
         &["rmi", "other", "base", "imported"],
         &["gc"],
+        &["check", "--deep"],
         &["quota", "status"],
         &["info"],
         &["destroy", "--yes"],
