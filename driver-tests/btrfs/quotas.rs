@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use reflinkd::Kind;
 use reflinkd::backend::{Access, Backend, GroupId, Guarantee, QuotaMode, SizeMethod, Tree, Want};
-use reflinkd::sys::btrfs::{BtrfsFd, qgroup, search};
+use reflinkd::sys::btrfs::{BtrfsFd, qgroup, quota_tree};
 
 use super::pool::*;
 
@@ -96,7 +96,7 @@ fn reclaim_drops_what_nothing_is_charged_to() {
     assert_eq!(btrfs.reclaim(&BTreeSet::new(), PATIENCE).unwrap(), 3);
     assert!(btrfs.trim().unwrap() > 0);
     assert_eq!(btrfs.leftovers(&BTreeSet::new()).unwrap(), []);
-    let groups = search::qgroups(&fd, 0..=u64::MAX).unwrap();
+    let groups = quota_tree::qgroups(&fd, 0..=u64::MAX).unwrap();
     let ids: Vec<_> = groups.iter().map(|g| g.id).collect();
     assert_eq!(ids, [&[5], &foreign[..]].concat(), "only what was there before");
     let after = btrfs.space().unwrap();
@@ -135,7 +135,7 @@ fn full_quotas_keep_no_groups_of_destroyed_trees() {
     btrfs.destroy(&web).unwrap();
     btrfs.destroy(&base).unwrap();
     btrfs.reclaim(&BTreeSet::new(), PATIENCE).unwrap();
-    let groups = search::qgroups(&BtrfsFd::open(&pool.root).unwrap(), 0..=u64::MAX).unwrap();
+    let groups = quota_tree::qgroups(&BtrfsFd::open(&pool.root).unwrap(), 0..=u64::MAX).unwrap();
     assert_eq!(groups.iter().map(|g| g.id).collect::<Vec<_>>(), [5]);
     assert_eq!(btrfs.quota_mode().unwrap(), QuotaMode::Full);
 }

@@ -97,13 +97,13 @@ pub(crate) fn what_a_crash_left_beside_it_goes(f: &Fixture) {
 pub(crate) fn a_sealed_tree_can_be_written_to_again(f: &Fixture) {
     let (_, tree) = sealed(f);
     let before = f.charged(&tree);
-    f.backend.unseal(&tree).expect("unseal");
+    f.backend.set_read_only(&tree, false).expect("unseal");
     assert!(!f.backend.is_read_only(&tree).expect("look"));
     write_random(&tree.root().join("more"), MIB);
     let after = f.charged(&tree);
     assert!(after >= before + MIB, "{before} and then {after}");
     // One that isn't sealed stays as it is, and it can be sealed again.
-    f.backend.unseal(&tree).expect("unseal it again");
+    f.backend.set_read_only(&tree, false).expect("unseal it again");
     f.backend.seal(&tree).expect("seal it again");
     assert!(f.backend.is_read_only(&tree).expect("look"));
     assert_eq!(fs::metadata(tree.root().join("more")).expect("stat").len(), MIB);

@@ -109,8 +109,8 @@ impl Backend for Double {
         self.inner.seal(tree)
     }
 
-    fn unseal(&self, tree: &Tree) -> Result<()> {
-        self.inner.unseal(tree)
+    fn set_read_only(&self, tree: &Tree, read_only: bool) -> Result<()> {
+        self.inner.set_read_only(tree, read_only)
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {

@@ -49,7 +49,7 @@ use std::path::{Path, PathBuf};
 use rangemap::RangeSet;
 
 use self::changes::{Changes, Comparison};
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 
 pub mod btrfs;
 pub mod changes;
@@ -296,9 +296,6 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// As [`Backend::clone_tree`]; then the tree is as it was.
     fn seal(&self, tree: &Tree) -> Result<(SizeMethod, u64)>;
 
-    /// Undo [`Backend::seal`] of a tree that nothing is based on. Durable with the next commit of the filesystem.
-    fn unseal(&self, tree: &Tree) -> Result<()>;
-
     /// Put a fresh writable clone of `from` in the place of `tree`'s tree by one atomic exchange; the path
     /// never vanishes, and it is durable on return. `fresh` is `tree` with the group for its new writes.
     /// The old tree is destroyed. After a crash either tree is at `fs`, and [`Backend::settle`] removes the other.
@@ -410,10 +407,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
-    /// Let a tree refuse writes again, or take them again, that somebody else made do otherwise.
-    fn set_read_only(&self, tree: &Tree, _read_only: bool) -> Result<()> {
-        Err(Error::new(Kind::Unsupported, format!("{} can't be told to refuse writes", tree.root().display())))
-    }
+    /// Let a tree refuse writes, or take them, by its mark alone: to undo a [`Backend::seal`], or what somebody else did. Not to
+    /// seal one: what is in memory of it is not made durable, and where the mark is the filesystem's, whoever has it open goes on
+    /// writing.
+    fn set_read_only(&self, tree: &Tree, read_only: bool) -> Result<()>;
 
     /// Which group a tree is charged to, and the limit on that. `None` where charges aren't by group.
     fn charge(&self, _tree: &Tree) -> Result<Option<Charge>> {

@@ -134,7 +134,7 @@ impl Engine {
         let group = self.backend.settle(held.place())?.map(|group| group.0);
         // That it is sealed is written down, or hasn't been.
         if held.record().keyed().is_some_and(|keyed| keyed.stage == Stage::Active) {
-            self.backend.unseal(&self.tree(held.record()))?;
+            self.backend.set_read_only(&self.tree(held.record()), false)?;
         }
         let fresh = fresh || group.is_some() && group != held.record().group;
         self.store.settle(held, group, fresh).map(|_| ())

@@ -63,7 +63,7 @@ fn damaged(path: &Path, error: &serde_json::Error) -> Error {
 pub(super) fn make_parts(root: &Path) -> Result<()> {
     for directory in DIRECTORIES {
         let path = root.join(directory);
-        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+        match durable::mkdir(&path, 0o700) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(e).context(|| format!("mkdir {}", path.display()));
             }

@@ -1,6 +1,5 @@
 //! Steps of a repair that no verb takes: each makes one damaged thing what it was, and touches nothing else.
 
-use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -11,6 +10,7 @@ use super::index::Change;
 use super::record::Record;
 use super::{Content, Draft, Held, Image, ImagesGuard, State, Store, open_place, scan};
 use super::{identity, places};
+use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// Make the directories and lock files that are missing from the store at `root`.
@@ -23,7 +23,7 @@ pub fn close(directory: &Path) -> Result<()> {
     let what = || format!("chmod {}", directory.display());
     let mode = std::fs::metadata(directory).context(what)?.permissions().mode();
     std::os::unix::fs::chown(directory, Some(0), None).context(what)?;
-    std::fs::set_permissions(directory, Permissions::from_mode(mode & 0o0770)).context(what)
+    durable::chmod(directory, mode & 0o0770).context(what)
 }
 
 /// Let the next who opens the store at `root` make its index anew: in a new file unless the one there is `sound`.
@@ -38,7 +38,7 @@ pub fn write_record(root: &Path, record: &Record) -> Result<()> {
     let _lock = places::lock(root, record.uuid, Lock::TryExclusive)?.ok_or_else(busy)?;
     let directory = open_place(&place)?;
     record.write(&directory, &place)?;
-    directory.sync_all().context(|| format!("fsync {}", place.display()))
+    durable::fsync(&directory, &place).context(|| format!("fsync {}", place.display()))
 }
 
 impl Store {
@@ -53,7 +53,7 @@ impl Store {
     /// is to be made in it.
     pub fn begin_again(&self, record: &Record) -> Result<Held> {
         let held = self.hold_damaged(record)?;
-        std::fs::create_dir(&held.place).context(|| format!("mkdir {}", held.place.display()))?;
+        durable::mkdir(&held.place, 0o777).context(|| format!("mkdir {}", held.place.display()))?;
         let directory = open_place(&held.place)?;
         self.reserving(|change| {
             change.put(record, State::Making)?;
@@ -75,7 +75,7 @@ impl Store {
     /// Move what a draft's maker wrote beside its tree to another place. Durable with that place's record.
     pub fn take_recipe(&self, from: &Draft, to: &Held) -> Result<()> {
         let (from, to) = (super::recipe(&from.place), super::recipe(&to.place));
-        std::fs::rename(&from, &to).context(|| format!("rename {} to {}", from.display(), to.display()))
+        durable::rename(&from, &to).context(|| format!("rename {} to {}", from.display(), to.display()))
     }
 
     /// Take a place away of which nothing is left but its record, and that nothing is based on.

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::{Btrfs, tree};
 use crate::backend::{GroupId, Leftover, QuotaMode, Tree};
 use crate::sys::btrfs::qgroup::{self, LimitOn};
-use crate::sys::btrfs::search::{self, QgroupInfo};
+use crate::sys::btrfs::quota_tree::{self, QgroupInfo};
 use crate::sys::btrfs::subvol;
 use crate::{Context, Error, Kind, Result};
 
@@ -49,7 +49,7 @@ impl Btrfs {
 
     /// Quota groups by their numbers; none if quotas are off.
     pub(super) fn qgroup_infos(&self, ids: RangeInclusive<u64>) -> Result<Vec<QgroupInfo>> {
-        match search::qgroups(&self.fd, ids) {
+        match quota_tree::qgroups(&self.fd, ids) {
             Err(Errno::ENOENT) => Ok(Vec::new()),
             other => other.context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2")),
         }
@@ -57,7 +57,7 @@ impl Btrfs {
 
     /// Members and groups of quota groups by their numbers; none if quotas are off.
     pub(super) fn qgroup_relations(&self, ids: RangeInclusive<u64>) -> Result<Vec<(u64, u64)>> {
-        match search::qgroup_relations(&self.fd, ids) {
+        match quota_tree::qgroup_relations(&self.fd, ids) {
             Err(Errno::ENOENT) => Ok(Vec::new()),
             other => other.context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2")),
         }
@@ -157,7 +157,7 @@ impl Btrfs {
         let call = || format!("limit {}", at.display());
         let Some(fd) = tree::open_subvolume(at)? else { return Ok(()) };
         let id = subvol::get_subvol_info(&fd).context(call)?.id;
-        if limit.is_none() && !search::is_limited(&self.fd, id).context(call)? {
+        if limit.is_none() && !quota_tree::is_limited(&self.fd, id).context(call)? {
             return Ok(());
         }
         qgroup::limit(&self.fd, id, LimitOn::Exclusive, limit).context(call)?;

@@ -6,7 +6,7 @@ use super::{Btrfs, tree};
 use crate::backend::{Backend, GroupId, Measured, Own, QuotaMode, SizeMethod, Tree, TreeSize, Want};
 use crate::sys::btrfs::search::{self, Change};
 use crate::sys::btrfs::subvol::{self, SubvolInfo};
-use crate::sys::btrfs::{BtrfsFd, SUBVOLUME_INODE};
+use crate::sys::btrfs::{BtrfsFd, SUBVOLUME_INODE, quota_tree};
 use crate::{Context, Result};
 
 impl Btrfs {
@@ -66,7 +66,7 @@ impl Btrfs {
     }
 
     /// One number of each quota group, by one search from the lowest to the highest.
-    fn charges(&self, groups: &[u64], number: fn(&search::QgroupInfo) -> u64) -> Result<HashMap<u64, u64>> {
+    fn charges(&self, groups: &[u64], number: fn(&quota_tree::QgroupInfo) -> u64) -> Result<HashMap<u64, u64>> {
         let (Some(first), Some(last)) = (groups.iter().min(), groups.iter().max()) else {
             return Ok(HashMap::new());
         };

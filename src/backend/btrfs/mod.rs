@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use crate::backend::changes::{Changes, Comparison};
 use crate::backend::{
-    Access, Backend, Charge, CloneCost, GroupId, Leftover, Measured, Nested, Own, OwnNow, QuotaMode, Quotas, SizeMethod,
-    Space, Tree, TreeState, Want,
+    Access, Backend, Charge, CloneCost, GroupId, Leftover, Measured, Nested, Own, OwnNow, QuotaMode, Quotas,
+    SizeMethod, Space, Tree, TreeState, Want,
 };
 use crate::sys::btrfs::{self, BtrfsFd, search, space};
 use crate::sys::durable;
@@ -119,12 +119,6 @@ impl Backend for Btrfs {
 
     fn seal(&self, tree: &Tree) -> Result<(SizeMethod, u64)> {
         self.seal_tree(tree)
-    }
-
-    fn unseal(&self, tree: &Tree) -> Result<()> {
-        let root = tree::open_tree(tree)?;
-        let call = || format!("BTRFS_IOC_SUBVOL_SETFLAGS {}", tree.root().display());
-        btrfs::subvol::set_read_only(&root, false).context(call)
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {
@@ -224,7 +218,7 @@ impl Backend for Btrfs {
     }
 
     fn is_cleaning(&self) -> Result<bool> {
-        Ok(!search::orphans(&self.fd).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))?.is_empty())
+        Ok(!search::orphans(&self.fd, None).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))?.is_empty())
     }
 
     fn overhead(&self, _trees: &[&Tree]) -> Result<u64> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{Btrfs, tree};
 use crate::backend::{Charge, QuotaMode, Tree};
 use crate::sys::btrfs::search::{self, Change};
-use crate::sys::btrfs::{SUBVOLUME_INODE, subvol};
+use crate::sys::btrfs::{SUBVOLUME_INODE, quota_tree, subvol};
 use crate::{Context, Result};
 
 /// Names that are looked for: enough to say what happened.
@@ -54,7 +54,7 @@ impl Btrfs {
         let group = self.group_of(tree)?;
         let limit = match group {
             Some(group) => {
-                search::limit(&self.fd, self.qgroup(group)).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))?
+                quota_tree::limit(&self.fd, self.qgroup(group)).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))?
             }
             None => None,
         };

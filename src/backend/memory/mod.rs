@@ -201,9 +201,9 @@ impl Backend for Memory {
         self.sync().map(|()| measured)
     }
 
-    fn unseal(&self, tree: &Tree) -> Result<()> {
+    fn set_read_only(&self, tree: &Tree, read_only: bool) -> Result<()> {
         let record = Self::record(tree)?;
-        write_record(&tree.root(), &Record { read_only: false, ..record })
+        write_record(&tree.root(), &Record { read_only, ..record })
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {

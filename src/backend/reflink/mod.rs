@@ -175,8 +175,8 @@ impl Backend for Reflink {
         self.seal_tree(tree).map(|()| measured)
     }
 
-    fn unseal(&self, tree: &Tree) -> Result<()> {
-        self.unseal_tree(tree)
+    fn set_read_only(&self, tree: &Tree, read_only: bool) -> Result<()> {
+        self.mark(tree, read_only)
     }
 
     fn replace(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {

@@ -83,13 +83,13 @@ impl Reflink {
         commit(tree)
     }
 
-    pub(super) fn unseal_tree(&self, tree: &Tree) -> Result<()> {
+    pub(super) fn mark(&self, tree: &Tree, read_only: bool) -> Result<()> {
         let head = place::head(tree)?;
-        if !head.read_only {
+        if head.read_only == read_only {
             return Ok(());
         }
         let path = place::manifest_path(&tree.root())?.ok_or_else(|| place::missing(&tree.root()))?;
-        Manifest::reword(&path, &Head { read_only: false, ..head })
+        Manifest::reword(&path, &Head { read_only, ..head })
     }
 
     pub(super) fn replace_tree(&self, from: &Tree, fresh: &Tree, limit: Option<u64>) -> Result<()> {

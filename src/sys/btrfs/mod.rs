@@ -26,6 +26,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 pub mod qgroup;
+pub mod quota_tree;
 mod raw;
 pub mod search;
 pub mod send;

@@ -1,13 +1,13 @@
 //! Quotas and quota groups.
 //!
 //! A group's id is its level in the upper 16 bits and a number below; level 0 is the subvolume of that number.
-//! The reading side is in [`super::search`].
+//! The reading side is in [`super::quota_tree`].
 
 use std::path::Path;
 
 use nix::errno::Errno;
 
-use super::{BtrfsFd, raw, search};
+use super::{BtrfsFd, quota_tree, raw};
 use crate::sys::durable;
 
 /// What the status item of the quota tree says, as of the last commit.
@@ -21,7 +21,7 @@ pub struct Status {
 
 /// Whether quotas are on, and which.
 pub fn status(any: &BtrfsFd) -> nix::Result<Option<Status>> {
-    Ok(search::quota_status(any)?.filter(|flags| flags & raw::STATUS_ON != 0).map(|flags| Status {
+    Ok(quota_tree::quota_status(any)?.filter(|flags| flags & raw::STATUS_ON != 0).map(|flags| Status {
         simple: flags & raw::STATUS_SIMPLE_MODE != 0,
         inconsistent: flags & raw::STATUS_INCONSISTENT != 0,
     }))
