@@ -1,0 +1,227 @@
+"""Power cuts under load: all that reached a device is recorded, and then the power is cut at many points of the record.
+
+    crash.py --work DIR --binary reflinkd [--fs simple full none xfs] [--cuts 500] [--seed 1]
+    crash.py ... --fs xfs --again --cut 17      the same cut of a record that was kept (--keep, or after a failure)
+
+A cut fails if the filesystem isn't mounted, if anything acknowledged isn't there as it was promised, if anything is left that
+nobody knows, or if the filesystem's own check finds anything. The lies are the test's own test: of writes that were flushed
+nothing is there, and each of them must be found by comparison with what was promised.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import cuts
+import ground
+import load
+import recovery
+import writelog
+from promises import Operation
+
+WORKERS = 4
+# In the middle of the load as many must have been acknowledged before a cut.
+MEDIAN = 20
+
+
+class Record:
+    """One filesystem's: `base` is the device before the load, `log` what was written, `promises` what was said meanwhile."""
+
+    def __init__(self, directory, name):
+        self.directory, self.name = directory, name
+        self.base, self.log, self.promises = directory / "base", directory / "log", directory / "promises.json"
+
+    def make(self, binary, operations, seed):
+        """Record a load."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory.mkdir(parents=True)
+        disk, mnt = self.directory / "disk", self.directory / "mnt"
+        ground.make(self.name, self.base, mnt, binary)
+        ground.copy(self.base, disk)
+        kind, quotas = ground.GROUNDS[self.name]
+        work = self.directory / "images"
+        work.mkdir()
+        with ground.Recorder(disk, self.log, self.directory / "device") as recorder:
+            with ground.mounted(recorder.device, mnt):
+                running = load.Load(binary, mnt / "store", work, recorder.mark, quotas is not None, seed)
+                running.begin()
+                running.run(WORKERS, operations)
+        said = [operation.to_json() for operation in running.operations]
+        self.promises.write_text(json.dumps({"seed": seed, "operations": said}), encoding="utf-8")
+        disk.unlink()
+        shutil.rmtree(work)
+
+    def read(self):
+        said = json.loads(self.promises.read_text(encoding="utf-8"))
+        self.seed = said["seed"]
+        self.operations = [Operation.from_json(fields) for fields in said["operations"]]
+        with open(self.log, "rb") as log:
+            self.entries = writelog.read(log, ground.SIZE)
+
+    def remove(self):
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Replay:
+    """The device as it was at a moment of the record, going forwards only."""
+
+    def __init__(self, record, memory):
+        self.record, self.memory = record, memory
+        self.safe, self.position = memory / "safe", 0
+        ground.copy(record.base, self.safe)
+        self.log = os.open(record.log, os.O_RDONLY)
+
+    def close(self):
+        os.close(self.log)
+        for name in ("safe", "cut"):
+            (self.memory / name).unlink(missing_ok=True)
+
+    def at(self, cut):
+        """The image of a device after a cut."""
+        self.write(self.safe, (entry for entry in self.record.entries[self.position:cut.safe] if entry.kind == "write"))
+        self.position = cut.safe
+        image = self.memory / "cut"
+        ground.copy(self.safe, image)
+        self.write(image, cuts.survivors(self.record.entries, cut, self.record.seed))
+        return image
+
+    def write(self, image, writes):
+        file = os.open(image, os.O_WRONLY)
+        try:
+            writelog.apply(file, self.log, writes)
+        finally:
+            os.close(file)
+
+
+class Outcome:
+    """Of all cuts of one filesystem."""
+
+    def __init__(self, name):
+        self.name, self.failures, self.acknowledged, self.seconds, self.came_back = name, [], [], [], 0
+        self.lies, self.believed, self.lines = 0, [], []
+
+    def say(self, line):
+        print(f"   {self.name:<7} {line}", flush=True)
+
+
+def cut_all(record, chosen, binary, memory, each):
+    """Cut at all these points; `each(cut, done, under_way, seconds, back, damage)` hears what came of it."""
+    replay = Replay(record, memory)
+    # Cuts in the order of what is durable.
+    try:
+        for cut in sorted(chosen, key=lambda cut: (cut.safe, cut.position)):
+            started = time.monotonic()
+            done, under_way = cuts.known(record.entries, cut.position)
+            image, back, damage = replay.at(cut), [], None
+            try:
+                back = recovery.recover(binary, image, record.name, memory / "mnt", record.operations, done, under_way)
+            except recovery.Damage as found:
+                damage = found
+            each(cut, done, under_way, time.monotonic() - started, back, damage)
+    finally:
+        replay.close()
+
+
+def run(name, options):
+    """Record and cut one filesystem."""
+    outcome = Outcome(name)
+    record = Record(options.work / name, name)
+    memory = options.work / "memory" / name
+    memory.mkdir()
+    if not options.again:
+        started = time.monotonic()
+        record.make(options.binary, options.operations, options.seed)
+        record.read()
+        outcome.say(f"recorded {len(record.operations)} operations in {time.monotonic() - started:.0f} s: "
+                    f"{sum(entry.kind == 'write' for entry in record.entries)} writes, "
+                    f"{sum(entry.kind == 'flush' for entry in record.entries)} flushes")
+    else:
+        record.read()
+
+    def judge(cut, done, under_way, seconds, back, damage):
+        outcome.acknowledged.append(len(done))
+        outcome.seconds.append(seconds)
+        outcome.came_back += len(back)
+        if damage:
+            outcome.failures.append(cut)
+            outcome.say(f"cut {cut.number} FAILED (seed {record.seed}, entry {cut.position} of {len(record.entries)}, flushed "
+                        f"up to {cut.safe}, {cut.keep:.0%} of the rest kept, {len(done)} operations acknowledged)\n"
+                        f"      {damage}\n      again: make crashtest FS={name} CUT={cut.number}")
+
+    def control(cut, done, under_way, seconds, back, damage):
+        outcome.lies += 1
+        if damage is None or damage.by != "promise":
+            outcome.believed.append(cut)
+            outcome.say(f"lie {cut.number} was NOT found by comparison (entry {cut.position}, nothing kept from {cut.safe} on): "
+                        f"{damage or 'all seemed well'}")
+
+    chosen = cuts.choose(record.entries, options.cuts, record.seed)
+    if options.cut is not None:
+        chosen = [cut for cut in chosen if cut.number == options.cut]
+    cut_all(record, chosen, options.binary, memory, judge)
+    if options.cut is None:
+        promising = {operation.number for operation in record.operations if operation.promises_more()}
+        lies = cuts.choose_lies(record.entries, promising, options.lies, record.seed)
+        cut_all(record, lies, options.binary, memory, control)
+    if not options.keep and not outcome.failures and not outcome.believed and not options.again:
+        record.remove()
+    return outcome
+
+
+def report(outcomes, options):
+    """The figures; whether all is well."""
+    well = True
+    print("\n   filesystem   cuts  failed  acknowledged before a cut (median)  came back  seconds a cut  lies found", flush=True)
+    for outcome in outcomes:
+        median = statistics.median(outcome.acknowledged) if outcome.acknowledged else 0
+        each = statistics.mean(outcome.seconds) if outcome.seconds else 0
+        print(f"   {outcome.name:<12} {len(outcome.seconds):>4}  {len(outcome.failures):>6}  {median:>35.0f}  {outcome.came_back:>9}"
+              f"  {each:>13.2f}  {outcome.lies - len(outcome.believed):>4} of {outcome.lies}")
+        well &= not outcome.failures and not outcome.believed
+        if options.cut is None:
+            if median < MEDIAN:
+                print(f"   {outcome.name}: fewer than {MEDIAN} acknowledged operations before a cut")
+            if outcome.lies < options.lies:
+                print(f"   {outcome.name}: the record has only {outcome.lies} places for a lie, of {options.lies}")
+            well &= median >= MEDIAN and outcome.lies == options.lies
+    return well
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--binary", type=Path, required=True)
+    parser.add_argument("--fs", nargs="+", choices=ground.GROUNDS, default=list(ground.GROUNDS))
+    parser.add_argument("--cuts", type=int, default=500, help="for each filesystem")
+    parser.add_argument("--cut", type=int, help="this one alone")
+    parser.add_argument("--lies", type=int, default=20, help="how many cuts of a disk that lies")
+    parser.add_argument("--operations", type=int, default=60, help="of each worker")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", action="store_true", help="keep the records")
+    parser.add_argument("--again", action="store_true", help="cut the records that were kept")
+    parser.add_argument("--programs", type=Path, help="an unpacked Debian to take btrfs-progs from")
+    options = parser.parse_args()
+    if options.programs:
+        ground.use_programs(options.programs)
+    options.work.mkdir(parents=True, exist_ok=True)
+    memory = options.work / "memory"
+    memory.mkdir(exist_ok=True)
+    # The images are copied once for each cut.
+    ground.sh("mount", "-t", "tmpfs", "-o", "size=8G", "crashtest", memory)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            outcomes = list(pool.map(lambda name: run(name, options), options.fs))
+    finally:
+        ground.unmount(memory)
+        memory.rmdir()
+    sys.exit(0 if report(outcomes, options) else 1)
+
+
+if __name__ == "__main__":
+    main()

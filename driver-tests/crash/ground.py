@@ -1,0 +1,143 @@
+"""The filesystems, and the devices that they are on."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import writelog
+
+SIZE = 1 << 30
+# Behind the filesystem, for marks.
+BEHIND = 1 << 20
+# What was started, or is to end, has failed if it takes longer.
+PATIENCE = 60
+
+# name -> (its mkfs, which quotas `reflinkd quota enable` switches on). Btrfs keeps one copy of its metadata, as in the embedded pool.
+GROUNDS = {
+    "simple": ("btrfs", "--simple"),
+    "full": ("btrfs", "--full"),
+    "none": ("btrfs", None),
+    "xfs": ("xfs", None),
+}
+
+
+# btrfs-progs: of a Debian that is older than simple quotas those that `run.sh` has unpacked.
+BTRFS = ["btrfs"]
+
+
+def use_programs(unpacked):
+    """Take btrfs-progs from an unpacked Debian, with the libraries that are there."""
+    libraries = unpacked / "usr/lib/x86_64-linux-gnu"
+    BTRFS[:] = [libraries / "ld-linux-x86-64.so.2", "--library-path",
+                f"{libraries}:/usr/lib/x86_64-linux-gnu:/lib/x86_64-linux-gnu", unpacked / "usr/bin/btrfs"]
+
+
+class Failed(Exception):
+    """A command failed."""
+
+
+def sh(*command, **options):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **options)
+    if done.returncode:
+        raise Failed(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def loop(file, *options):
+    device = sh("losetup", "--find", "--show", *options, file)
+    try:
+        yield device
+    finally:
+        # Else it is still the device of that UUID when a copy is mounted.
+        subprocess.run(["btrfs", "device", "scan", "--forget", device], capture_output=True, check=False)
+        sh("losetup", "--detach", device)
+
+
+def unmount(path):
+    """Unmount what is at a path or below it; who works there in the background is waited for."""
+    done = time.monotonic() + PATIENCE
+    while True:
+        with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+            found = [line.split()[4] for line in mounts]
+        below = sorted((at for at in found if at == str(path) or at.startswith(f"{path}/")), reverse=True)
+        if not below:
+            return
+        said = [subprocess.run(["umount", at], capture_output=True, text=True, check=False) for at in below]
+        if any(one.returncode for one in said):
+            if time.monotonic() > done:
+                raise Failed(f"umount {path}: {'; '.join(one.stderr.strip() for one in said if one.returncode)}")
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def mounted(device, at):
+    at.mkdir(parents=True, exist_ok=True)
+    sh("mount", device, at)
+    try:
+        yield at
+    finally:
+        unmount(at)
+
+
+def make(name, image, mnt, binary):
+    """A new filesystem in a file, with its quotas on."""
+    kind, quotas = GROUNDS[name]
+    with open(image, "wb") as file:
+        file.truncate(SIZE + BEHIND)
+    if kind == "btrfs":
+        sh("mkfs.btrfs", "-q", "-m", "single", "-b", SIZE, image)
+    else:
+        sh("mkfs.xfs", "-q", "-d", f"size={SIZE}", image)
+    if quotas is not None:
+        with loop(image) as device, mounted(device, mnt):
+            # In a store that goes again, as making one is part of what is recorded.
+            for words in (["init"], ["quota", "enable", quotas, "--yes"], ["destroy", "--yes"]):
+                sh(binary, "--root", mnt / "before", *words)
+
+
+def copy(image, to):
+    """Another of a sparse file."""
+    sh("cp", "--sparse=always", image, to)
+
+
+class Recorder:
+    """A device whose writes and flushes go into `log`, on `disk`: a loop device on the file that `recorder.py` shows."""
+
+    def __init__(self, disk, log, shown):
+        self.disk, self.log, self.shown = disk, log, shown
+
+    def __enter__(self):
+        with contextlib.ExitStack() as done:
+            self.shown.touch()
+            self.server = subprocess.Popen([sys.executable, "-B", Path(__file__).with_name("recorder.py"),
+                                            self.disk, self.log, self.shown], stdin=subprocess.DEVNULL)
+            done.callback(self.end)
+            until = time.monotonic() + PATIENCE
+            while not os.path.ismount(self.shown):
+                if self.server.poll() is not None or time.monotonic() > until:
+                    raise Failed(f"nothing is shown at {self.shown}")
+                time.sleep(0.02)
+            self.device = done.enter_context(loop(self.shown, "--direct-io=on"))
+            self.marks = os.open(self.shown, os.O_WRONLY)
+            done.callback(os.close, self.marks)
+            self.done = done.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self.done.close()
+
+    def end(self):
+        if os.path.ismount(self.shown):
+            unmount(self.shown)
+        try:
+            self.server.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.server.kill()
+            self.server.wait()
+
+    def mark(self, number):
+        os.pwrite(self.marks, writelog.mark(number), SIZE)

@@ -1,0 +1,165 @@
+"""What is found after a power cut: the filesystem is mounted, the store opened, looked at, cleared up and checked."""
+
+import hashlib
+import json
+import os
+import re
+import stat
+import subprocess
+from collections import defaultdict
+
+import ground
+import promises
+
+
+class Damage(Exception):
+    """What is wrong, found by whom: "mount", "store", "promise", "left" or "fsck"."""
+
+    def __init__(self, by, words):
+        super().__init__(f"{by}: {words}")
+        self.by = by
+
+
+def fact(path):
+    found = os.lstat(path)
+    mode = stat.S_IMODE(found.st_mode)
+    if stat.S_ISDIR(found.st_mode):
+        return ["dir", mode]
+    if stat.S_ISLNK(found.st_mode):
+        return ["link", os.readlink(path)]
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        return ["file", mode, f"unreadable: {error}"]
+    return ["file", mode, len(data), hashlib.sha256(data).hexdigest()]
+
+
+def tree(root):
+    """All of a tree below its root, as facts."""
+    facts = {}
+    for directory, directories, files in os.walk(root):
+        for name in (*directories, *files):
+            path = os.path.join(directory, name)
+            facts[os.path.relpath(path, root)] = fact(path)
+    return facts
+
+
+class Store:
+    """The store after a cut, asked by the program itself."""
+
+    def __init__(self, binary, mnt, kind):
+        self.binary, self.mnt, self.root, self.kind = binary, mnt, mnt / "store", kind
+
+    def reflinkd(self, *arguments, by="store"):
+        command = [str(word) for word in (self.binary, "--root", self.root, *arguments)]
+        # Nothing goes on in the background while it is looked at.
+        done = subprocess.run(command, capture_output=True, text=True, check=False,
+                              env={**os.environ, "REFLINKD_NO_TEND": "1"}, timeout=ground.PATIENCE)
+        if done.returncode:
+            raise Damage(by, f"{' '.join(map(str, arguments))}: {done.stderr.strip()}")
+        return done.stdout
+
+    def rows(self, *arguments, by="store"):
+        return json.loads(self.reflinkd(*arguments, "--format", "json", by=by))
+
+    def things(self):
+        """All containers, snapshots and images, by their workers, in the form of `promises`."""
+        found = defaultdict(dict)
+        layers = {row["chain_id"]: row["directory"] for row in self.rows("layers")}
+        trees = {chain: tree(directory) for chain, directory in layers.items()}
+
+        def add(kind, name, thing):
+            found[name.split("-")[0]][f"{kind} {name}"] = thing
+
+        containers = self.rows("ps", "-a")
+        rows = [(f"{row['repository']}:{row['tag']}", row["id"]) for row in self.rows("images")]
+        images = {image["id"]: image for image in self.inspect(sorted({image for _, image in rows}))}
+        for name, image in rows:
+            chain = images[image]["layers"][-1]["chain_id"]
+            add("image", name, {"tree": trees.get(chain, {"": f"there is no layer {chain}"}), "facts": {"id": image}})
+        details = {row["name"]: row for row in self.inspect([row["name"] for row in containers])}
+        for row in containers:
+            facts = {key: row[key] for key in ("image_id", "labels", "size_limit", "read_only")}
+            root = self.reflinkd("mount", row["name"]).strip() if row["read_only"] else details[row["name"]]["root"]
+            add("container", row["name"], {"tree": tree(root), "facts": facts})
+        for row in self.rows("snapshots"):
+            add("snapshot", row["name"], {"tree": tree(row["directory"]), "facts": {}})
+        # The recipe of each layer, and its tree, give the tar again: its digest is compared.
+        if rows:
+            self.reflinkd("save", *[name for name, _ in rows], "-o", "/dev/null")
+        return found
+
+    def inspect(self, names):
+        return json.loads(self.reflinkd("inspect", *names)) if names else []
+
+    def nothing_left(self):
+        """After a collection there is nothing that nobody knows."""
+        self.reflinkd("gc", by="left")
+        if left := self.rows("gc", "--dry-run", by="left"):
+            raise Damage("left", f"after gc there still is {left}")
+        containers = self.rows("ps", "-a")
+        known = len(containers) + len(self.rows("snapshots")) + len(self.rows("layers"))
+        places = os.listdir(self.root / "snapshots")
+        if len(places) != known:
+            raise Damage("left", f"{len(places)} places, but {known} containers, snapshots and layers")
+        trees = known - sum(row["read_only"] for row in containers)
+        if self.kind == "btrfs":
+            listed = ground.sh("btrfs", "subvolume", "list", self.mnt).splitlines()
+            subvolumes = [path for line in listed if re.match(r"store/snapshots/", path := line.split(" path ")[1])]
+            if len(subvolumes) != trees:
+                raise Damage("left", f"{len(subvolumes)} subvolumes, but {trees} trees: {subvolumes}")
+        elif trash := os.listdir(self.root / "trash"):
+            raise Damage("left", f"the trash has {trash}")
+
+    def usable(self, image):
+        """What was recovered is a store like any other."""
+        self.reflinkd("create", "--image", image, "after")
+        self.reflinkd("rm", "after")
+
+
+def compare(operations, found, done, under_way):
+    """What was promised and isn't so; what was removed and is there again."""
+    complaints, back = [], []
+    workers = {operation.worker for operation in operations}
+    for worker in sorted(workers | found.keys()):
+        mine = [operation for operation in operations if operation.worker == worker]
+        pending = [operation for operation in mine if operation.number in under_way]
+        said, came = promises.judge([operation for operation in mine if operation.number in done],
+                                    pending[0] if pending else None, found.get(worker, {}))
+        complaints += said
+        back += came
+    return complaints, back
+
+
+def recover(binary, image, name, mnt, operations, done, under_way):
+    """Mount what a cut left, compare it with what was promised, clear up, and check the filesystem. What came back.
+
+    Raises `Damage` with the first thing that is wrong."""
+    kind, _ = ground.GROUNDS[name]
+    back = []
+    with ground.loop(image) as device:
+        try:
+            # Once mounted, a failure of the following is none of the mount's.
+            mount = ground.mounted(device, mnt)
+            mount.__enter__()
+        except ground.Failed as error:
+            raise Damage("mount", str(error)) from None
+        try:
+            store = Store(binary, mnt, kind)
+            # The first operation is `init`.
+            if 1 in done or (store.root / "store.json").exists():
+                store.reflinkd("info")
+                complaints, back = compare(operations, store.things(), done, under_way)
+                if complaints:
+                    raise Damage("promise", "\n      ".join(complaints))
+                store.nothing_left()
+                if 2 in done:
+                    store.usable("s-base:latest")
+        finally:
+            mount.__exit__(None, None, None)
+    command = [*ground.BTRFS, "check", "--readonly", image] if kind == "btrfs" else ["xfs_repair", "-n", "-f", image]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if checked.returncode:
+        raise Damage("fsck", f"{'btrfs check' if kind == 'btrfs' else 'xfs_repair -n'}: {(checked.stdout + checked.stderr).strip()[-1500:]}")
+    return back
