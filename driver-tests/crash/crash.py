@@ -13,8 +13,10 @@ import concurrent.futures
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +30,19 @@ from promises import Operation
 WORKERS = 4
 # In the middle of the load as many must have been acknowledged before a cut.
 MEDIAN = 20
+
+
+# Somebody wants it to end.
+STOP = threading.Event()
+
+
+class Stopped(Exception):
+    pass
+
+
+def go_on():
+    if STOP.is_set():
+        raise Stopped
 
 
 class Record:
@@ -49,9 +64,10 @@ class Record:
         work.mkdir()
         with ground.Recorder(disk, self.log, self.directory / "device") as recorder:
             with ground.mounted(recorder.device, mnt):
-                running = load.Load(binary, mnt / "store", work, recorder.mark, quotas is not None, seed)
+                running = load.Load(binary, mnt / "store", work, recorder.mark, quotas is not None, seed, STOP)
                 running.begin()
                 running.run(WORKERS, operations)
+        go_on()
         said = [operation.to_json() for operation in running.operations]
         self.promises.write_text(json.dumps({"seed": seed, "operations": said}), encoding="utf-8")
         disk.unlink()
@@ -116,6 +132,7 @@ def cut_all(record, chosen, binary, memory, each):
     # Cuts in the order of what is durable.
     try:
         for cut in sorted(chosen, key=lambda cut: (cut.safe, cut.position)):
+            go_on()
             started = time.monotonic()
             done, under_way = cuts.known(record.entries, cut.position)
             image, back, damage = replay.at(cut), [], None
@@ -209,7 +226,11 @@ def main():
     options = parser.parse_args()
     if options.programs:
         ground.use_programs(options.programs)
+    for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(kind, lambda *_: STOP.set())
+    options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
+    ground.clean(options.work)
     memory = options.work / "memory"
     memory.mkdir(exist_ok=True)
     # The images are copied once for each cut.
@@ -217,7 +238,10 @@ def main():
     try:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             outcomes = list(pool.map(lambda name: run(name, options), options.fs))
+    except Stopped:
+        sys.exit("stopped")
     finally:
+        STOP.set()
         ground.unmount(memory)
         memory.rmdir()
     sys.exit(0 if report(outcomes, options) else 1)

@@ -57,15 +57,30 @@ def loop(file, *options):
         sh("losetup", "--detach", device)
 
 
+def clean(work):
+    """Take away what a run that was killed has left: mounts, loop devices, and the recorder, which ends with its mount."""
+    found = mounts_below(work)
+    for at in found:
+        if not at.endswith("/device"):
+            subprocess.run(["umount", at], check=False)
+    for line in sh("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE").splitlines():
+        device, _, file = line.partition(" ")
+        if file.strip().startswith(f"{work}/"):
+            subprocess.run(["losetup", "--detach", device], check=False)
+    unmount(work)
+
+
+def mounts_below(path):
+    """What is mounted at a path or below it, the last first."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+        found = [line.split()[4] for line in mounts]
+    return [at for at in reversed(found) if at == str(path) or at.startswith(f"{path}/")]
+
+
 def unmount(path):
     """Unmount what is at a path or below it; who works there in the background is waited for."""
     done = time.monotonic() + PATIENCE
-    while True:
-        with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
-            found = [line.split()[4] for line in mounts]
-        below = sorted((at for at in found if at == str(path) or at.startswith(f"{path}/")), reverse=True)
-        if not below:
-            return
+    while below := mounts_below(path):
         said = [subprocess.run(["umount", at], capture_output=True, text=True, check=False) for at in below]
         if any(one.returncode for one in said):
             if time.monotonic() > done:
@@ -114,7 +129,8 @@ class Recorder:
         with contextlib.ExitStack() as done:
             self.shown.touch()
             self.server = subprocess.Popen([sys.executable, "-B", Path(__file__).with_name("recorder.py"),
-                                            self.disk, self.log, self.shown], stdin=subprocess.DEVNULL)
+                                            self.disk, self.log, self.shown],
+                                           stdin=subprocess.DEVNULL, start_new_session=True)
             done.callback(self.end)
             until = time.monotonic() + PATIENCE
             while not os.path.ismount(self.shown):

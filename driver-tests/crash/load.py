@@ -25,10 +25,12 @@ class Failed(Exception):
 
 
 class Load:
-    """All of it. `mark(number)` writes a mark; `limits` says whether the filesystem holds limits."""
+    """All of it. `mark(number)` writes a mark; `limits` says whether the filesystem holds limits; `stop` is
+    an event that ends it early."""
 
-    def __init__(self, binary, root, work, mark, limits, seed):
+    def __init__(self, binary, root, work, mark, limits, seed, stop):
         self.binary, self.root, self.work, self.mark, self.limits, self.seed = binary, root, work, mark, limits, seed
+        self.stop = stop
         self.operations, self.numbers, self.lock = [], itertools.count(1), threading.Lock()
         self.broken = threading.Event()
         rng = random.Random(f"{seed} layers")
@@ -69,7 +71,7 @@ class Load:
         def go(worker):
             try:
                 for _ in range(operations):
-                    if self.broken.is_set():
+                    if self.broken.is_set() or self.stop.is_set():
                         return
                     worker.step()
             except BaseException as error:  # noqa: BLE001: a thread's error is raised below

@@ -74,14 +74,15 @@ class Store:
 
         containers = self.rows("ps", "-a")
         rows = [(f"{row['repository']}:{row['tag']}", row["id"]) for row in self.rows("images")]
-        images = {image["id"]: image for image in self.inspect(sorted({image for _, image in rows}))}
+        details = self.inspect([*(row["name"] for row in containers), *sorted({image for _, image in rows})])
+        images = {row["id"]: row for row in details if row["type"] == "image"}
+        roots = {row["name"]: row["root"] for row in details if row["type"] == "container"}
         for name, image in rows:
             chain = images[image]["layers"][-1]["chain_id"]
             add("image", name, {"tree": trees.get(chain, {"": f"there is no layer {chain}"}), "facts": {"id": image}})
-        details = {row["name"]: row for row in self.inspect([row["name"] for row in containers])}
         for row in containers:
             facts = {key: row[key] for key in ("image_id", "labels", "size_limit", "read_only")}
-            root = self.reflinkd("mount", row["name"]).strip() if row["read_only"] else details[row["name"]]["root"]
+            root = self.reflinkd("mount", row["name"]).strip() if row["read_only"] else roots[row["name"]]
             add("container", row["name"], {"tree": tree(root), "facts": facts})
         for row in self.rows("snapshots"):
             add("snapshot", row["name"], {"tree": tree(row["directory"]), "facts": {}})
@@ -93,17 +94,17 @@ class Store:
     def inspect(self, names):
         return json.loads(self.reflinkd("inspect", *names)) if names else []
 
-    def nothing_left(self):
-        """After a collection there is nothing that nobody knows."""
+    def nothing_left(self, found):
+        """After a collection there is nothing that nobody knows, and all the containers and snapshots that were found."""
         self.reflinkd("gc", by="left")
         if left := self.rows("gc", "--dry-run", by="left"):
             raise Damage("left", f"after gc there still is {left}")
-        containers = self.rows("ps", "-a")
-        known = len(containers) + len(self.rows("snapshots")) + len(self.rows("layers"))
+        kept = [(name, thing) for things in found.values() for name, thing in things.items() if not name.startswith("image ")]
+        known = len(kept) + len(self.rows("layers"))
         places = os.listdir(self.root / "snapshots")
         if len(places) != known:
             raise Damage("left", f"{len(places)} places, but {known} containers, snapshots and layers")
-        trees = known - sum(row["read_only"] for row in containers)
+        trees = known - sum(thing["facts"].get("read_only", False) for _, thing in kept)
         if self.kind == "btrfs":
             listed = ground.sh("btrfs", "subvolume", "list", self.mnt).splitlines()
             subvolumes = [path for line in listed if re.match(r"store/snapshots/", path := line.split(" path ")[1])]
@@ -149,11 +150,11 @@ def recover(binary, image, name, mnt, operations, done, under_way):
             store = Store(binary, mnt, kind)
             # The first operation is `init`.
             if 1 in done or (store.root / "store.json").exists():
-                store.reflinkd("info")
-                complaints, back = compare(operations, store.things(), done, under_way)
+                found = store.things()
+                complaints, back = compare(operations, found, done, under_way)
                 if complaints:
                     raise Damage("promise", "\n      ".join(complaints))
-                store.nothing_left()
+                store.nothing_left(found)
                 if 2 in done:
                     store.usable("s-base:latest")
         finally:

@@ -1,0 +1,27 @@
+#!/bin/bash
+# Behind `make crashtest`: the power is cut at hundreds of points under load, on each filesystem.
+#
+#   run.sh [--fs simple full none xfs] [--cuts 500] [--seed 1] [--keep]
+#   run.sh --fs xfs --again --cut 17
+
+. "$(dirname "$0")/../tools/lib.sh"
+
+work=$target/crash
+need_root "the test of power cuts" crashtest
+need_packages btrfs-progs xfsprogs util-linux python3
+find_cargo
+need_compiler
+[ -e /dev/fuse ] || modprobe fuse || die "no FUSE here" "modprobe fuse"
+for module in loop btrfs xfs; do modprobe "$module" 2>/dev/null || true; done
+cd "$top"
+step "Build"
+run "$cargo" build --locked
+give_back
+programs=()
+# Debian 12's `btrfs check` doesn't open a filesystem with simple quotas.
+if ! version_at_least 6.7 "$(btrfs --version | sed -n 's/^btrfs-progs v//p')"; then
+    step "Unpack trixie's btrfs-progs"
+    programs=(--programs "$(python3 -B driver-tests/graphdriver/fetch.py "$work/programs" trixie btrfs-progs libc6)")
+fi
+step "Cut the power"
+exec python3 -B driver-tests/crash/crash.py --work "$work" --binary "$target/debug/reflinkd" "${programs[@]}" "$@"
