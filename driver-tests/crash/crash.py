@@ -10,6 +10,7 @@ nothing is there, and each of them must be found by comparison with what was pro
 
 import argparse
 import concurrent.futures
+import fcntl
 import json
 import os
 import shutil
@@ -230,6 +231,9 @@ def main():
         signal.signal(kind, lambda *_: STOP.set())
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
+    # One at a time: the next one takes away what it finds.
+    alone = open(options.work / "lock", "w", encoding="utf-8")
+    fcntl.flock(alone, fcntl.LOCK_EX)
     ground.clean(options.work)
     memory = options.work / "memory"
     memory.mkdir(exist_ok=True)

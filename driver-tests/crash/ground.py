@@ -1,6 +1,7 @@
 """The filesystems, and the devices that they are on."""
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -52,9 +53,23 @@ def loop(file, *options):
     try:
         yield device
     finally:
+        released(device)
         # Else it is still the device of that UUID when a copy is mounted.
         subprocess.run(["btrfs", "device", "scan", "--forget", device], capture_output=True, check=False)
         sh("losetup", "--detach", device)
+
+
+def released(device):
+    """Wait until no filesystem has a device any more."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > until:
+                raise Failed(f"{device} is still in use: {error}") from None
+        time.sleep(0.02)
 
 
 def clean(work):

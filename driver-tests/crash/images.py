@@ -28,12 +28,19 @@ def tree_of(layers):
     """The tree that layers give, as facts."""
     tree = {}
     for layer in layers:
-        for path, entry in layer.items():
-            if entry[0] == "gone":
-                for below in [other for other in tree if other == path or other.startswith(f"{path}/")]:
-                    del tree[below]
-            else:
-                tree[path] = fact(entry)
+        tree = tree_over(tree, layer)
+    return tree
+
+
+def tree_over(below, layer):
+    """The tree that a layer gives on another tree."""
+    tree = dict(below)
+    for path, entry in layer.items():
+        if entry[0] == "gone":
+            for gone in [other for other in tree if other == path or other.startswith(f"{path}/")]:
+                del tree[gone]
+        else:
+            tree[path] = fact(entry)
     return tree
 
 

@@ -9,8 +9,10 @@ import os
 import random
 import subprocess
 import threading
+from collections import defaultdict
 
 import cuts
+import door
 import images
 from promises import LOOSE, Operation
 
@@ -65,7 +67,7 @@ class Load:
                 changes={f"image {BASE}": {"tree": self.base_image[1], "facts": {"id": image}}})
 
     def run(self, workers, operations):
-        """So many workers, with so many operations each."""
+        """So many workers, and a client of the server, with so many operations each."""
         errors, running = [], []
 
         def go(worker):
@@ -78,20 +80,23 @@ class Load:
                 self.broken.set()
                 errors.append(error)
 
-        for number in range(workers):
-            thread = threading.Thread(target=go, args=[Worker(self, f"w{number}")])
-            thread.start()
-            running.append(thread)
-        for thread in running:
-            thread.join()
+        with door.Door(self.binary, self.root) as server:
+            server.begin()
+            for worker in (*(Worker(self, f"w{number}") for number in range(workers)), Client(self, "d", server)):
+                thread = threading.Thread(target=go, args=[worker])
+                thread.start()
+                running.append(thread)
+            for thread in running:
+                thread.join()
         if errors:
             raise errors[0]
 
 
 class Container:
-    """`actual` is what it holds now, `promised` what of that is durable."""
+    """`actual` is what it holds now, `promised` what of that is durable. The `kind` of thing is its own name's beginning."""
 
-    def __init__(self, root, facts, actual):
+    def __init__(self, root, facts, actual, kind="container"):
+        self.kind = kind
         self.root, self.facts, self.actual, self.promised = root, facts, dict(actual), dict(actual)
         self.snapshots = {}
 
@@ -113,11 +118,16 @@ class Worker:
         # Tag -> (key that images of the same ID have, tree).
         self.images = {}
         self.views = {}
+        # Names that were removed, by their kinds.
+        self.free = defaultdict(list)
 
     def do(self, what, *command, work=None, **promise):
         self.load.do(self.name, what, work or (lambda: self.load.reflinkd(*command)), **promise)
 
     def fresh(self, kind):
+        """A name that nothing has: often one that was something's before."""
+        if self.free.get(kind) and self.rng.random() < 0.4:
+            return self.free[kind].pop(0)
         return f"{self.name}-{kind}{next(self.numbers)}"
 
     def snapshots(self):
@@ -182,7 +192,7 @@ class Worker:
         self.containers[name] = Container(self.load.reflinkd("mount", name), facts, tree)
 
     def view(self):
-        name, (tag, (image, tree)) = self.fresh("v"), self.some_image()
+        name, (tag, (image, tree)) = self.fresh("c"), self.some_image()
         facts = {"image_id": image, "labels": {}, "read_only": True, "size_limit": None}
         self.do(f"create --read-only {name} of {tag}", "create", "--read-only", "--image", tag, name,
                 changes={f"container {name}": {"tree": tree, "facts": facts}})
@@ -192,6 +202,7 @@ class Worker:
         name = self.rng.choice(list(self.views))
         self.do(f"rm {name}", "rm", name, changes={f"container {name}": None}, removes=[f"container {name}"])
         del self.views[name]
+        self.free["c"].append(name)
 
     def some_container(self):
         return self.rng.choice(list(self.containers.items()))
@@ -274,6 +285,7 @@ class Worker:
         removes = [f"container {name}", *(f"snapshot {name}@{label}" for label in container.snapshots)]
         self.do(f"rm {name}", "rm", name, changes=dict.fromkeys(removes), removes=removes, stepwise=True)
         del self.containers[name]
+        self.free["c"].append(name)
 
     def remove_snapshot(self):
         name, label = self.rng.choice(self.snapshots())
@@ -288,6 +300,73 @@ class Worker:
 
     def gc(self):
         self.do("gc", "gc")
+
+
+class Client:
+    """dockerd's part: layers upon layers, containers on them, by the server's socket."""
+
+    def __init__(self, load, name, server):
+        self.load, self.name, self.server = load, name, server
+        self.rng, self.numbers, self.free = random.Random(f"{load.seed} {name}"), itertools.count(1), []
+        # Key -> (parent, tree); a key that others are based on can't be removed.
+        self.layers, self.containers, self.parents = {}, {}, {}
+
+    def do(self, what, work=None, **promise):
+        self.load.do(self.name, what, work, **promise)
+
+    def step(self):
+        unused = [key for key in self.layers if key not in self.parents.values()]
+        choices = [
+            (self.layer, 3 if len(self.layers) < 6 else 0),
+            (self.container, 3 if self.layers and len(self.containers) < 3 else 0),
+            (self.write, 4 if self.containers else 0),
+            (self.remove_container, 2 if self.containers else 0),
+            (lambda: self.remove_layer(self.rng.choice(unused)), 2 if unused else 0),
+        ]
+        self.rng.choices([verb for verb, _ in choices], [weight for _, weight in choices])[0]()
+
+    def fresh(self):
+        if self.free and self.rng.random() < 0.4:
+            return self.free.pop(0)
+        return f"{self.name}-k{next(self.numbers)}"
+
+    def layer(self):
+        key, parent = self.fresh(), self.rng.choice(["", *self.layers])
+        below = self.layers.get(parent, {})
+        over = [path for path, fact in below.items() if fact[0] == "file"]
+        layer = images.some_layer(self.rng, f"in-{next(self.numbers)}", 6, self.rng.sample(over, min(2, len(over))))
+        tree, tar = images.tree_over(below, layer), images.tar_of(layer)
+        thing = {"tree": tree, "facts": {"kind": "layer", "parent": parent or None, "diff": images.digest(tar)}}
+        reserved = {"tree": {}, "facts": {"kind": "reserved", "parent": parent or None}}
+        self.do(f"layer {key} on {parent or 'nothing'}", lambda: self.server.layer(key, parent, tar),
+                changes={f"key {key}": thing}, between=[{f"key {key}": reserved}])
+        self.layers[key], self.parents[key] = tree, parent
+
+    def container(self):
+        key, parent = self.fresh(), self.rng.choice(list(self.layers))
+        facts = {"kind": "container", "parent": parent}
+        self.do(f"container {key} on {parent}", lambda: self.server.container(key, parent),
+                changes={f"key {key}": {"tree": self.layers[parent], "facts": facts}})
+        self.containers[key] = Container(self.server.root(key), facts, self.layers[parent], "key")
+        self.parents[key] = parent
+
+    def write(self):
+        key, container = self.rng.choice(list(self.containers.items()))
+        Writes(self, key, container).one()
+
+    def remove_container(self):
+        key = self.rng.choice(list(self.containers))
+        self.remove(key)
+        del self.containers[key]
+
+    def remove_layer(self, key):
+        self.remove(key)
+        del self.layers[key]
+
+    def remove(self, key):
+        self.do(f"remove {key}", lambda: self.server.remove(key), changes={f"key {key}": None}, removes=[f"key {key}"])
+        del self.parents[key]
+        self.free.append(key)
 
 
 class Writes:
@@ -323,7 +402,7 @@ class Writes:
         if fact is not None:
             container.actual[relative] = fact
         self.worker.do(f"{what} {relative} in {self.name}", work=work, loose=loose,
-                       changes={f"container {self.name}": container.thing()})
+                       changes={f"{container.kind} {self.name}": container.thing()})
 
     def new(self):
         directory, data = self.some("dir"), self.bytes()
@@ -348,8 +427,8 @@ class Writes:
         relative, data = f"{self.some('dir')}/q{next(self.worker.numbers)}", self.bytes()
         self.worker.do(f"write {relative} in {self.name}, not synced", loose=[relative],
                        work=lambda: write(self.path(relative), data, synced=False),
-                       changes={f"container {self.name}": {"tree": {**self.container.promised, relative: LOOSE},
-                                                           "facts": self.container.facts}})
+                       changes={f"{self.container.kind} {self.name}": {
+                           "tree": {**self.container.promised, relative: LOOSE}, "facts": self.container.facts}})
         self.container.actual[relative] = file_fact(0o644, data)
         self.container.promised[relative] = LOOSE
 

@@ -8,8 +8,13 @@ import stat
 import subprocess
 from collections import defaultdict
 
+import door
 import ground
 import promises
+
+
+# Nothing goes on in the background while a store is looked at.
+QUIET = {**os.environ, "REFLINKD_NO_TEND": "1"}
 
 
 class Damage(Exception):
@@ -53,9 +58,7 @@ class Store:
 
     def reflinkd(self, *arguments, by="store"):
         command = [str(word) for word in (self.binary, "--root", self.root, *arguments)]
-        # Nothing goes on in the background while it is looked at.
-        done = subprocess.run(command, capture_output=True, text=True, check=False,
-                              env={**os.environ, "REFLINKD_NO_TEND": "1"}, timeout=ground.PATIENCE)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=QUIET, timeout=ground.PATIENCE)
         if done.returncode:
             raise Damage(by, f"{' '.join(map(str, arguments))}: {done.stderr.strip()}")
         return done.stdout
@@ -64,32 +67,48 @@ class Store:
         return json.loads(self.reflinkd(*arguments, "--format", "json", by=by))
 
     def things(self):
-        """All containers, snapshots and images, by their workers, in the form of `promises`."""
+        """All containers, snapshots, images and trees of clients, by their workers, in the form of `promises`."""
         found = defaultdict(dict)
-        layers = {row["chain_id"]: row["directory"] for row in self.rows("layers")}
-        trees = {chain: tree(directory) for chain, directory in layers.items()}
+        rows_of_layers = self.rows("layers")
+        layers = {row["chain_id"]: row["directory"] for row in rows_of_layers if "chain_id" in row}
 
         def add(kind, name, thing):
             found[name.split("-")[0]][f"{kind} {name}"] = thing
 
-        containers = self.rows("ps", "-a")
+        containers = self.rows("ps")
         rows = [(f"{row['repository']}:{row['tag']}", row["id"]) for row in self.rows("images")]
         details = self.inspect([*(row["name"] for row in containers), *sorted({image for _, image in rows})])
         images = {row["id"]: row for row in details if row["type"] == "image"}
         roots = {row["name"]: row["root"] for row in details if row["type"] == "container"}
         for name, image in rows:
             chain = images[image]["layers"][-1]["chain_id"]
-            add("image", name, {"tree": trees.get(chain, {"": f"there is no layer {chain}"}), "facts": {"id": image}})
+            found_tree = tree(layers[chain]) if chain in layers else {"": f"there is no layer {chain}"}
+            add("image", name, {"tree": found_tree, "facts": {"id": image}})
         for row in containers:
             facts = {key: row[key] for key in ("image_id", "labels", "size_limit", "read_only")}
             root = self.reflinkd("mount", row["name"]).strip() if row["read_only"] else roots[row["name"]]
             add("container", row["name"], {"tree": tree(root), "facts": facts})
         for row in self.rows("snapshots"):
             add("snapshot", row["name"], {"tree": tree(row["directory"]), "facts": {}})
+        keyed = [row for row in rows_of_layers if "key" in row]
+        diffs = self.diffs([row for row in keyed if row["kind"] == "layer"])
+        for row in keyed:
+            facts = {"kind": row["kind"], "parent": row["parent"], "diff": diffs.get(row["key"])}
+            add("key", row["key"], {"tree": tree(row["directory"]), "facts": facts})
         # The recipe of each layer, and its tree, give the tar again: its digest is compared.
         if rows:
             self.reflinkd("save", *[name for name, _ in rows], "-o", "/dev/null")
         return found
+
+    def diffs(self, layers):
+        """The digests of the tars of clients' layers (rows of `layers`), as the server gives them; by key."""
+        if not layers:
+            return {}
+        try:
+            with door.Door(self.binary, self.root, QUIET) as server:
+                return {row["key"]: server.diff(row["key"], row["parent"] or "") for row in layers}
+        except (door.Failed, OSError) as error:
+            raise Damage("store", str(error)) from None
 
     def inspect(self, names):
         return json.loads(self.reflinkd("inspect", *names)) if names else []
@@ -100,11 +119,12 @@ class Store:
         if left := self.rows("gc", "--dry-run", by="left"):
             raise Damage("left", f"after gc there still is {left}")
         kept = [(name, thing) for things in found.values() for name, thing in things.items() if not name.startswith("image ")]
-        known = len(kept) + len(self.rows("layers"))
+        known = len(kept) + sum("chain_id" in row for row in self.rows("layers"))
         places = os.listdir(self.root / "snapshots")
         if len(places) != known:
-            raise Damage("left", f"{len(places)} places, but {known} containers, snapshots and layers")
-        trees = known - sum(thing["facts"].get("read_only", False) for _, thing in kept)
+            raise Damage("left", f"{len(places)} places, but {known} containers, snapshots, layers and trees of clients")
+        # Neither has a tree of its own.
+        trees = known - sum(thing["facts"].get("read_only", False) or thing["facts"].get("kind") == "reserved" for _, thing in kept)
         if self.kind == "btrfs":
             listed = ground.sh("btrfs", "subvolume", "list", self.mnt).splitlines()
             subvolumes = [path for line in listed if re.match(r"store/snapshots/", path := line.split(" path ")[1])]

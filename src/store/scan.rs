@@ -189,8 +189,8 @@ fn read_places(root: &Path) -> Result<Vec<(Record, State)>> {
         let state = state_of(&record, place.join("fs").exists(), place.join("fs.new").exists());
         found.push((record, state));
     }
-    // Of two records with one name the older keeps it; but none that isn't whole keeps one from a whole tree, such as a key
-    // that was only reserved from the layer that its maker died before putting in its place.
+    // Of two records with one name the older keeps it; but not one without a tree: a key that was only reserved, or what a
+    // power cut brings back when it was on its way out. Its name may be another's since.
     found.sort_by_key(|(record, state)| (*state == State::Making, record.created, record.uuid));
     Ok(found)
 }

@@ -291,6 +291,26 @@ fn damage_makes_no_tree_unreachable_and_none_debris() {
     assert_eq!(names(&world.store_of("a third boot", None)), ["a", "b", "child"]);
 }
 
+/// As after a power cut that brings back the place of what was removed, when its name was given to another tree.
+#[test]
+fn a_name_is_kept_by_what_has_a_tree() {
+    let world = World::new();
+    let store = world.store();
+    let removed = made(&store, container("web1", "1"));
+    let mut successor = made(&store, container("web2", "2"));
+    fs::remove_dir(store.place(removed.uuid).join("fs")).expect("rmdir");
+    if let Content::Container(container) = &mut successor.content {
+        container.name = "web1".into();
+    }
+    overwrite(&store, successor.uuid, &successor);
+    drop(store);
+    let store = world.store_of("another boot", None);
+    assert_eq!(names(&store), ["web1"]);
+    assert_eq!(store.by_name(&Owner::cli(), "web1").expect("by name").map(|found| found.uuid), Some(successor.uuid));
+    let debris = store.debris().expect("debris");
+    assert_eq!(debris.iter().map(|held| held.record().uuid).collect::<Vec<_>>(), [removed.uuid]);
+}
+
 #[test]
 fn only_places_without_record_or_tree_are_strays() {
     let world = World::new();
