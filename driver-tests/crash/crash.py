@@ -24,6 +24,7 @@ from pathlib import Path
 import cuts
 import ground
 import load
+import promises
 import recovery
 import writelog
 from promises import Operation
@@ -184,7 +185,7 @@ def run(name, options):
         chosen = [cut for cut in chosen if cut.number == options.cut]
     cut_all(record, chosen, options.binary, memory, judge)
     if options.cut is None:
-        promising = {operation.number for operation in record.operations if operation.promises_more()}
+        promising = set().union(*(promises.promising(mine) for mine in promises.by_worker(record.operations).values()))
         lies = cuts.choose_lies(record.entries, promising, options.lies, record.seed)
         cut_all(record, lies, options.binary, memory, control)
     if not options.keep and not outcome.failures and not outcome.believed and not options.again:

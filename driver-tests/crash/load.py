@@ -98,6 +98,7 @@ class Container:
     def __init__(self, root, facts, actual, kind="container"):
         self.kind = kind
         self.root, self.facts, self.actual, self.promised = root, facts, dict(actual), dict(actual)
+        # Label -> what it holds, and what of that is durable.
         self.snapshots = {}
 
     def thing(self):
@@ -237,20 +238,23 @@ class Worker:
         self.do(f"snapshot {name} {label}", "snapshot", name, label,
                 changes={f"snapshot {name}@{label}": {"tree": kept["tree"], "facts": {}}, f"container {name}": kept})
         container.keep()
-        container.snapshots[label] = dict(container.actual)
+        container.snapshots[label] = (kept["tree"], kept["tree"])
 
     def roll_back(self):
         name, label = self.rng.choice(self.snapshots())
         container = self.containers[name]
         taken = [int(other.rpartition("-")[2]) for other in container.snapshots if other.startswith("replaced-")]
-        kept, tree = f"replaced-{max(taken, default=0) + 1}", container.snapshots[label]
+        kept, (tree, _) = f"replaced-{max(taken, default=0) + 1}", container.snapshots[label]
         replaced = f"snapshot {name}@{kept}"
+        # What is replaced is moved, and no more durable by that; the snapshot itself is.
         changes = {f"container {name}": {"tree": tree, "facts": container.facts},
-                   replaced: {"tree": dict(container.actual), "facts": {}}}
+                   f"snapshot {name}@{label}": {"tree": tree, "facts": {}},
+                   replaced: {"tree": dict(container.promised), "facts": {}}}
         # Cut short before the exchange it leaves the other copy of the snapshot (src/engine/snapshot.rs).
         self.do(f"rollback {name} {label}", "rollback", name, label, changes=changes,
                 between=[{replaced: {"tree": tree, "facts": {}}}])
-        container.snapshots[kept] = dict(container.actual)
+        container.snapshots[label] = (tree, tree)
+        container.snapshots[kept] = (dict(container.actual), dict(container.promised))
         container.actual = dict(tree)
         container.keep()
 
@@ -266,7 +270,7 @@ class Worker:
         name, container = self.some_container()
         new = self.fresh("c")
         changes = {f"container {name}": None, f"container {new}": container.thing()}
-        for label, tree in container.snapshots.items():
+        for label, (_, tree) in container.snapshots.items():
             changes[f"snapshot {name}@{label}"] = None
             changes[f"snapshot {new}@{label}"] = {"tree": tree, "facts": {}}
         self.do(f"rename {name} {new}", "rename", name, new, changes=changes)

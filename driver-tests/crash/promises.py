@@ -20,10 +20,6 @@ class Operation:
         self.number, self.worker, self.what, self.changes = number, worker, what, changes or {}
         self.removes, self.loose, self.stepwise, self.between = list(removes), list(loose), stepwise, list(between)
 
-    def promises_more(self):
-        """Whether it promises something that wasn't there before, and isn't merely gone."""
-        return any(thing is not None for thing in self.changes.values())
-
     def to_json(self):
         return vars(self)
 
@@ -57,6 +53,24 @@ def after(operations):
             gone[name] = things.get(name)
         things.update(operation.changes)
     return {name: thing for name, thing in things.items() if thing is not None}, gone
+
+
+def by_worker(operations):
+    """The operations of each worker, in order."""
+    found = {}
+    for operation in operations:
+        found.setdefault(operation.worker, []).append(operation)
+    return found
+
+
+def promising(operations):
+    """The numbers of those of one worker that promise what wasn't so before, and not merely that something is gone."""
+    found, things = set(), {}
+    for operation in operations:
+        if any(thing is not None and differences(thing, things.get(name)) for name, thing in operation.changes.items()):
+            found.add(operation.number)
+        things.update(operation.changes)
+    return found
 
 
 def judge(acknowledged, under_way, found):

@@ -142,9 +142,9 @@ class Store:
 def compare(operations, found, done, under_way):
     """What was promised and isn't so; what was removed and is there again."""
     complaints, back = [], []
-    workers = {operation.worker for operation in operations}
-    for worker in sorted(workers | found.keys()):
-        mine = [operation for operation in operations if operation.worker == worker]
+    workers = promises.by_worker(operations)
+    for worker in sorted(workers.keys() | found.keys()):
+        mine = workers.get(worker, [])
         pending = [operation for operation in mine if operation.number in under_way]
         said, came = promises.judge([operation for operation in mine if operation.number in done],
                                     pending[0] if pending else None, found.get(worker, {}))

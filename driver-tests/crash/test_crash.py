@@ -179,6 +179,19 @@ class Judgement(unittest.TestCase):
         write = Operation(2, "w0", "overwrite", {"container a": thing(x="new")}, loose=["x"])
         self.assertEqual(self.complaints({"container a": thing(x="torn")}, write), [])
 
+    def test_a_name_used_again(self):
+        again = (self.made, Operation(2, "w0", "rm", {"container a": None}, removes=["container a"]),
+                 Operation(3, "w0", "create", {"container a": thing(x="new")}))
+        self.assertEqual(self.complaints({"container a": thing(x="new")}, None, again), [])
+        self.assertEqual(len(self.complaints({"container a": thing(x="old")}, None, again)), 1)
+
+    def test_what_promises_something(self):
+        operations = (self.made, Operation(2, "w0", "write, not synced", {"container a": thing(x="old", y=LOOSE)}),
+                      Operation(3, "w0", "snapshot", {"container a": thing(x="old", y="new")}), Operation(4, "w0", "gc"),
+                      Operation(5, "w0", "rm", {"container a": None}))
+        self.assertEqual(promises.promising(operations), {1, 3})
+        self.assertEqual(list(promises.by_worker(operations)), ["w0"])
+
     def test_the_json_is_the_same(self):
         operation = Operation(2, "w0", "rollback", {"a": thing(x="new")}, ["b"], ["c"], True, [{"d": None}])
         self.assertEqual(vars(Operation.from_json(operation.to_json())), vars(operation))
