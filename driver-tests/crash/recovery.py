@@ -17,8 +17,8 @@ import promises
 QUIET = {**os.environ, "REFLINKD_NO_TEND": "1"}
 
 
-# What operations leave that were under way, and removals: named by `check`, and cleared up by the next command that writes.
-UNDER_WAY = ("place-half-made", "place-half-replaced", "group-stale", "trash-left")
+# What operations under way leave, and removals, until it is cleared up; of two commits of the same changes both layers.
+UNDER_WAY = ("place-half-made", "place-half-replaced", "name-taken", "group-stale", "trash-left")
 
 
 class Damage(Exception):
