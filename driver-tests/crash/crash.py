@@ -48,7 +48,7 @@ def go_on():
 
 
 class Record:
-    """One filesystem's: `base` is the device before the load, `log` what was written, `promises` what was said meanwhile."""
+    """One filesystem's: `base` is the device before the load, `log` what was written, `promises` what was said."""
 
     def __init__(self, directory, name):
         self.directory, self.name = directory, name
@@ -122,7 +122,7 @@ class Outcome:
 
     def __init__(self, name):
         self.name, self.failures, self.acknowledged, self.seconds, self.came_back = name, [], [], [], 0
-        self.lies, self.believed, self.lines = 0, [], []
+        self.lies, self.believed = 0, []
 
     def say(self, line):
         print(f"   {self.name:<7} {line}", flush=True)
@@ -149,8 +149,17 @@ def cut_all(record, chosen, binary, memory, each):
 
 def run(name, options):
     """Record and cut one filesystem."""
-    outcome = Outcome(name)
     record = Record(options.work / name, name)
+    try:
+        return run_of(record, name, options)
+    except Stopped:
+        if not options.keep and not options.again:
+            record.remove()
+        raise
+
+
+def run_of(record, name, options):
+    outcome = Outcome(name)
     memory = options.work / "memory" / name
     memory.mkdir()
     if not options.again:
@@ -169,16 +178,16 @@ def run(name, options):
         outcome.came_back += len(back)
         if damage:
             outcome.failures.append(cut)
-            outcome.say(f"cut {cut.number} FAILED (seed {record.seed}, entry {cut.position} of {len(record.entries)}, flushed "
-                        f"up to {cut.safe}, {cut.keep:.0%} of the rest kept, {len(done)} operations acknowledged)\n"
+            outcome.say(f"cut {cut.number} FAILED (seed {record.seed}, entry {cut.position} of {len(record.entries)}, "
+                        f"flushed up to {cut.safe}, {cut.keep:.0%} of the rest kept, {len(done)} operations acknowledged)\n"
                         f"      {damage}\n      again: make crashtest FS={name} CUT={cut.number}")
 
     def control(cut, done, under_way, seconds, back, damage):
         outcome.lies += 1
         if damage is None or damage.by != "promise":
             outcome.believed.append(cut)
-            outcome.say(f"lie {cut.number} was NOT found by comparison (entry {cut.position}, nothing kept from {cut.safe} on): "
-                        f"{damage or 'all seemed well'}")
+            outcome.say(f"lie {cut.number} was NOT found by comparison (entry {cut.position}, nothing kept from {cut.safe} "
+                        f"on): {damage or 'all seemed well'}")
 
     chosen = cuts.choose(record.entries, options.cuts, record.seed)
     if options.cut is not None:
@@ -196,12 +205,13 @@ def run(name, options):
 def report(outcomes, options):
     """The figures; whether all is well."""
     well = True
-    print("\n   filesystem   cuts  failed  acknowledged before a cut (median)  came back  seconds a cut  lies found", flush=True)
+    print("\n   filesystem   cuts  failed  acknowledged before a cut (median)  came back  seconds a cut  lies found",
+          flush=True)
     for outcome in outcomes:
         median = statistics.median(outcome.acknowledged) if outcome.acknowledged else 0
         each = statistics.mean(outcome.seconds) if outcome.seconds else 0
-        print(f"   {outcome.name:<12} {len(outcome.seconds):>4}  {len(outcome.failures):>6}  {median:>35.0f}  {outcome.came_back:>9}"
-              f"  {each:>13.2f}  {outcome.lies - len(outcome.believed):>4} of {outcome.lies}")
+        print(f"   {outcome.name:<12} {len(outcome.seconds):>4}  {len(outcome.failures):>6}  {median:>35.0f}"
+              f"  {outcome.came_back:>9}  {each:>13.2f}  {outcome.lies - len(outcome.believed):>4} of {outcome.lies}")
         well &= not outcome.failures and not outcome.believed
         if options.cut is None:
             if median < MEDIAN:

@@ -16,7 +16,8 @@ BEHIND = 1 << 20
 # What was started, or is to end, has failed if it takes longer.
 PATIENCE = 60
 
-# name -> (its mkfs, which quotas `reflinkd quota enable` switches on). Btrfs keeps one copy of its metadata, as in the embedded pool.
+# name -> (its mkfs, which quotas `reflinkd quota enable` switches on). Btrfs keeps one copy of its metadata, as in the
+# embedded pool.
 GROUNDS = {
     "simple": ("btrfs", "--simple"),
     "full": ("btrfs", "--full"),

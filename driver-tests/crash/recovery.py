@@ -1,5 +1,6 @@
 """What is found after a power cut: the filesystem is mounted, the store opened, looked at, cleared up and checked."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ import ground
 import promises
 
 
+# A command that takes longer hangs.
+PATIENCE = 300
 # Nothing goes on in the background while a store is looked at.
 QUIET = {**os.environ, "REFLINKD_NO_TEND": "1"}
 
@@ -22,7 +25,7 @@ UNDER_WAY = ("place-half-made", "place-half-replaced", "name-taken", "group-stal
 
 
 class Damage(Exception):
-    """What is wrong, found by whom: "mount", "store", "promise", "check", "left" or "fsck"."""
+    """What is wrong, and what found it: "mount", "store", "promise", "check", "left" or "fsck"."""
 
     def __init__(self, by, words):
         super().__init__(f"{by}: {words}")
@@ -62,7 +65,10 @@ class Store:
 
     def reflinkd(self, *arguments, by="store", may=0):
         command = [str(word) for word in (self.binary, "--root", self.root, *arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=QUIET, timeout=ground.PATIENCE)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=QUIET, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise Damage(by, f"{' '.join(map(str, arguments))}: not done after {PATIENCE} s") from None
         if done.returncode not in (0, may):
             raise Damage(by, f"{' '.join(map(str, arguments))}: {done.stderr.strip()}")
         return done.stdout
@@ -129,8 +135,9 @@ class Store:
         places = os.listdir(self.root / "snapshots")
         if len(places) != known:
             raise Damage("left", f"{len(places)} places, but {known} containers, snapshots, layers and trees of clients")
-        # Neither has a tree of its own.
-        trees = known - sum(thing["facts"].get("read_only", False) or thing["facts"].get("kind") == "reserved" for _, thing in kept)
+        treeless = [thing for _, thing in kept
+                    if thing["facts"].get("read_only") or thing["facts"].get("kind") == "reserved"]
+        trees = known - len(treeless)
         if self.kind == "btrfs":
             listed = ground.sh("btrfs", "subvolume", "list", self.mnt).splitlines()
             subvolumes = [path for line in listed if re.match(r"store/snapshots/", path := line.split(" path ")[1])]
@@ -165,31 +172,26 @@ def recover(binary, image, name, mnt, operations, done, under_way):
     Raises `Damage` with the first thing that is wrong."""
     kind, _ = ground.GROUNDS[name]
     back = []
-    with ground.loop(image) as device:
+    with ground.loop(image) as device, contextlib.ExitStack() as done_with:
         try:
-            # Once mounted, a failure of the following is none of the mount's.
-            mount = ground.mounted(device, mnt)
-            mount.__enter__()
+            done_with.enter_context(ground.mounted(device, mnt))
         except ground.Failed as error:
             raise Damage("mount", str(error)) from None
-        try:
-            store = Store(binary, mnt, kind)
-            # The first operation is `init`.
-            if 1 in done or (store.root / "store.json").exists():
-                found = store.things()
-                complaints, back = compare(operations, found, done, under_way)
-                if complaints:
-                    raise Damage("promise", "\n      ".join(complaints))
-                # With the tar of each layer, put together again and held against its digest.
-                if damage := store.check("--deep", but=UNDER_WAY):
-                    raise Damage("check", str(damage))
-                store.nothing_left(found)
-                if 2 in done:
-                    store.usable("s-base:latest")
-        finally:
-            mount.__exit__(None, None, None)
+        store = Store(binary, mnt, kind)
+        # The first operation is `init`, the second loads the base image.
+        if 1 in done or (store.root / "store.json").exists():
+            found = store.things()
+            complaints, back = compare(operations, found, done, under_way)
+            if complaints:
+                raise Damage("promise", "\n      ".join(complaints))
+            # With the tar of each layer, put together again and held against its digest.
+            if damage := store.check("--deep", but=UNDER_WAY):
+                raise Damage("check", str(damage))
+            store.nothing_left(found)
+            if 2 in done:
+                store.usable("s-base:latest")
     command = [*ground.BTRFS, "check", "--readonly", image] if kind == "btrfs" else ["xfs_repair", "-n", "-f", image]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     if checked.returncode:
-        raise Damage("fsck", f"{'btrfs check' if kind == 'btrfs' else 'xfs_repair -n'}: {(checked.stdout + checked.stderr).strip()[-1500:]}")
+        raise Damage("fsck", (checked.stdout + checked.stderr).strip()[-1500:])
     return back

@@ -25,7 +25,7 @@ def scratch():
 
 
 def recorded(steps):
-    """The entries of a log with these steps: ("write", offset, bytes), ("flush",), ("mark", number), ("discard", offset, length)."""
+    """The entries of a log with these steps: a call of `Writer` each, or ("mark", number)."""
     with scratch() as directory:
         path = os.path.join(directory, "log")
         log = writelog.Writer(path)
@@ -48,7 +48,8 @@ def entries(letters):
 
 class Log(unittest.TestCase):
     def test_what_was_written_is_read(self):
-        found = recorded([("write", 4096, b"a" * 1024), ("flush",), ("mark", 7), ("discard", 8192, 4096), ("write", 0, b"b" * 512)])
+        found = recorded([("write", 4096, b"a" * 1024), ("flush",), ("mark", 7), ("discard", 8192, 4096),
+                          ("write", 0, b"b" * 512)])
         self.assertEqual([entry.kind for entry in found], ["write", "flush", "mark", "write", "write"])
         self.assertEqual((found[0].offset, found[0].length), (4096, 1024))
         self.assertEqual(found[2].number, 7)

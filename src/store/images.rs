@@ -69,6 +69,9 @@ impl Store {
     }
 
     /// Blobs that no image names; removed unless `dry_run`. Only while images are locked.
+    ///
+    /// First it is made durable that images were forgotten: a power cut would bring one back without its configuration, as
+    /// the two directories are synced apart. Where there is no room for that, the blobs stay for another collection.
     pub fn collect_blobs(&self, guard: &ImagesGuard<'_>, dry_run: bool) -> Result<Vec<String>> {
         let used: Vec<String> = guard
             .list()?
@@ -83,11 +86,21 @@ impl Store {
             let entry = entry.context(|| format!("read {}", directory.display()))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if !used.contains(&name) {
-                if !dry_run {
-                    durable::unlink(&entry.path()).context(|| format!("unlink {}", entry.path().display()))?;
-                }
                 unused.push(name);
             }
+        }
+        if dry_run || unused.is_empty() {
+            return Ok(unused);
+        }
+        match files::sync(&self.images_directory()) {
+            Err(e) if e.kind() == Kind::NoSpace => {
+                tracing::warn!("blobs that no image names stay for now: {e}");
+                return Ok(Vec::new());
+            }
+            synced => synced?,
+        }
+        for name in &unused {
+            files::remove(&directory.join(name))?;
         }
         Ok(unused)
     }
