@@ -273,7 +273,7 @@ class Worker:
         for label, (_, tree) in container.snapshots.items():
             changes[f"snapshot {name}@{label}"] = None
             changes[f"snapshot {new}@{label}"] = {"tree": tree, "facts": {}}
-        self.do(f"rename {name} {new}", "rename", name, new, changes=changes)
+        self.do(f"rename {name} {new}", "rename", name, new, changes=changes, renames=[name, new])
         self.containers[new] = self.containers.pop(name)
 
     def tag(self):

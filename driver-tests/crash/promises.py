@@ -7,7 +7,8 @@ once it is done (`changes`: name of the thing -> thing, or None where it is gone
 Of each worker the operations acknowledged must hold, and the one under way may have been done or not, but not by half:
 `stepwise` says that each change of it stands for itself, `between` are further outcomes (changes, too) that it may have when
 it is cut short, `loose` are paths about which nothing is known meanwhile.
-What an acknowledged operation removed (`removes`) may be there again, whole.
+What an acknowledged operation removed (`removes`) may be there again, whole; a snapshot under the name that its container
+has by then (`renames`: the old name and the new one).
 """
 
 LOOSE = "loose"
@@ -16,9 +17,10 @@ LOOSE = "loose"
 class Operation:
     """One command: `number`, `worker`, what it does in words, and what it promises."""
 
-    def __init__(self, number, worker, what, changes=None, removes=(), loose=(), stepwise=False, between=()):
+    def __init__(self, number, worker, what, changes=None, removes=(), loose=(), stepwise=False, between=(), renames=()):
         self.number, self.worker, self.what, self.changes = number, worker, what, changes or {}
         self.removes, self.loose, self.stepwise, self.between = list(removes), list(loose), stepwise, list(between)
+        self.renames = list(renames)
 
     def to_json(self):
         return vars(self)
@@ -51,8 +53,17 @@ def after(operations):
     for operation in operations:
         for name in operation.removes:
             gone[name] = things.get(name)
+        gone |= renamed(gone, operation)
         things.update(operation.changes)
     return {name: thing for name, thing in things.items() if thing is not None}, gone
+
+
+def renamed(gone, operation):
+    """What is gone of a container's snapshots, by the name that the operation gives it."""
+    if not operation.renames:
+        return {}
+    old, new = (f"snapshot {name}@" for name in operation.renames)
+    return {new + name.removeprefix(old): thing for name, thing in gone.items() if name.startswith(old)}
 
 
 def by_worker(operations):
@@ -76,6 +87,8 @@ def promising(operations):
 def judge(acknowledged, under_way, found):
     """What isn't as one worker was promised: `found` are its things. Complaints in words, and what came back."""
     before, gone = after(acknowledged)
+    if under_way:
+        gone |= renamed(gone, under_way)
     changes = under_way.changes if under_way else {}
     loose = under_way.loose if under_way else ()
     complaints, back = [], []

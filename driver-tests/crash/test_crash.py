@@ -172,6 +172,15 @@ class Judgement(unittest.TestCase):
         renamed = (self.made, Operation(2, "w0", "rename", {"container a": None, "container b": thing(x="old")}))
         self.assertEqual(len(self.complaints({"container a": thing(x="old"), "container b": thing(x="old")}, None, renamed)), 1)
 
+    def test_a_snapshot_comes_back_under_its_containers_new_name(self):
+        rename = Operation(4, "w0", "rename", {"container a": None, "container b": thing(x="old")}, renames=["a", "b"])
+        before = (self.made, Operation(2, "w0", "snapshot", {"snapshot a@1": thing(x="old")}),
+                  Operation(3, "w0", "rm a@1", {"snapshot a@1": None}, removes=["snapshot a@1"]))
+        found = {"container b": thing(x="old"), "snapshot b@1": thing(x="old")}
+        self.assertEqual(promises.judge((*before, rename), None, found), ([], ["snapshot b@1"]))
+        self.assertEqual(promises.judge(before, rename, found), ([], ["snapshot b@1"]))
+        self.assertEqual(len(promises.judge(before, None, found)[0]), 3)
+
     def test_nothing_is_known_of_what_was_not_synced(self):
         loose = (self.made, Operation(2, "w0", "write", {"container a": thing(x="old", y=LOOSE)}))
         for tree in ({"x": "old"}, {"x": "old", "y": "any"}):
@@ -194,7 +203,8 @@ class Judgement(unittest.TestCase):
         self.assertEqual(list(promises.by_worker(operations)), ["w0"])
 
     def test_the_json_is_the_same(self):
-        operation = Operation(2, "w0", "rollback", {"a": thing(x="new")}, ["b"], ["c"], True, [{"d": None}])
+        operation = Operation(2, "w0", "rollback", {"a": thing(x="new")}, ["b"], ["c"], True, [{"d": None}],
+                              ["e", "f"])
         self.assertEqual(vars(Operation.from_json(operation.to_json())), vars(operation))
 
 
