@@ -54,8 +54,8 @@ class Record:
         self.directory, self.name = directory, name
         self.base, self.log, self.promises = directory / "base", directory / "log", directory / "promises.json"
 
-    def make(self, binary, operations, seed):
-        """Record a load."""
+    def make(self, binary, operations, seed, count):
+        """Record a load, to be cut at `count` points."""
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
         disk, mnt = self.directory / "disk", self.directory / "mnt"
@@ -71,13 +71,16 @@ class Record:
                 running.run(WORKERS, operations)
         go_on()
         said = [operation.to_json() for operation in running.operations]
-        self.promises.write_text(json.dumps({"seed": seed, "operations": said}), encoding="utf-8")
+        self.promises.write_text(json.dumps({"seed": seed, "cuts": count, "operations": said}), encoding="utf-8")
         disk.unlink()
         shutil.rmtree(work)
 
     def read(self):
+        if not self.promises.exists():
+            raise ground.Failed(f"no record of {self.name} was kept in {self.directory}")
         said = json.loads(self.promises.read_text(encoding="utf-8"))
-        self.seed = said["seed"]
+        # Which cut is which depends on these.
+        self.seed, self.count = said["seed"], said["cuts"]
         self.operations = [Operation.from_json(fields) for fields in said["operations"]]
         with open(self.log, "rb") as log:
             self.entries = writelog.read(log, ground.SIZE)
@@ -164,7 +167,7 @@ def run_of(record, name, options):
     memory.mkdir()
     if not options.again:
         started = time.monotonic()
-        record.make(options.binary, options.operations, options.seed)
+        record.make(options.binary, options.operations, options.seed, options.cuts)
         record.read()
         outcome.say(f"recorded {len(record.operations)} operations in {time.monotonic() - started:.0f} s: "
                     f"{sum(entry.kind == 'write' for entry in record.entries)} writes, "
@@ -189,9 +192,11 @@ def run_of(record, name, options):
             outcome.say(f"lie {cut.number} was NOT found by comparison (entry {cut.position}, nothing kept from {cut.safe} "
                         f"on): {damage or 'all seemed well'}")
 
-    chosen = cuts.choose(record.entries, options.cuts, record.seed)
+    chosen = cuts.choose(record.entries, record.count, record.seed)
     if options.cut is not None:
         chosen = [cut for cut in chosen if cut.number == options.cut]
+        if not chosen:
+            raise ground.Failed(f"the record of {name} has {record.count} cuts, and none is {options.cut}")
     cut_all(record, chosen, options.binary, memory, judge)
     if options.cut is None:
         promising = set().union(*(promises.promising(mine) for mine in promises.by_worker(record.operations).values()))
@@ -255,6 +260,8 @@ def main():
             outcomes = list(pool.map(lambda name: run(name, options), options.fs))
     except Stopped:
         sys.exit("stopped")
+    except (ground.Failed, load.Failed, load.door.Failed) as error:
+        sys.exit(f"error: {error}")
     finally:
         STOP.set()
         ground.unmount(memory)
