@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use super::Store;
 use super::files::{self, Lock};
-use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// One image.
