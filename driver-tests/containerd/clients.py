@@ -558,8 +558,7 @@ STEPS = [("plugins", plugins), ("import", import_), ("import --local", import_lo
          ("snapshots", snapshots), ("diff", diff), ("thirty diffs", diffs_at_once), ("commit", commit),
          ("ten at once", at_once), ("five writers", sizes),
          ("killed", restarts)]
-# What only reflinkd with its differ is asked.
-DIFFERS = [("reused", reused)]
-# What only snapshotters that can map ids are asked, and containerd from 2 on asks those by proxy for it.
-MAPPED = [("mapped ids", mapped_ids)]
+# What only reflinkd is asked, by containerd from 2 on: before, a snapshotter by proxy isn't asked to map ids, and what `ctr`
+# unpacks by itself is not labelled as the layer that it becomes.
+FROM_2 = [("mapped ids", mapped_ids), ("reused", reused)]
 QUICK = [("plugins", plugins), ("import", import_), ("run", run), ("exec", exec_), ("diff", diff)]

@@ -179,10 +179,8 @@ def containerd(options, report, ground, version, client):
 
 def ctr_steps(report, column, lane, _):
     steps = clients.QUICK if lane.options.quick else clients.STEPS
-    if lane.ctr.differ != "walking":
-        steps = [*steps, *clients.DIFFERS]
     if lane.ctr.maps_ids:
-        steps = [*steps, *clients.MAPPED]
+        steps = [*steps, *clients.FROM_2]
     for name, step in steps:
         if not report.of(column, name, step, lane):
             # What it had begun.

@@ -332,6 +332,8 @@ impl Keyspace<'_> {
         let store = &self.engine.store;
         let look_again = || Error::new(Kind::NotFound, "it is gone");
         let removed = || -> Result<()> {
+            // Sealing it takes as long as writing out what is in memory of it.
+            store.wait_for(record.uuid)?;
             let held = store.hold(record.uuid)?;
             let key = |record: &Record| record.keyed().map(|keyed| keyed.key.clone());
             if key(held.record()) != key(record) {
