@@ -63,7 +63,7 @@ WITH_DIFFER = """  [proxy_plugins.reflinkd.exports]
 [plugins.'io.containerd.service.v1.diff-service']
   default = ["reflinkd-diff"]
 """
-CONFIG = {"1.6": """version = 2
+BEFORE_2 = """version = 2
 root = "{root}"
 state = "{state}"
 [grpc]
@@ -74,19 +74,8 @@ state = "{state}"
   sandbox_image = "{pause}"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "{snapshotter}"
-    disable_snapshot_annotations = true
-""", "1.7": """version = 2
-root = "{root}"
-state = "{state}"
-[grpc]
-  address = "{socket}"
-[plugins."io.containerd.grpc.v1.cri"]
-  restrict_oom_score_adj = true
-  stats_collect_period = 1
-  sandbox_image = "{pause}"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "{snapshotter}"
-""", "2": """version = 3
+"""
+CONFIG = {"1.6": BEFORE_2 + "    disable_snapshot_annotations = true\n", "1.7": BEFORE_2, "2": """version = 3
 root = "{root}"
 state = "{state}"
 [grpc]
