@@ -49,9 +49,9 @@ fn containers_cost_no_memory() {
         serve.create_rw(&format!("{n}"), &format!("{n}-init"));
     }
     serve.ok("GraphDriver.Status", &json!({}));
-    // Its code is in memory too, as far as the kernel likes: 13 MB of a debug build, less of others.
+    // Its code is in memory too, as far as the kernel likes: up to 20 MB of a debug build, less of others.
     let (rss, anonymous) = (serve.proc_status("VmRSS"), serve.proc_status("RssAnon"));
     assert!(anonymous < MOST_OF_ITS_OWN, "{first} KiB of its own at first, then {anonymous} KiB");
-    let most = if cfg!(debug_assertions) { MOST_FOR_CONTAINERS * 5 / 4 } else { MOST_FOR_CONTAINERS };
+    let most = if cfg!(debug_assertions) { MOST_FOR_CONTAINERS * 3 / 2 } else { MOST_FOR_CONTAINERS };
     assert!(rss < most, "{rss} KiB");
 }
