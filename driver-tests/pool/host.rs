@@ -10,7 +10,7 @@ use reflinkd::Kind;
 use reflinkd::engine::pool::{Creation, PoolFs};
 
 use crate::fixture::{Fixture, Promises as _, names};
-use crate::support::{GIB, LoopFs, MIB, QuotaSetup, arg, fill, random_bytes, run};
+use crate::support::{GIB, LoopFs, MIB, QuotaSetup, arg, fill, random_bytes, run, unmount};
 
 pub(crate) fn the_guard_counts_the_hosts_room(kind: PoolFs) {
     let host = LoopFs::ext4(512 * MIB);
@@ -154,7 +154,7 @@ fn an_xfs_that_shut_down_is_recognised_and_survives() {
     drop(open);
 
     // As the hint says.
-    run("umount", &[arg(root)]);
+    unmount(root);
     pool.attach().expect("attach");
     assert_eq!(fs::read(root.join("synced")).expect("read"), b"kept");
     run("xfs_io", &["-x", "-c", "shutdown", arg(root)]);

@@ -6,7 +6,7 @@ use reflinkd::Kind;
 use reflinkd::engine::pool::{Creation, PoolFs};
 
 use crate::fixture::{Fixture, names};
-use crate::support::{GIB, LoopFs, MIB, arg, run};
+use crate::support::{GIB, LoopFs, MIB, arg, run, unmount};
 
 pub(crate) fn unrelated_files_are_refused_and_left_alone(kind: PoolFs) {
     let fixture = Fixture::new(kind);
@@ -48,7 +48,7 @@ pub(crate) fn a_root_with_something_in_it_is_refused(kind: PoolFs) {
     assert!(error.to_string().contains("another filesystem mounted"), "{error}");
     assert_eq!(fixture.devices(), [""; 0]);
     fixture.pool.detach().expect("not ours: left alone");
-    run("umount", &[arg(fixture.root())]);
+    unmount(fixture.root());
 }
 
 pub(crate) fn sizes_below_the_smallest_are_refused(kind: PoolFs) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use super::{Scratch, arg, require_root, run, scratch};
+use super::{Scratch, arg, require_root, run, scratch, unmount};
 
 /// What a Btrfs filesystem counts, set up as its owner would have, without our own code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl LoopFs {
 
     /// Unmount and mount again, with further mount options.
     pub(crate) fn remount(&self, options: &str) {
-        run("umount", &[arg(&self.mount)]);
+        unmount(&self.mount);
         self.wait_for_detach();
         run("mount", &["-o", &format!("loop,{options}"), arg(&self.image()), arg(&self.mount)]);
     }

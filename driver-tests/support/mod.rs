@@ -87,6 +87,21 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
     stdout.into_owned()
 }
 
+/// Unmount what is mounted at a path. A child that another test starts has all that is open in this process open too, until it
+/// is another program: that is waited for.
+pub(crate) fn unmount(path: &Path) {
+    for _ in 0..1000 {
+        let output = Command::new("umount").arg(path).output().expect("run umount");
+        if output.status.success() {
+            return;
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("busy"), "umount {}: {said}", path.display());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("{} stays in use", path.display());
+}
+
 /// A path as an argument of [`run`].
 pub(crate) fn arg(path: &Path) -> &str {
     path.to_str().expect("paths of tests are UTF-8")
