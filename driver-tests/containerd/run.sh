@@ -21,9 +21,7 @@ case " $* " in
 *)
     find_cargo
     cd "$top"
-    step "Build"
-    run "$cargo" build --locked
-    give_back
+    build_debug
     binary=(--binary "$target/debug/reflinkd")
     ;;
 esac

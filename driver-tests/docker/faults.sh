@@ -11,8 +11,6 @@ need_packages btrfs-progs xfsprogs util-linux runc busybox-static python3
 find_cargo
 need_compiler
 cd "$top"
-step "Build"
-run "$cargo" build --locked
-give_back
+build_debug
 for module in loop btrfs xfs; do modprobe "$module" 2>/dev/null || true; done
 exec python3 -B "$(dirname "$0")/faults.py" --work "$target/docker-faults" --binary "$target/debug/reflinkd" "$@"

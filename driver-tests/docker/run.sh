@@ -17,9 +17,7 @@ case " $* " in
     find_cargo
     need_compiler
     cd "$top"
-    step "Build"
-    run "$cargo" build --locked
-    give_back
+    build_debug
     binary=(--binary "$target/debug/reflinkd")
     ;;
 esac

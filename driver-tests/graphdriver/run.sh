@@ -19,9 +19,7 @@ find_cargo
 need_compiler
 need_packages btrfs-progs xfsprogs util-linux python3
 cd "$top"
-step "Build"
-run "$cargo" build --locked
-give_back
+build_debug
 reflinkd() { "$target/debug/reflinkd" --root "$mnt/store" --no-tend "$@"; }
 
 # Docker's package, what it imports, and Go; then what only one of the two has.

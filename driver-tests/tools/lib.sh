@@ -159,3 +159,10 @@ give_back() {
         fi
     done
 }
+
+# Build target/debug/reflinkd. With an example, as its features are those of the tests then: nothing is compiled twice.
+build_debug() {
+    step "Build"
+    run "$cargo" build --locked --bins --example reflinkd-verbs
+    give_back
+}
