@@ -14,9 +14,7 @@ need_compiler
 [ -e /dev/fuse ] || modprobe fuse || die "no FUSE here" "modprobe fuse"
 for module in loop btrfs xfs; do modprobe "$module" 2>/dev/null || true; done
 cd "$top"
-step "Build"
-run "$cargo" build --locked
-give_back
+build_debug
 programs=()
 # Debian 12's `btrfs check` doesn't open a filesystem with simple quotas; Debian 13's (6.14) finds relations of quota groups
 # broken as soon as the quota tree has two leaves.
