@@ -33,7 +33,7 @@ use std::path::PathBuf;
 
 use super::{Engine, tree_at};
 use crate::layer::{self, IdMaps};
-use crate::store::{Content, Keyed, New, NewGroup, Owner, Record, Stage, State, TreeKind};
+use crate::store::{Content, Held, Keyed, New, NewGroup, Owner, Record, Stage, State, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
 mod apply;
@@ -332,9 +332,7 @@ impl Keyspace<'_> {
         let store = &self.engine.store;
         let look_again = || Error::new(Kind::NotFound, "it is gone");
         let removed = || -> Result<()> {
-            // Sealing it takes as long as writing out what is in memory of it.
-            store.wait_for(record.uuid)?;
-            let held = store.hold(record.uuid)?;
+            let held = self.hold(record)?;
             let key = |record: &Record| record.keyed().map(|keyed| keyed.key.clone());
             if key(held.record()) != key(record) {
                 return Err(look_again());
@@ -345,6 +343,20 @@ impl Keyspace<'_> {
             Err(_) if store.get(record.uuid)?.is_none() => Err(look_again()),
             removed => removed,
         }
+    }
+
+    /// Take a tree away from everyone else. Sealing one takes as long as writing out what is in memory of it, so whoever does that
+    /// is waited for, but not forever.
+    fn hold(&self, record: &Record) -> Result<Held> {
+        let store = &self.engine.store;
+        let mut held = store.hold(record.uuid);
+        for _ in 1..ATTEMPTS {
+            match held {
+                Err(e) if e.kind() == Kind::InUse => held = store.hold(record.uuid),
+                held => return held,
+            }
+        }
+        held
     }
 
     /// What is there by a key, once whoever makes or removes that has done so.
