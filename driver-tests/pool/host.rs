@@ -127,7 +127,7 @@ fn an_xfs_detached_on_a_full_host_is_attached_when_there_is_room() {
     let refused = pool.attach().expect_err("no room to replay the log");
     assert_eq!(refused.kind(), Kind::NoSpace, "{refused}");
     assert!(refused.hint().is_some_and(|hint| hint.contains("make room")), "{refused}");
-    assert_eq!(full.fixture.devices(), [""; 0]);
+    full.fixture.wait_for_no_device();
     full.make_room();
     pool.attach().expect("attach");
     // And the file.

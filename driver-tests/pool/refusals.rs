@@ -46,7 +46,7 @@ pub(crate) fn a_root_with_something_in_it_is_refused(kind: PoolFs) {
     let error = fixture.pool.attach().expect_err("something else is mounted there");
     assert_eq!(error.kind(), Kind::Exists);
     assert!(error.to_string().contains("another filesystem mounted"), "{error}");
-    assert_eq!(fixture.devices(), [""; 0]);
+    fixture.wait_for_no_device();
     fixture.pool.detach().expect("not ours: left alone");
     unmount(fixture.root());
 }
@@ -70,16 +70,18 @@ pub(crate) fn several_or_partial_loop_devices_are_refused(kind: PoolFs) {
     let part = by_hand(&["--offset", "1048576"]);
     assert_eq!(fixture.pool.attach().expect_err("only a part").kind(), Kind::InUse);
     run("losetup", &["--detach", &part]);
+    fixture.wait_for_no_device();
     let read_only = by_hand(&["--read-only"]);
     assert_eq!(fixture.pool.attach().expect_err("read-only").kind(), Kind::InUse);
     run("losetup", &["--detach", &read_only]);
+    fixture.wait_for_no_device();
 
     // One whole device that somebody set up by hand is used, and cleared with the pool.
     let one = by_hand(&[]);
     fixture.pool.attach().expect("attach");
     assert_eq!(fixture.devices(), [one.as_str()]);
     fixture.pool.detach().expect("detach");
-    assert_eq!(fixture.devices(), [""; 0]);
+    fixture.wait_for_no_device();
 
     let (one, two) = (by_hand(&[]), by_hand(&[]));
     let error = fixture.pool.attach().expect_err("two of them");
@@ -95,7 +97,7 @@ pub(crate) fn a_copy_of_a_mounted_pool_is_refused(kind: PoolFs) {
     let error = copy.pool.attach().expect_err("its filesystem is mounted");
     assert_eq!(error.kind(), Kind::Exists, "{error}");
     assert!(error.hint().is_some_and(|hint| hint.contains("copy")), "{error}");
-    assert_eq!(copy.devices(), [""; 0], "its loop device is gone again");
+    copy.wait_for_no_device();
 }
 
 pub(crate) fn no_room_for_a_pool_is_said(kind: PoolFs) {
