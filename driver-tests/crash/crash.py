@@ -21,13 +21,16 @@ import threading
 import time
 from pathlib import Path
 
-import cuts
-import ground
-import load
-import promises
-import recovery
-import writelog
-from promises import Operation
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "load"))
+import cuts  # noqa: E402
+import ground  # noqa: E402
+import load  # noqa: E402
+import promises  # noqa: E402
+import recording  # noqa: E402
+import recovery  # noqa: E402
+import writelog  # noqa: E402
+from promises import Operation  # noqa: E402
+from store import Damage  # noqa: E402
 
 WORKERS = 4
 # In the middle of the load as many must have been acknowledged before a cut.
@@ -47,6 +50,22 @@ def go_on():
         raise Stopped
 
 
+class Recorded(load.Load):
+    """The load, with marks in the log where an operation begins and where it is acknowledged, by `mark(number)`."""
+
+    def __init__(self, mark, *what):
+        super().__init__(*what)
+        self.mark, self.operations = mark, []
+
+    def begun(self, operation):
+        with self.lock:
+            self.operations.append(operation)
+        self.mark(cuts.beginning(operation.number))
+
+    def acknowledged(self, operation):
+        self.mark(cuts.acknowledgement(operation.number))
+
+
 class Record:
     """One filesystem's: `base` is the device before the load, `log` what was written, `promises` what was said."""
 
@@ -64,9 +83,9 @@ class Record:
         kind, quotas = ground.GROUNDS[self.name]
         work = self.directory / "images"
         work.mkdir()
-        with ground.Recorder(disk, self.log, self.directory / "device") as recorder:
+        with recording.Recorder(disk, self.log, self.directory / "device") as recorder:
             with ground.mounted(recorder.device, mnt):
-                running = load.Load(binary, mnt / "store", work, recorder.mark, quotas is not None, seed, STOP)
+                running = Recorded(recorder.mark, binary, mnt / "store", work, quotas is not None, seed, STOP)
                 running.begin()
                 running.run(WORKERS, operations)
         go_on()
@@ -143,7 +162,7 @@ def cut_all(record, chosen, binary, memory, each):
             image, back, damage = replay.at(cut), [], None
             try:
                 back = recovery.recover(binary, image, record.name, memory / "mnt", record.operations, done, under_way)
-            except recovery.Damage as found:
+            except Damage as found:
                 damage = found
             each(cut, done, under_way, time.monotonic() - started, back, damage)
     finally:

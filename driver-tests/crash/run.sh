@@ -15,13 +15,7 @@ need_compiler
 for module in loop btrfs xfs; do modprobe "$module" 2>/dev/null || true; done
 cd "$top"
 build_debug
-programs=()
-# Debian 12's `btrfs check` doesn't open a filesystem with simple quotas; Debian 13's (6.14) finds relations of quota groups
-# broken as soon as the quota tree has two leaves.
-if ! version_at_least 7 "$(btrfs --version | sed -n 's/^btrfs-progs v//p')"; then
-    step "Unpack sid's btrfs-progs"
-    programs=(--programs "$(python3 -B driver-tests/graphdriver/fetch.py "$work/programs" sid btrfs-progs libc6)")
-fi
+find_btrfs_check
 step "Cut the power"
 # A namespace of its own: whoever else makes one meanwhile would keep a copy of each mount, and so the filesystem in use.
 exec unshare --mount --propagation private python3 -B driver-tests/crash/crash.py --work "$work" --binary "$target/debug/reflinkd" "${programs[@]}" "$@"

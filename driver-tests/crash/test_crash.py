@@ -7,14 +7,14 @@ import sys
 import tempfile
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [HERE := os.path.dirname(os.path.abspath(__file__)), os.path.join(HERE, "..", "load")]
 import cuts  # noqa: E402
 import images  # noqa: E402
 import promises  # noqa: E402
 import writelog  # noqa: E402
 from promises import LOOSE, Operation  # noqa: E402
 
-TOP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+TOP = os.path.join(HERE, "..", "..")
 SCRATCH = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(TOP, "target")), "tmp")
 END = 1 << 20
 

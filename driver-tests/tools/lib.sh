@@ -166,3 +166,13 @@ build_debug() {
     run "$cargo" build --locked --bins --example reflinkd-verbs
     give_back
 }
+
+# Sets $programs to what gives a script in driver-tests/load btrfs-progs whose `check` can be believed.
+find_btrfs_check() {
+    programs=()
+    # Debian 12's `btrfs check` doesn't open a filesystem with simple quotas; Debian 13's (6.14) finds relations of quota groups
+    # broken as soon as the quota tree has two leaves.
+    version_at_least 7 "$(btrfs --version | sed -n 's/^btrfs-progs v//p')" && return
+    step "Unpack sid's btrfs-progs"
+    programs=(--programs "$(python3 -B "$top/driver-tests/graphdriver/fetch.py" "$target/programs" sid btrfs-progs libc6)")
+}

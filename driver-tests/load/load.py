@@ -1,17 +1,16 @@
 """The mixed load: workers that use one store at once, each with things of its own, and write down what they are promised.
 
-Each command is a process of the real program. A mark goes into the log of writes when an operation begins, and one when it
-is acknowledged.
+Each command is a process of the real program.
 """
 
 import itertools
+import json
 import os
 import random
 import subprocess
 import threading
 from collections import defaultdict
 
-import cuts
 import door
 import images
 from promises import LOOSE, Operation
@@ -27,13 +26,12 @@ class Failed(Exception):
 
 
 class Load:
-    """All of it. `mark(number)` writes a mark; `limits` says whether the filesystem holds limits; `stop` is
-    an event that ends it early."""
+    """All of it. `limits` says whether the filesystem holds limits; `stop` is an event that ends it early."""
 
-    def __init__(self, binary, root, work, mark, limits, seed, stop):
-        self.binary, self.root, self.work, self.mark, self.limits, self.seed = binary, root, work, mark, limits, seed
+    def __init__(self, binary, root, work, limits, seed, stop):
+        self.binary, self.root, self.work, self.limits, self.seed = binary, root, work, limits, seed
         self.stop = stop
-        self.operations, self.numbers, self.lock = [], itertools.count(1), threading.Lock()
+        self.numbers, self.lock = itertools.count(1), threading.Lock()
         self.broken = threading.Event()
         rng = random.Random(f"{seed} layers")
         self.base = images.some_layer(rng, "base", 12)
@@ -48,14 +46,24 @@ class Load:
             raise Failed(f"{' '.join(map(str, arguments))}: {done.stderr.strip()}")
         return done.stdout.strip()
 
+    def begun(self, operation):
+        """An operation begins."""
+
+    def acknowledged(self, operation):
+        """It is done, and its promises count."""
+
     def do(self, worker, what, work, **promise):
-        """One operation: begun, worked at, acknowledged, with marks of both."""
-        with self.lock:
-            operation = Operation(next(self.numbers), worker, what, **promise)
-            self.operations.append(operation)
-        self.mark(cuts.beginning(operation.number))
-        work()
-        self.mark(cuts.acknowledgement(operation.number))
+        """One operation: begun, worked at, acknowledged. What the work gave; `None` if nobody has heard that."""
+        operation = Operation(next(self.numbers), worker, what, **promise)
+        self.begun(operation)
+        given = work()
+        self.acknowledged(operation)
+        return given
+
+    def image_id(self, tag):
+        """The ID of an image by its name."""
+        rows = json.loads(self.reflinkd("images", "--no-trunc", "--format", "json"))
+        return next(row["id"] for row in rows if f"{row['repository']}:{row['tag']}" == tag)
 
     def begin(self):
         """What all workers stand on."""
@@ -92,6 +100,11 @@ class Load:
             raise errors[0]
 
 
+def choose(rng, choices):
+    """One of the verbs by their weights."""
+    rng.choices([verb for verb, _ in choices], [weight for _, weight in choices])[0]()
+
+
 class Container:
     """`actual` is what it holds now, `promised` what of that is durable. The `kind` of thing is its own name's beginning."""
 
@@ -123,7 +136,7 @@ class Worker:
         self.free = defaultdict(list)
 
     def do(self, what, *command, work=None, **promise):
-        self.load.do(self.name, what, work or (lambda: self.load.reflinkd(*command)), **promise)
+        return self.load.do(self.name, what, work or (lambda: self.load.reflinkd(*command)), **promise)
 
     def fresh(self, kind):
         """A name that nothing has: often one that was something's before."""
@@ -141,9 +154,13 @@ class Worker:
 
     def step(self):
         """One operation, of those that can be done now."""
+        choose(self.rng, self.choices())
+
+    def choices(self):
+        """The verbs, each with its weight."""
         room = len(self.containers) < CONTAINERS
         few = len(self.snapshots()) < SNAPSHOTS
-        choices = [
+        return [
             (self.load_image, 3 if len(self.images) < IMAGES else 0),
             (self.create, 4 if room else 0),
             (self.view, 1 if len(self.views) < 2 else 0),
@@ -161,7 +178,6 @@ class Worker:
             (self.remove_image, 2 if self.unused_images() else 0),
             (self.gc, 0.5),
         ]
-        self.rng.choices([verb for verb, _ in choices], [weight for _, weight in choices])[0]()
 
     def load_image(self):
         tag = f"{self.fresh('i')}:latest"
@@ -216,12 +232,10 @@ class Worker:
         name, container = self.some_container()
         tag = f"{self.fresh('m')}:latest"
         changes = {f"image {tag}": {"tree": dict(container.actual), "facts": {}}, f"container {name}": container.kept()}
-        said = []
         # Of the two, the container's own part is only that what it held is durable by then.
-        self.do(f"commit {name} {tag}", work=lambda: said.append(self.load.reflinkd("commit", name, tag)),
-                changes=changes)
+        image = self.do(f"commit {name} {tag}", "commit", name, tag, changes=changes)
         container.keep()
-        self.images[tag] = (said[0], dict(container.actual))
+        self.images[tag] = (image or self.load.image_id(tag), dict(container.actual))
 
     def clone(self):
         name, container = self.some_container()
@@ -312,22 +326,26 @@ class Client:
     def __init__(self, load, name, server):
         self.load, self.name, self.server = load, name, server
         self.rng, self.numbers, self.free = random.Random(f"{load.seed} {name}"), itertools.count(1), []
-        # Key -> (parent, tree); a key that others are based on can't be removed.
-        self.layers, self.containers, self.parents = {}, {}, {}
+        # By key: trees, containers, the digest of each layer's tar, and parents. What others are based on can't be removed.
+        self.layers, self.containers, self.digests, self.parents = {}, {}, {}, {}
 
     def do(self, what, work=None, **promise):
-        self.load.do(self.name, what, work, **promise)
+        return self.load.do(self.name, what, work, **promise)
 
     def step(self):
-        unused = [key for key in self.layers if key not in self.parents.values()]
-        choices = [
+        choose(self.rng, self.choices())
+
+    def unused(self):
+        return [key for key in self.layers if key not in self.parents.values()]
+
+    def choices(self):
+        return [
             (self.layer, 3 if len(self.layers) < 6 else 0),
             (self.container, 3 if self.layers and len(self.containers) < 3 else 0),
             (self.write, 4 if self.containers else 0),
             (self.remove_container, 2 if self.containers else 0),
-            (lambda: self.remove_layer(self.rng.choice(unused)), 2 if unused else 0),
+            (self.remove_layer, 2 if self.unused() else 0),
         ]
-        self.rng.choices([verb for verb, _ in choices], [weight for _, weight in choices])[0]()
 
     def fresh(self):
         if self.free and self.rng.random() < 0.4:
@@ -344,15 +362,18 @@ class Client:
         reserved = {"tree": {}, "facts": {"kind": "reserved", "parent": parent or None}}
         self.do(f"layer {key} on {parent or 'nothing'}", lambda: self.server.layer(key, parent, tar),
                 changes={f"key {key}": thing}, between=[{f"key {key}": reserved}])
-        self.layers[key], self.parents[key] = tree, parent
+        self.layers[key], self.digests[key], self.parents[key] = tree, images.digest(tar), parent
 
     def container(self):
         key, parent = self.fresh(), self.rng.choice(list(self.layers))
         facts = {"kind": "container", "parent": parent}
         self.do(f"container {key} on {parent}", lambda: self.server.container(key, parent),
                 changes={f"key {key}": {"tree": self.layers[parent], "facts": facts}})
-        self.containers[key] = Container(self.server.root(key), facts, self.layers[parent], "key")
+        self.containers[key] = Container(self.root_of(key), facts, self.layers[parent], "key")
         self.parents[key] = parent
+
+    def root_of(self, key):
+        return self.server.root(key)
 
     def write(self):
         key, container = self.rng.choice(list(self.containers.items()))
@@ -363,7 +384,8 @@ class Client:
         self.remove(key)
         del self.containers[key]
 
-    def remove_layer(self, key):
+    def remove_layer(self):
+        key = self.rng.choice(self.unused())
         self.remove(key)
         del self.layers[key]
 

@@ -4,11 +4,7 @@ import contextlib
 import errno
 import os
 import subprocess
-import sys
 import time
-from pathlib import Path
-
-import writelog
 
 SIZE = 1 << 30
 # Behind the filesystem, for marks.
@@ -114,15 +110,15 @@ def mounted(device, at):
         unmount(at)
 
 
-def make(name, image, mnt, binary):
-    """A new filesystem in a file, with its quotas on."""
+def make(name, image, mnt, binary, size=SIZE):
+    """A new filesystem of that many bytes in a file, with its quotas on."""
     kind, quotas = GROUNDS[name]
     with open(image, "wb") as file:
-        file.truncate(SIZE + BEHIND)
+        file.truncate(size + BEHIND)
     if kind == "btrfs":
-        sh("mkfs.btrfs", "-q", "-m", "single", "-b", SIZE, image)
+        sh("mkfs.btrfs", "-q", "-m", "single", "-b", size, image)
     else:
-        sh("mkfs.xfs", "-q", "-d", f"size={SIZE}", image)
+        sh("mkfs.xfs", "-q", "-d", f"size={size}", image)
     if quotas is not None:
         with loop(image) as device, mounted(device, mnt):
             # In a store that goes again, as making one is part of what is recorded.
@@ -133,43 +129,3 @@ def make(name, image, mnt, binary):
 def copy(image, to):
     """Another of a sparse file."""
     sh("cp", "--sparse=always", image, to)
-
-
-class Recorder:
-    """A device whose writes and flushes go into `log`, on `disk`: a loop device on the file that `recorder.py` shows."""
-
-    def __init__(self, disk, log, shown):
-        self.disk, self.log, self.shown = disk, log, shown
-
-    def __enter__(self):
-        with contextlib.ExitStack() as done:
-            self.shown.touch()
-            self.server = subprocess.Popen([sys.executable, "-B", Path(__file__).with_name("recorder.py"),
-                                            self.disk, self.log, self.shown],
-                                           stdin=subprocess.DEVNULL, start_new_session=True)
-            done.callback(self.end)
-            until = time.monotonic() + PATIENCE
-            while not os.path.ismount(self.shown):
-                if self.server.poll() is not None or time.monotonic() > until:
-                    raise Failed(f"nothing is shown at {self.shown}")
-                time.sleep(0.02)
-            self.device = done.enter_context(loop(self.shown, "--direct-io=on"))
-            self.marks = os.open(self.shown, os.O_WRONLY)
-            done.callback(os.close, self.marks)
-            self.done = done.pop_all()
-        return self
-
-    def __exit__(self, *_):
-        self.done.close()
-
-    def end(self):
-        if os.path.ismount(self.shown):
-            unmount(self.shown)
-        try:
-            self.server.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.server.kill()
-            self.server.wait()
-
-    def mark(self, number):
-        os.pwrite(self.marks, writelog.mark(number), SIZE)
