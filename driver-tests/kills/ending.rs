@@ -126,6 +126,10 @@ fn is_whole(world: &World, verb: &Verb<'_>, undone: &Inventory, done: &Inventory
     // Whoever only looks finds nothing half-made.
     world.ok(&["ps"]);
     world.ok(&["images"]);
+    // What is half-made is called that; the index is never another than the records.
+    let checked = give(world, &["check"]);
+    let checked = String::from_utf8_lossy(&checked.stdout);
+    assert!(!checked.contains("index-"), "{what}: {checked}");
     let cleared = world.ok(&["gc", "--format", "json"]);
     let found = inventory(world);
     let more = verb.or.map(|more| more(undone.clone()));
@@ -135,4 +139,6 @@ fn is_whole(world: &World, verb: &Verb<'_>, undone: &Inventory, done: &Inventory
     );
     let left = world.rows(&["gc", "--dry-run"]);
     assert!(left.is_empty(), "{what}: {left:#?}");
+    let checked = give(world, &["check"]);
+    assert!(checked.status.success(), "{what}, after gc: {}", String::from_utf8_lossy(&checked.stdout));
 }

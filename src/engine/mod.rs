@@ -110,8 +110,10 @@ impl Engine {
     }
 
     fn tidy_one(&self, held: Held) -> Result<()> {
-        if held.state() == State::Replacing {
-            return self.settle(held, false);
+        match held.state() {
+            State::Replacing => return self.settle(held, false),
+            State::Ready => return self.store.take_back(&held),
+            State::Making | State::Removing => {}
         }
         self.destroy_tree(held.record())?;
         self.store.finish_removal(held)

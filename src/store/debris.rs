@@ -31,7 +31,7 @@ impl Store {
         places::lock(self.root(), uuid, Lock::Shared).map(|_| ())
     }
 
-    /// What dead makers and removers left: ours to finish or undo while we hold it.
+    /// What dead makers, changers and removers left: ours to finish or undo while we hold it.
     pub fn debris(&self) -> Result<Vec<Held>> {
         let mut debris = Vec::new();
         let unsettled = self.index().unsettled()?;
@@ -41,6 +41,10 @@ impl Store {
             let Some((record, state)) = self.index().get(uuid)? else { continue };
             let place = self.place(uuid);
             match state {
+                // What of it was to be changed is taken back.
+                State::Ready if self.index().is_changing(uuid)? && exists(&place)? => {
+                    debris.push(Held { record, state, place, _lock: lock });
+                }
                 State::Ready => {}
                 // It was acknowledged: what is missing of it is for a repair to make again.
                 State::Making if self.is_needed(&record)? => {}

@@ -73,6 +73,9 @@ impl State {
     }
 }
 
+/// The UUIDs in all facts of [`changing`].
+const CHANGING: &str = "SELECT substr(name, 10) FROM facts WHERE name GLOB 'changing *'";
+
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Index {
@@ -95,7 +98,7 @@ pub(super) enum Opened {
 pub(super) enum Looked {
     Missing,
     Torn(String),
-    Whole { instance: Option<String>, next_group: Option<u32>, rows: Vec<(Record, State)> },
+    Whole { instance: Option<String>, next_group: Option<u32>, rows: Vec<(Record, State)>, changing: Vec<Uuid> },
 }
 
 impl Index {
@@ -185,10 +188,12 @@ impl Index {
         if sound != "ok" {
             return Ok(Looked::Torn(sound.lines().collect::<Vec<_>>().join(" ")));
         }
-        match (index.fact("instance"), index.fact("next_group"), index.many("TRUE", params![])) {
-            (Ok(instance), Ok(next_group), Ok(rows)) => Ok(Looked::Whole { instance, next_group, rows }),
-            (Err(e), ..) | (_, Err(e), _) | (.., Err(e)) => Ok(Looked::Torn(e.to_string())),
-        }
+        let whole = || -> Result<Looked> {
+            let (instance, next_group) = (index.fact("instance")?, index.fact("next_group")?);
+            let (rows, changing) = (index.many("TRUE", params![])?, index.changing()?);
+            Ok(Looked::Whole { instance, next_group, rows, changing })
+        };
+        whole().or_else(|e| Ok(Looked::Torn(e.to_string())))
     }
 
     /// An index for this process alone.
@@ -243,9 +248,20 @@ impl Index {
         Ok(all.iter().flat_map(|(record, _)| record.groups()).collect())
     }
 
-    /// Those that are not ready. Asked before each change, while others are at work: so without their records.
+    /// Those that are not ready, or whose record is being written. Asked before each change, while others are at work: so
+    /// without their records.
     pub(super) fn unsettled(&self) -> Result<Vec<Uuid>> {
-        self.uuids("SELECT uuid FROM snapshots WHERE state <> 'ready'", params![])
+        let states = "SELECT uuid FROM snapshots WHERE state <> 'ready'";
+        self.uuids(&format!("{states} UNION {CHANGING}"), params![])
+    }
+
+    /// Those whose record is being written: see [`Change::set_changing`].
+    pub(super) fn changing(&self) -> Result<Vec<Uuid>> {
+        self.uuids(CHANGING, params![])
+    }
+
+    pub(super) fn is_changing(&self, uuid: Uuid) -> Result<bool> {
+        Ok(self.fact::<bool>(&changing(uuid))?.is_some())
     }
 
     pub(super) fn by_key(&self, owner: &Owner, kind: &str, key: &str) -> Result<Option<(Record, State)>> {
@@ -422,11 +438,22 @@ impl Change<'_> {
         }
     }
 
+    /// Say whether the record beside a tree is being written, and so may be another than its row's until the change is done
+    /// that writes both. Who dies in between leaves it said.
+    pub(super) fn set_changing(&self, uuid: Uuid, is: bool) -> Result<()> {
+        if is {
+            return self.set_fact(&changing(uuid), &true);
+        }
+        self.execute("DELETE FROM facts WHERE name = ?1", params![changing(uuid)])
+    }
+
     pub(super) fn delete(&self, uuid: Uuid) -> Result<()> {
+        self.set_changing(uuid, false)?;
         self.execute("DELETE FROM snapshots WHERE uuid = ?1", params![uuid.to_string()])
     }
 
     pub(super) fn clear(&self) -> Result<()> {
+        self.execute("DELETE FROM facts WHERE name GLOB 'changing *'", params![])?;
         self.execute("DELETE FROM snapshots", params![])
     }
 
@@ -466,6 +493,11 @@ impl Change<'_> {
             .and_then(|mut statement| statement.execute(values))
             .map_err(|e| failed(&e))
     }
+}
+
+/// The fact that says that a record is being written.
+fn changing(uuid: Uuid) -> String {
+    format!("changing {uuid}")
 }
 
 fn select(db: &Connection, condition: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<(Record, State)>> {

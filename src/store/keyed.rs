@@ -62,6 +62,7 @@ impl Store {
     pub fn publish_over(&self, draft: Draft, replaced: Held) -> Result<(Record, Held)> {
         self.index().change(|change| {
             change.put_nameless(&replaced.record, State::Removing)?;
+            change.set_changing(replaced.record.uuid, false)?;
             change.put(&draft.record, State::Ready)
         })?;
         Ok((draft.record, Held { state: State::Removing, ..replaced }))
@@ -70,6 +71,7 @@ impl Store {
     /// Say of a tree that only we may touch that it is nobody's once we are gone: before another one of its key is durable.
     pub fn disown(&self, held: &Held) -> Result<()> {
         let nobodys = Record { content: Content::Work, ..held.record.clone() };
+        self.announce_change(held)?;
         nobodys.write(&open_place(&held.place)?, &held.place)
     }
 
@@ -78,10 +80,9 @@ impl Store {
     pub fn begin_sealing(&self, held: &mut Held) -> Result<()> {
         let marked = Record { replacing: true, ..held.record.clone() };
         let directory = open_place(&held.place)?;
-        self.reserving(|change| {
-            change.set_state(held.record.uuid, State::Replacing)?;
-            marked.write(&directory, &held.place)
-        })?;
+        self.reserving(|change| change.set_state(held.record.uuid, State::Replacing))?;
+        // By its row it is found when only that says so.
+        marked.write(&directory, &held.place)?;
         held.state = State::Replacing;
         Ok(())
     }
@@ -98,10 +99,9 @@ impl Store {
 
     /// [`Store::amend`], which becomes durable with the next commit of the filesystem.
     pub fn amend_soon(&self, held: &mut Held, record: Record) -> Result<()> {
-        let directory = open_place(&held.place)?;
-        self.reserving(|change| {
+        self.changing(held, |change, directory| {
             change.put(&record, State::Ready)?;
-            record.write(&directory, &held.place)
+            record.write(directory, &held.place)
         })?;
         held.record = record;
         Ok(())

@@ -37,6 +37,10 @@
 //! from the records: a record with a tree is ready, one without was never acknowledged or is half removed, and one
 //! that says so is being replaced.
 //!
+//! Who changes the record of a tree that is ready writes it within the change of its row, and says before that it is being
+//! changed: should he die when only the record is written, the next verb writes it as the row has it. After a reboot what is
+//! on disk counts.
+//!
 //! Nothing with both a record and a tree is ever taken for debris by its looks alone. If damage gave two trees one
 //! name, both stay ([`index::Change::adopt`]).
 //!
@@ -60,6 +64,7 @@ use uuid::Uuid;
 use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
+mod change;
 mod debris;
 mod files;
 mod identity;
@@ -403,11 +408,13 @@ impl Store {
         let uuid = held.record.uuid;
         let marked = Record { replacing: true, ..held.record.clone() };
         let directory = open_place(&held.place)?;
-        held.record.group = Some(self.reserving(|change| {
+        let group = self.reserving(|change| {
             change.set_state(uuid, State::Replacing)?;
-            marked.write(&directory, &held.place)?;
             take_group(change)
-        })?);
+        })?;
+        // By its row it is found when only that says so.
+        marked.write(&directory, &held.place)?;
+        held.record.group = Some(group);
         held.state = State::Replacing;
         Ok(held)
     }
@@ -425,40 +432,6 @@ impl Store {
             }
         }
         self.write(&held, record)
-    }
-
-    /// Change the record of a tree. Durable on return.
-    ///
-    /// # Errors
-    /// `Exists` if the new name is taken.
-    pub fn update(&self, uuid: Uuid, change: impl FnOnce(&mut Record) -> Result<()>) -> Result<Record> {
-        let held = self.hold(uuid)?;
-        if held.state != State::Ready {
-            return Err(Error::new(
-                Kind::InUse,
-                "a process died while replacing it, and what it left can't be cleared",
-            ));
-        }
-        let mut record = held.record.clone();
-        change(&mut record)?;
-        self.write(&held, record)
-    }
-
-    fn write(&self, held: &Held, record: Record) -> Result<Record> {
-        let directory = open_place(&held.place)?;
-        self.reserving(|change| {
-            change.put(&record, State::Ready)?;
-            record.write(&directory, &held.place)?;
-            self.sync_place(&directory, &held.place)
-        })?;
-        Ok(record)
-    }
-
-    /// Make a place's record durable, and the names in it. After an I/O error XFS says yes to that although nothing was
-    /// written; it says no when it is asked about a file.
-    fn sync_place(&self, directory: &File, place: &Path) -> Result<()> {
-        durable::fsync(directory, place).context(|| format!("fsync {}", place.display()))?;
-        files::sync(&identity::path(&self.root))
     }
 
     /// A tree that is whole (or about to be replaced by another).

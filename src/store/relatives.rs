@@ -56,15 +56,24 @@ impl Store {
             inherits,
             content: new.content,
         };
-        let draft = self.begin_record(record, group, |change| {
-            if !source.record.related {
+        let is_first = !source.record.related;
+        if is_first {
+            self.announce_change(source)?;
+        }
+        let begun = self.begin_record(record, group, |change| {
+            if is_first {
                 change.put(&related, State::Ready)?;
                 related.write(&open_place(&source.place)?, &source.place)?;
+                change.set_changing(related.uuid, false)?;
             }
             Ok(())
-        })?;
-        source.record = related;
-        Ok(draft)
+        });
+        if begun.is_ok() {
+            source.record = related;
+        } else if is_first && let Err(e) = self.take_back(source) {
+            tracing::warn!("cannot take back what was to be changed of {}: {e}", source.record.uuid);
+        }
+        begun
     }
 
     /// The snapshots of a container, oldest first.

@@ -70,6 +70,8 @@ pub enum IndexLook {
     Current {
         next_group: Option<u32>,
         rows: Vec<(Record, State)>,
+        /// Whose records were being written.
+        changing: Vec<Uuid>,
     },
 }
 
@@ -102,6 +104,12 @@ impl IndexLook {
     #[must_use]
     pub fn row(&self, uuid: Uuid) -> Option<&(Record, State)> {
         self.rows().iter().find(|(record, _)| record.uuid == uuid)
+    }
+
+    /// Whether the record of a tree was being written, and may be another than its row's.
+    #[must_use]
+    pub fn is_changing(&self, uuid: Uuid) -> bool {
+        matches!(self, Self::Current { changing, .. } if changing.contains(&uuid))
     }
 
     #[must_use]
@@ -167,7 +175,7 @@ fn look_at_index(root: &Path, instance: &str) -> Result<IndexLook> {
         Looked::Missing => IndexLook::Missing,
         Looked::Torn(why) => IndexLook::Torn(why),
         Looked::Whole { instance: made, .. } if made.as_deref() != Some(instance) => IndexLook::Stale,
-        Looked::Whole { next_group, rows, .. } => IndexLook::Current { next_group, rows },
+        Looked::Whole { next_group, rows, changing, .. } => IndexLook::Current { next_group, rows, changing },
     })
 }
 

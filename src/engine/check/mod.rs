@@ -37,7 +37,7 @@
 //! | `name-taken` | two trees with one name: a place was copied | a container keeps the name that it is listed by. Others none |
 //! | `place-half-made` | who made a tree died | it goes |
 //! | `place-half-removed` | who removed a tree died | it goes |
-//! | `place-half-replaced` | who exchanged a tree died | settled: one of the two stays |
+//! | `place-half-replaced` | who exchanged a tree, or wrote a record, died | settled: one of the two stays |
 //! | `snapshot-parted` | a snapshot whose container is gone | none: `rm <uuid>@LABEL`, or `clone` it |
 //! | `subvolume-foreign` | a subvolume in the store that is none of its trees | none: it isn't ours to remove |
 //! | `file-foreign` | the same of a file or directory | none |
@@ -208,7 +208,8 @@ impl Finding {
     }
 
     fn is(&self, other: &Self) -> bool {
-        (self.code, &self.object, self.uuid) == (other.code, &other.object, other.uuid)
+        let what = |finding: &Self| (finding.code, finding.severity, finding.object.clone(), finding.uuid);
+        what(self) == what(other)
     }
 }
 
@@ -251,13 +252,15 @@ pub trait Progress: Sync {
 pub struct Check {
     engine: Engine,
     survey: Survey,
+    /// Where the index said otherwise than the records at the look before.
+    behind: Option<Vec<String>>,
 }
 
 impl Check {
     /// See [`Engine::look_only`].
     pub fn open(settings: Settings) -> Result<Self> {
         let (engine, survey) = Engine::look_only(settings)?;
-        Ok(Self { engine, survey })
+        Ok(Self { engine, survey, behind: None })
     }
 
     #[must_use]
@@ -270,6 +273,7 @@ impl Check {
         let mut findings = self.find()?;
         if findings.iter().any(|finding| finding.severity == Severity::Damage) {
             // Somebody may have been at work.
+            self.behind = Some(self.find_behind(&Known::of(&self.survey, &self.engine)));
             self.look_again()?;
             let again = self.find()?;
             findings.retain(|finding| again.iter().any(|other| finding.is(other)));

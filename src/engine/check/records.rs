@@ -95,6 +95,9 @@ impl Check {
     /// What is wrong with a place whose record says what it is; one thing, the worst.
     fn in_place(&self, place: &Place, record: &Record, known: &Known) -> Option<Finding> {
         let row = self.survey.index.row(place.uuid).map(|(_, state)| *state);
+        if self.survey.index.is_changing(place.uuid) {
+            return Some(of(record, Code::PlaceHalfReplaced, "who was writing its record died", SETTLE));
+        }
         if record.content == Content::Work {
             let why = "who was making a layer in it died";
             return Some(of(record, Code::PlaceHalfMade, why, SETTLE));
@@ -113,7 +116,8 @@ impl Check {
             return Some(self.without_tree(record, row, known));
         }
         if !place.tree {
-            return None;
+            let unknown = matches!(self.survey.index, IndexLook::Current { .. }) && row.is_none();
+            return unknown.then(|| of(record, Code::PlaceHalfMade, "who was making it died", SETTLE));
         }
         if row == Some(State::Replacing) || place.state() == Some(State::Replacing) {
             let why = "who was exchanging its tree for another died";
@@ -278,8 +282,9 @@ impl Check {
             IndexLook::Stale => {}
             IndexLook::Missing => findings.push(index(Code::IndexMissing, "it is gone".into())),
             IndexLook::Torn(why) => findings.push(index(Code::IndexTorn, why.clone())),
-            IndexLook::Current { rows, .. } => {
-                let behind: Vec<_> = self.behind(rows, known);
+            IndexLook::Current { .. } => {
+                let mut behind = self.find_behind(known);
+                behind.retain(|why| self.behind.as_ref().is_none_or(|before| before.contains(why)));
                 if let Some(first) = behind.first() {
                     let more =
                         if behind.len() > 1 { format!(", and {} more", behind.len() - 1) } else { String::new() };
@@ -290,14 +295,19 @@ impl Check {
     }
 
     /// Where the index and the records say otherwise.
-    fn behind(&self, rows: &[(Record, State)], known: &Known) -> Vec<String> {
+    pub(super) fn find_behind(&self, known: &Known) -> Vec<String> {
+        let IndexLook::Current { rows, .. } = &self.survey.index else { return Vec::new() };
         let by_uuid: HashMap<Uuid, &Place> = self.survey.places.iter().map(|place| (place.uuid, place)).collect();
         let mut behind = Vec::new();
         for (row, state) in rows {
             match by_uuid.get(&row.uuid) {
                 None if known.is_needed(row.uuid) && row.layer().is_some() => {}
+                // Who was making or removing it died: the next verb forgets it.
+                None if *state != State::Ready => {}
                 None => behind.push(format!("it has {}, which has no place", row.uuid)),
                 Some(place) if place.busy || *state != State::Ready => {}
+                // Said of its place.
+                Some(place) if self.survey.index.is_changing(place.uuid) => {}
                 Some(place) => {
                     let record = place.whole().filter(|record| !record.replacing);
                     if record.is_some_and(|record| !survey::is_same(row, record)) {
@@ -307,10 +317,10 @@ impl Check {
             }
         }
         let rows: HashSet<Uuid> = rows.iter().map(|(row, _)| row.uuid).collect();
-        let whole = self.survey.places.iter().filter(|place| !place.busy && place.state() == Some(State::Ready));
-        behind.extend(
-            whole.filter(|place| !rows.contains(&place.uuid)).map(|place| format!("it lacks {}", place.uuid)),
-        );
+        // One without a tree that the index doesn't have was never made.
+        let whole = self.survey.places.iter().filter(|place| !place.busy && place.tree);
+        let whole = whole.filter(|place| place.state() == Some(State::Ready) && !rows.contains(&place.uuid));
+        behind.extend(whole.map(|place| format!("it lacks {}", place.uuid)));
         behind
     }
 

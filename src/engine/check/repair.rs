@@ -15,7 +15,7 @@ use crate::engine::gc::PATIENCE;
 use crate::engine::load::Progress;
 use crate::engine::{Engine, Settings};
 use crate::oci::Source;
-use crate::store::survey::{Noted, Survey};
+use crate::store::survey::{Place, Survey};
 use crate::store::{self, Content, Image, Lock, Record, State, mend};
 use crate::{Error, Kind, Result};
 
@@ -279,7 +279,8 @@ impl Repair<'_> {
         let mut done = engine.tidy().map(drop);
         let unrecorded = |uuid| {
             let place = self.survey.places.iter().find(|place| Some(place.uuid) == uuid);
-            place.is_some_and(|place| matches!(place.record, Noted::Missing) && !place.tree)
+            let is_known = |place: &Place| place.whole().is_some() && self.survey.index.row(place.uuid).is_some();
+            place.is_some_and(|place| !place.tree && !is_known(place))
         };
         if findings.iter().any(|finding| finding.uuid.is_some_and(|uuid| unrecorded(Some(uuid)))) {
             done = done.and_then(|()| {
