@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-deb test-proto crashtest fuzz vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
+.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-deb test-proto crashtest soak fuzz vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test-deb: ## Install the Debian package in a clean Debian, use it, and remove it
 
 crashtest: ## Cut the power at many points under load, and see what is left: FS="simple xfs" CUTS=500 SEED=7 (needs root)
 	@driver-tests/crash/run.sh $(if $(FS),--fs $(FS)) $(if $(CUTS),--cuts $(CUTS)) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep) $(if $(CUT),--again --cut $(CUT))
+
+soak: ## Use all front doors at once for MINUTES=30, and see that nothing is lost or grows: FS="simple xfs" SEED=7 (needs root)
+	@driver-tests/soak/run.sh $(if $(FS),--fs $(FS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(LEAK),--leak $(LEAK))
 
 fuzz: ## Fuzz layers, archives and manifests: MINUTES=20, TARGETS="tar unpack" (needs root and cargo-fuzz)
 	@driver-tests/fuzz/run.sh
