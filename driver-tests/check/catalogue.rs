@@ -317,6 +317,32 @@ fn images_of_btrfs() {
                 fs::remove_file(image_file(store, "base:latest")).expect("unlink");
                 vec![("image-missing", id.trim_start_matches("sha256:")[..12].into())]
             }),
+            kind("the directory of images is gone", Mend::Itself, |store| {
+                let ids = ["base", "committed"].map(|name| {
+                    let id = store.world.row_where(&["images"], "repository", name)["id"].to_string();
+                    ("image-missing", id.trim_matches('"').trim_start_matches("sha256:")[..12].to_string())
+                });
+                fs::remove_dir_all(store.world.root().join("images")).expect("rm -r");
+                let mut expected = vec![
+                    ("directory-missing", "images".into()),
+                    ("lock-missing", "images/lock".into()),
+                    ("lock-missing", "images/load.lock".into()),
+                ];
+                expected.extend(ids);
+                expected
+            }),
+            kind(
+                "an image ends at a layer below its own",
+                Mend::ByHand(|store| drop(store.world.ok(&["load", "-q", arg(&store.archive)]))),
+                |store| {
+                    let file = image_file(store, "base:latest");
+                    let mut image: serde_json::Value =
+                        serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
+                    image["top"] = uuid(&store.layer(0).1).into();
+                    fs::write(&file, image.to_string()).expect("write");
+                    vec![("image-differs", "base:latest".into())]
+                },
+            ),
             kind("an image's configuration is torn", Mend::From, |store| {
                 let path = blob(store, "id");
                 let half = fs::read(&path).expect("read");
@@ -398,6 +424,14 @@ fn what_is_around_the_trees_of_btrfs() {
                 run("btrfs", &["qgroup", "limit", "none", &group, arg(store.world.fs.path())]);
                 vec![("limit-missing", "web".into())]
             }),
+            kind(
+                "the record of a container names another group",
+                Mend::ByHand(|store| regroup(store, "web", -500)),
+                |store| {
+                    regroup(store, "web", 500);
+                    vec![("charge-differs", "web".into())]
+                },
+            ),
             kind("a group of ours that no tree was given", Mend::Itself, |store| {
                 let (prefix, id) = split(&qgroup(store, "web"));
                 let group = format!("1/{}", prefix << 32 | (id + 1000));
@@ -409,12 +443,21 @@ fn what_is_around_the_trees_of_btrfs() {
 }
 
 /// The level-1 group that a container is charged to.
-fn qgroup(store: &Store, name: &str) -> String {
+pub(crate) fn qgroup(store: &Store, name: &str) -> String {
     let id = picture::identity(&store.world.tree(name)).expect("a subvolume");
     let shown = run("btrfs", &["qgroup", "show", "-p", arg(store.world.fs.path())]);
     let line = shown.lines().find(|line| line.starts_with(&format!("0/{id} "))).expect("its own group");
     let words: Vec<_> = line.split_whitespace().collect();
     words.iter().find(|word| word.starts_with("1/")).expect("a parent").to_string()
+}
+
+/// Let the record of a container name a group this much further on.
+fn regroup(store: &Store, name: &str, further: i64) {
+    let place = store.place(name);
+    let mut changed = record(&place);
+    changed["group"] = (changed["group"].as_i64().expect("a number") + further).into();
+    set_record(&place, changed.to_string().as_bytes());
+    reindex(store);
 }
 
 fn split(group: &str) -> (u64, u64) {

@@ -9,6 +9,7 @@ mod world;
 mod catalogue;
 mod hands;
 mod healthy;
+mod leftovers;
 mod picture;
 mod store;
 mod trees;

@@ -8,7 +8,7 @@ use rustix::fs::{XattrFlags, setxattr};
 use crate::catalogue::{Kind, Mend, clients, each, kind};
 use crate::hands::*;
 use crate::store::{DOCKERS, Store};
-use crate::support::{arg, run};
+use crate::support::{QuotaSetup, arg, run};
 use crate::world::Ground;
 
 /// On any filesystem. `deep` says whether only a deep check sees that a layer was changed.
@@ -104,6 +104,16 @@ fn of_layers(deep: bool) -> Vec<Kind> {
 #[test]
 fn trees_of_btrfs() {
     each(&Store::on(Ground::SIMPLE), &of_layers(false));
+}
+
+#[test]
+fn trees_of_btrfs_with_full_quotas() {
+    each(&Store::on(Ground::Btrfs(QuotaSetup::Full)), &of_layers(false));
+}
+
+#[test]
+fn trees_of_btrfs_that_compresses_and_counts_nothing() {
+    each(&Store::on(Ground::Zstd), &of_layers(false));
 }
 
 #[test]

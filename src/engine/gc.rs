@@ -52,7 +52,8 @@ impl Engine {
             reason: "whoever was making, replacing or removing it died",
             size: None,
         }));
-        for stray in self.store.strays()? {
+        let (strays, mut unknown) = self.store.strays()?;
+        for stray in strays {
             let place = stray.place().to_path_buf();
             if !dry_run {
                 let removed = view::clear(&place)
@@ -66,7 +67,7 @@ impl Engine {
             garbage.push(Garbage {
                 kind: "place",
                 id: place.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
-                reason: "it has no record: whoever made it died",
+                reason: "it has no tree, and nobody knows it: whoever made it died",
                 size: None,
             });
         }
@@ -80,7 +81,8 @@ impl Engine {
             reason: "it is only there to make the next container sooner",
             size: sized.get(&spare.uuid).copied().flatten(),
         }));
-        let Orphans { trees, unknown } = self.docker_orphans()?;
+        let Orphans { trees, unknown: of_docker } = self.docker_orphans()?;
+        unknown.extend(of_docker);
         let sized: HashMap<_, _> = trees.iter().map(|tree| (tree.uuid, self.orphan_size(tree))).collect();
         let trees = if dry_run { trees } else { self.remove_orphans(trees)? };
         garbage.extend(trees.into_iter().map(|tree| Garbage {

@@ -8,7 +8,7 @@ use super::files::Lock;
 use super::places::{self, PlaceLock};
 use super::record::Record;
 use super::{Held, State, Store, exists, open_place, remove_place, scan};
-use crate::Result;
+use crate::{Error, Kind, Result};
 
 /// A place that no row names, nobody works on, and that holds no tree with a record. Nobody can take it while this lives.
 #[derive(Debug)]
@@ -55,12 +55,14 @@ impl Store {
         Ok(debris)
     }
 
-    /// Places that no row names and nobody works on: made by someone who died before reserving a name.
+    /// Places that no row names and nobody works on: made by someone who died before reserving a name. With them, why others
+    /// are left alone.
     ///
-    /// One with a record and a tree isn't among them: both are whole, whatever became of the row. Nor is one whose
-    /// record can't be read: that is damage, and perhaps somebody's data.
-    pub fn strays(&self) -> Result<Vec<Stray>> {
-        let mut strays = Vec::new();
+    /// One with a record and a tree isn't among either: both are whole, whatever became of the row. A record is there before
+    /// its tree and goes after it, so that a tree without one, or with one that can't be read, isn't what the dead leave: that
+    /// is damage, and perhaps somebody's data.
+    pub fn strays(&self) -> Result<(Vec<Stray>, Vec<Error>)> {
+        let (mut strays, mut damaged) = (Vec::new(), Vec::new());
         for (uuid, place) in scan::places(self.root())? {
             if self.index().get(uuid)?.is_some() {
                 continue;
@@ -72,13 +74,19 @@ impl Store {
             if self.index().get(uuid)?.is_some() {
                 continue;
             }
+            let tree = place.join("fs").exists();
             match open_place(&place).and_then(|directory| Record::read(&directory, &place)) {
-                Ok(Some(_)) if place.join("fs").exists() => {}
+                Ok(Some(_)) if tree => {}
+                Ok(None) if tree => {
+                    damaged.push(Error::new(Kind::Damaged, format!("{} has a tree and no record", place.display())));
+                }
                 Ok(_) => strays.push(Stray { place, _lock: lock }),
-                Err(e) => tracing::warn!("{e}; left alone, as it may hold somebody's data"),
+                Err(e) => damaged.push(e),
             }
         }
-        Ok(strays)
+        let left =
+            |e: Error| e.with_hint("it may hold somebody's data, and is left alone; see: reflinkd check --repair");
+        Ok((strays, damaged.into_iter().map(left).collect()))
     }
 
     /// All places, whatever the index says of them: to destroy the store.

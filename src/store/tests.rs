@@ -276,7 +276,7 @@ fn damage_makes_no_tree_unreachable_and_none_debris() {
     assert!(found[1].starts_with("a-"), "{found:?}");
     assert_eq!(store.list(TreeKind::Layer).expect("list").len(), 2);
     assert_eq!(store.get(c2.uuid).expect("get").map(|record| record.uuid), child.parent);
-    assert!(store.debris().expect("debris").is_empty() && store.strays().expect("strays").is_empty());
+    assert!(store.debris().expect("debris").is_empty() && store.strays().expect("strays").0.is_empty());
     // The one that came later can be removed and renamed like any other.
     store.keep(store.begin_removal(b.uuid).expect("hold")).expect("keep");
     assert_eq!(kind(store.begin_removal(c2.uuid)), Kind::InUse);
@@ -319,12 +319,16 @@ fn only_places_without_record_or_tree_are_strays() {
     let draft = store.begin(container("b", "02")).expect("begin");
     fs::create_dir(store.place(Uuid::new_v4())).expect("mkdir");
     store.index().change(|change| change.delete(whole.uuid)).expect("delete");
-    let strays = store.strays().expect("strays");
-    assert_eq!(strays.len(), 1, "neither the whole one without a row nor the one being made");
+    let lost = store.place(Uuid::new_v4());
+    fs::create_dir_all(lost.join("fs")).expect("mkdir");
+    let (strays, damaged) = store.strays().expect("strays");
+    assert_eq!(strays.len(), 1, "neither the whole one without a row, nor the one being made, nor the tree");
+    assert_eq!(damaged.len(), 1, "{damaged:?}");
+    assert!(damaged[0].to_string().contains(lost.to_str().expect("UTF-8")), "{damaged:?}");
     for stray in strays {
         store.remove_stray(stray).expect("remove");
     }
-    assert_eq!(world.places(), 2);
+    assert_eq!(world.places(), 3);
     store.abandon(draft).expect("abandon");
 }
 

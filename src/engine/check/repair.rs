@@ -284,7 +284,7 @@ impl Repair<'_> {
         };
         if findings.iter().any(|finding| finding.uuid.is_some_and(|uuid| unrecorded(Some(uuid)))) {
             done = done.and_then(|()| {
-                for stray in engine.store.strays()? {
+                for stray in engine.store.strays()?.0 {
                     if !stray.place().join("fs").exists() {
                         engine.store.remove_stray(stray)?;
                     }
