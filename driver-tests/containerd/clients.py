@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 import basics
+import debs
 import images
+import registry
 from host import Failed, expect
 from services import PATIENCE, Mounted
 
@@ -514,21 +516,30 @@ def reused(lane):
     expect(counted["shared"] >= 30_000_000, True, f"whether df says that they share it: {counted}")
     expect(once(lane, name, "reused", "/bin/cat", "/etc/motd"), "welcome again", "what a container of it prints")
     expect(diff_ids[0] in lane.ctr("content", "ls", "-q").split(), True, "whether its layer is in the content store")
-    # Push reads the same blobs from there.
     lane.ctr("images", "export", exported, name)
-    # Its other owner goes, and then it itself.
-    server.reflinkd("rmi", name)
-    as_layers_say(lane, chain[-1], layers)
-    lane.ctr("images", "rm", "--sync", name)
-    settled(lane, before, "the snapshots without that image")
-    expect(diff_ids[0] in lane.ctr("content", "ls", "-q").split(), False, "whether its layer is still in the content store")
+    programs = debs.unpacked(lane.options.work, "registry", debs.REGISTRY)
+    with registry.registry(programs, lane.work / "registry") as address:
+        pushed = f"{address}/local/reused:1"
+        lane.ctr("images", "tag", name, pushed)
+        lane.ctr("images", "push", "--plain-http", pushed)
+        # Its other owner goes, and then it itself.
+        server.reflinkd("rmi", name)
+        as_layers_say(lane, chain[-1], layers)
+        lane.ctr("images", "rm", "--sync", name, pushed)
+        settled(lane, before, "the snapshots without that image")
+        expect(diff_ids[0] in lane.ctr("content", "ls", "-q").split(), False, "whether its layer is still in the content store")
+        lane.ctr("images", "pull", "--plain-http", "--snapshotter", lane.ctr.snapshotter, pushed)
+        as_layers_say(lane, chain[-1], layers)
+        expect(once(lane, pushed, "reused", "/bin/cat", "/etc/motd"), "welcome again", "what a container of the pulled one prints")
+        lane.ctr("images", "rm", "--sync", pushed)
+        settled(lane, before, "the snapshots without that image")
     lane.ctr(*import_it, exported)
     exported.unlink()
     as_layers_say(lane, chain[-1], layers)
     expect(once(lane, name, "reused", "/bin/cat", "/etc/motd"), "welcome again", "what a container of the exported one prints")
     lane.ctr("images", "rm", "--sync", name)
     settled(lane, before, "the snapshots without that image")
-    return f"{paths} paths of {len(layers)} layers for {taken} bytes more; exported whole"
+    return f"{paths} paths of {len(layers)} layers for {taken} bytes more; pushed, pulled and exported whole"
 
 
 def source_of(lane, key):

@@ -28,6 +28,8 @@ CRI = ("sid", ["golang-1.27-go", "golang-1.27-src", "golang-github-golang-protob
                "golang-golang-x-text-dev", "golang-google-genproto-dev", "golang-google-grpc-dev", "golang-google-protobuf-dev",
                "golang-k8s-cri-api-dev"])
 
+REGISTRY = ("bookworm", ["docker-registry"])
+
 
 def unpacked(cache, what, packages):
     """The directory of these packages, fetched if need be."""

@@ -115,10 +115,12 @@ def make(name, image, mnt, binary, size=SIZE):
     kind, quotas = GROUNDS[name]
     with open(image, "wb") as file:
         file.truncate(size + BEHIND)
+    # What an older kernel than the programs are made for can't mount is left out by these.
+    options = os.environ.get(f"MKFS_{kind.upper()}", "").split()
     if kind == "btrfs":
-        sh("mkfs.btrfs", "-q", "-m", "single", "-b", size, image)
+        sh("mkfs.btrfs", "-q", *options, "-m", "single", "-b", size, image)
     else:
-        sh("mkfs.xfs", "-q", "-d", f"size={size}", image)
+        sh("mkfs.xfs", "-q", *options, "-d", f"size={size}", image)
     if quotas is not None:
         with loop(image) as device, mounted(device, mnt):
             # In a store that goes again, as making one is part of what is recorded.

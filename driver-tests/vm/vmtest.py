@@ -73,7 +73,7 @@ class Laboratory:
             files = root.files(plan.TOP, boot.lane, self.built.program)
             disks = [root.disk(self.packages, boot.lane["root"])] if "root" in boot.lane else []
         facts = self.matrix["kernel"][boot.kernel]
-        head = f"export MKFS_XFS='{facts.get('mkfs_xfs', '')}'\n"
+        head = "".join(f"export MKFS_{name.upper()}='{facts.get(f'mkfs_{name}', '')}'\n" for name in ("btrfs", "xfs"))
         if self.accelerator == "tcg":
             head += EMULATED
         job, initramfs = work / "job.cpio", work / "initramfs"
