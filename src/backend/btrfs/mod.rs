@@ -17,9 +17,11 @@
 //! Never walks a tree: what is nested, written or left over is found by searching the filesystem's own trees.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::backend::changes::{Changes, Comparison};
@@ -58,6 +60,8 @@ pub struct Btrfs {
     group_prefix: u16,
     /// Subvolumes destroyed by this process under full quotas, whose level-0 groups older kernels leave behind.
     destroyed: Mutex<BTreeSet<u64>>,
+    /// Files of sysfs that say how much data is on its way to the disk, from when they are first asked.
+    on_their_way: OnceLock<io::Result<Vec<File>>>,
 }
 
 impl Btrfs {
@@ -77,6 +81,7 @@ impl Btrfs {
             nodesize: info.nodesize.into(),
             group_prefix,
             destroyed: Mutex::default(),
+            on_their_way: OnceLock::new(),
         };
         // Proves the right to search trees, on which everything here depends.
         btrfs.mode()?;

@@ -7,7 +7,8 @@
 //! that neither shows. If they aren't, somebody's data is on its way: the tree's own is written out, which tells the same of the
 //! moment when that began.
 
-use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use super::{Btrfs, measure, tree};
 use crate::Result;
@@ -40,11 +41,18 @@ impl Btrfs {
 
     /// Whether no data is on its way to the disk. Where data has no room of its own (mixed block groups) nobody can tell.
     fn is_quiet(&self) -> bool {
-        let data = self.sysfs().join("allocation/data");
-        ["bytes_may_use", "bytes_reserved"]
-            .iter()
-            .all(|name| fs::read_to_string(data.join(name)).is_ok_and(|bytes| bytes.trim() == "0"))
+        let on_their_way = self.on_their_way.get_or_init(|| {
+            let data = self.sysfs().join("allocation/data");
+            ["bytes_may_use", "bytes_reserved"].iter().map(|name| File::open(data.join(name))).collect()
+        });
+        on_their_way.as_ref().is_ok_and(|files| files.iter().all(is_zero))
     }
+}
+
+/// Whether a file of sysfs says 0 now; it is written anew for each read at its beginning.
+fn is_zero(file: &File) -> bool {
+    let mut text = [0; 32];
+    file.read_at(&mut text, 0).is_ok_and(|length| text[..length].trim_ascii() == b"0")
 }
 
 fn info_of(tree: &Tree) -> Result<SubvolInfo> {
