@@ -84,7 +84,7 @@ impl Known {
                     apparent_size: 0,
                 }),
             });
-            if at > 0 && record.parent.is_none() {
+            if at > 0 && record.parent.is_none() && !self.there.contains_key(&uuid) {
                 // Nothing tells which UUID it had; each look has to make up the same.
                 record.parent = Some(made_up(&chain[at - 1]));
             }
