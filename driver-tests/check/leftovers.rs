@@ -27,6 +27,8 @@ fn leftovers(store: &Store, args: &[&str], code: &str) -> Vec<String> {
 
 /// Wait until the kernel has cleaned up after removed subvolumes.
 fn cleaned(store: &Store) {
+    // It wakes the cleaner, which else comes every half minute.
+    run("btrfs", &["filesystem", "sync", arg(store.world.fs.path())]);
     run("btrfs", &["subvolume", "sync", arg(store.world.fs.path())]);
     store.sync();
 }
