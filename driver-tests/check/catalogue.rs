@@ -274,6 +274,15 @@ fn what_the_dead_left_on_btrfs() {
                 reindex(store);
                 vec![("place-half-made", uuid(&place))]
             }),
+            kind("half a snapshot of a container that is gone", Mend::Itself, |store| {
+                store.world.ok(&["create", "--image", "base", "victim"]);
+                store.world.ok(&["snapshot", "victim", "half"]);
+                let (container, snapshot) = (store.place("victim"), uuid(&store.place("victim@half")));
+                delete_place(store, &container);
+                sql(store, &format!("DELETE FROM snapshots WHERE uuid = '{}'", uuid(&container)));
+                sql(store, &format!("UPDATE snapshots SET state = 'making' WHERE uuid = '{snapshot}'"));
+                vec![("place-half-made", format!("{}/half", uuid(&container)))]
+            }),
             kind("half a removal", Mend::Itself, |store| {
                 store.world.ok(&["create", "--image", "base", "victim"]);
                 sql(store, "UPDATE snapshots SET state = 'removing' WHERE name = 'victim'");

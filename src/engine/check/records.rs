@@ -227,10 +227,15 @@ impl Check {
     /// Records whose parents nobody knows, and snapshots without a container.
     fn find_parents(&self, known: &Known, findings: &mut Vec<Finding>) {
         let places: HashSet<Uuid> = self.survey.places.iter().map(|place| place.uuid).collect();
-        for place in self.survey.places.iter().filter(|place| !place.busy) {
+        // What is half-made has nothing to lose.
+        let half_made = |place: &Place| {
+            let row = self.survey.index.row(place.uuid).map(|(_, state)| *state);
+            row == Some(State::Making) || place.whole().is_some_and(|record| record.content == Content::Work)
+        };
+        for place in self.survey.places.iter().filter(|place| !place.busy && !half_made(place)) {
             let Some(record) = place.whole() else { continue };
             let lost = record.parent.filter(|parent| !places.contains(parent) && !known.layers.contains_key(parent));
-            if let (Some(parent), false) = (lost, record.content == Content::Work) {
+            if let Some(parent) = lost {
                 let spare = record.content == Content::Spare;
                 let remedy = if spare {
                     Remedy::Do("remove it: nobody has written to it")
