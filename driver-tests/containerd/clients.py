@@ -50,7 +50,15 @@ def load(lane, name, layers, *options, namespace="default"):
     """Import an image; the names of the snapshots it gives."""
     archive = lane.work / "image.tar"
     _, diff_ids = images.archive(archive, name, layers, ["/bin/sh"])
-    lane.ctr("images", "import", "--snapshotter", lane.ctr.snapshotter, *options, archive, namespace=namespace)
+    import_it = ["images", "import", "--snapshotter", lane.ctr.snapshotter, *options, archive]
+    # containerd 1.6 holds no lease meanwhile: what is there of a diff already isn't written, and may be collected before it is read.
+    for last in (False, False, True):
+        done = lane.ctr.client(*import_it, namespace=namespace)
+        said = done.stderr.decode(errors="replace")
+        if done.returncode == 0 or last or "failed to read content store" not in said:
+            break
+    if done.returncode:
+        raise Failed(f"ctr {' '.join(map(str, import_it))}: {said.strip()[-600:]}")
     archive.unlink()
     return chain_ids(diff_ids)
 
