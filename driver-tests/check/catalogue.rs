@@ -283,6 +283,17 @@ fn what_the_dead_left_on_btrfs() {
                 sql(store, &format!("UPDATE snapshots SET state = 'making' WHERE uuid = '{snapshot}'"));
                 vec![("place-half-made", format!("{}/half", uuid(&container)))]
             }),
+            kind("a snapshot that nobody heard of, of a container that is gone", Mend::Itself, |store| {
+                store.world.ok(&["create", "--image", "base", "victim"]);
+                store.world.ok(&["snapshot", "victim", "begun"]);
+                let (container, snapshot) = (store.place("victim"), store.place("victim@begun"));
+                delete_tree(store, &snapshot.join("fs"));
+                delete_place(store, &container);
+                for place in [&container, &snapshot] {
+                    sql(store, &format!("DELETE FROM snapshots WHERE uuid = '{}'", uuid(place)));
+                }
+                vec![("place-half-made", format!("{}/begun", uuid(&container)))]
+            }),
             kind("half a removal", Mend::Itself, |store| {
                 store.world.ok(&["create", "--image", "base", "victim"]);
                 sql(store, "UPDATE snapshots SET state = 'removing' WHERE name = 'victim'");

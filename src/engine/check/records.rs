@@ -230,7 +230,10 @@ impl Check {
         // What is half-made has nothing to lose.
         let half_made = |place: &Place| {
             let row = self.survey.index.row(place.uuid).map(|(_, state)| *state);
-            row == Some(State::Making) || place.whole().is_some_and(|record| record.content == Content::Work)
+            // The index may have heard nothing of it yet; on disk it has no tree then.
+            row == Some(State::Making)
+                || row.is_none() && place.state() == Some(State::Making)
+                || place.whole().is_some_and(|record| record.content == Content::Work)
         };
         for place in self.survey.places.iter().filter(|place| !place.busy && !half_made(place)) {
             let Some(record) = place.whole() else { continue };
