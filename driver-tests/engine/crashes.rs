@@ -77,14 +77,19 @@ fn a_create_that_dies_after_its_tree_is_whole_or_was_never() {
 }
 
 #[test]
-fn a_place_without_a_record_is_named_and_removed() {
+fn a_place_without_a_record_is_named_and_removed_unless_it_has_a_tree() {
     let world = World::with_base();
     let place = world.root().join("snapshots/00000000-0000-4000-8000-000000000000");
     fs::create_dir(&place).expect("mkdir");
-    world.memory().create(&Tree::new(&place, None), None).expect("a tree");
     assert_eq!(read_everything(&world), 1);
     assert_eq!(collect(&world), ["place"]);
     assert_eq!((world.places(), read_everything(&world)), (2, 0));
+
+    // A record is there before its tree: that it is lost is damage.
+    fs::create_dir(&place).expect("mkdir");
+    world.memory().create(&Tree::new(&place, None), None).expect("a tree");
+    let collected = world.engine().collect_garbage(false).expect("gc");
+    assert_eq!((collected.garbage, collected.unknown.len(), world.places()), (vec![], 1, 3));
 }
 
 #[test]
