@@ -46,11 +46,16 @@ fn dockers_layers(ground: Ground) {
     each(
         &world,
         &[
-            verb(&second).after(&gone),
+            verb(&second).or_after_a_cut(|undone| undone).after(&gone),
             verb(&apply).or(forgotten).before(&second).after(&gone),
             verb(&gone).before(&second).before(&apply).after(&gone),
         ],
     );
+}
+
+/// That the init layer became the container isn't synced: whoever asks for the container gets it (decision 011).
+fn still_init(undone: Inventory) -> Inventory {
+    undone.renamed(("docker web", "\"web-init\""), ("docker web-init", "\"layer1\""))
 }
 
 fn dockers_containers(ground: Ground) {
@@ -64,8 +69,8 @@ fn dockers_containers(ground: Ground) {
         &world,
         &[
             verb(&init).after(&init_gone),
-            verb(&web).before(&init).after(&gone).after(&init_gone),
-            verb(&gone).before(&init).before(&web).after(&gone).after(&init_gone),
+            verb(&web).or_after_a_cut(|undone| undone).before(&init).after(&gone).after(&init_gone),
+            verb(&gone).or_after_a_cut(still_init).before(&init).before(&web).after(&gone).after(&init_gone),
             verb(&init_gone).before(&init).after(&init_gone),
         ],
     );

@@ -1,4 +1,4 @@
-//! Ending a verb before each of its steps.
+//! Ending a verb before each of its steps, and the power right after the last.
 
 use std::fs;
 use std::io::Write;
@@ -22,10 +22,11 @@ pub(crate) struct Verb<'a> {
     after: Vec<Vec<&'a str>>,
     /// What else it may come to, made of what was there before.
     or: Option<fn(Inventory) -> Inventory>,
+    cut: Option<fn(Inventory) -> Inventory>,
 }
 
 pub(crate) fn verb<'a>(args: &[&'a str]) -> Verb<'a> {
-    Verb { args: args.to_vec(), before: Vec::new(), after: Vec::new(), or: None }
+    Verb { args: args.to_vec(), before: Vec::new(), after: Vec::new(), or: None, cut: None }
 }
 
 impl<'a> Verb<'a> {
@@ -38,6 +39,17 @@ impl<'a> Verb<'a> {
     pub(crate) fn or(mut self, more: fn(Inventory) -> Inventory) -> Self {
         self.or = Some(more);
         self
+    }
+
+    /// A power cut may leave this of it, made of what was there before, though it was acknowledged.
+    pub(crate) fn or_after_a_cut(mut self, more: fn(Inventory) -> Inventory) -> Self {
+        self.cut = Some(more);
+        self
+    }
+
+    /// What was removed may be there again.
+    fn removes(&self) -> bool {
+        self.args.iter().take(2).any(|word| matches!(*word, "rm" | "rmi" | "remove"))
     }
 
     pub(crate) fn after(mut self, args: &[&'a str]) -> Self {
@@ -95,6 +107,8 @@ fn end_before_each(world: &World, verb: &Verb<'_>) -> usize {
     let done = inventory(world);
     assert_ne!(undone, done, "{:?} does something", verb.args);
     all(&verb.after);
+    let states: Vec<_> =
+        [undone.clone(), done.clone()].into_iter().chain(verb.or.map(|more| more(undone.clone()))).collect();
     let names = world.files.path().join("steps");
     for step in 1..MOST_STEPS {
         verb.before.iter().for_each(|args| ok(world, args));
@@ -103,7 +117,11 @@ fn end_before_each(world: &World, verb: &Verb<'_>) -> usize {
         command.env("REFLINKD_STOP_BEFORE", step.to_string()).env("REFLINKD_STEPS", &names);
         let output = command.stdin(Stdio::null()).output().expect("run it");
         if output.status.success() {
-            assert_eq!(inventory(world), done, "{:?} with its steps counted", verb.args);
+            world.fs.cut_power("rw");
+            let mut states = vec![done.clone()];
+            states.extend(verb.removes().then(|| undone.clone()));
+            states.extend(verb.cut.map(|more| more(undone.clone())));
+            is_whole(world, &states, &format!("{:?}, done, and the power cut", verb.args));
             all(&verb.after);
             return step - 1;
         }
@@ -115,14 +133,14 @@ fn end_before_each(world: &World, verb: &Verb<'_>) -> usize {
         if step % 2 == 0 {
             let _ = fs::remove_file(world.root().join("index.current"));
         }
-        is_whole(world, verb, &undone, &done, &what);
+        is_whole(world, &states, &what);
         all(&verb.after);
     }
     panic!("{:?} has no end", verb.args);
 }
 
-/// It is as before or as afterwards, and nothing is left.
-fn is_whole(world: &World, verb: &Verb<'_>, undone: &Inventory, done: &Inventory, what: &str) {
+/// It is in one of these states, and nothing is left.
+fn is_whole(world: &World, states: &[Inventory], what: &str) {
     // Whoever only looks finds nothing half-made.
     world.ok(&["ps"]);
     world.ok(&["images"]);
@@ -132,11 +150,7 @@ fn is_whole(world: &World, verb: &Verb<'_>, undone: &Inventory, done: &Inventory
     assert!(!checked.contains("index-"), "{what}: {checked}");
     let cleared = world.ok(&["gc", "--format", "json"]);
     let found = inventory(world);
-    let more = verb.or.map(|more| more(undone.clone()));
-    assert!(
-        found == *undone || found == *done || Some(&found) == more.as_ref(),
-        "{what}, gc: {cleared}\n{found:#?}\nis neither\n{undone:#?}\nnor\n{done:#?}"
-    );
+    assert!(states.contains(&found), "{what}, gc: {cleared}\n{found:#?}\nis none of\n{states:#?}");
     let left = world.rows(&["gc", "--dry-run"]);
     assert!(left.is_empty(), "{what}: {left:#?}");
     let checked = give(world, &["check"]);

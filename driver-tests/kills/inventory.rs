@@ -77,6 +77,13 @@ impl Inventory {
         self
     }
 
+    /// The same with a tree under another key, on another parent.
+    pub(crate) fn renamed(mut self, (key, parent): (&str, &str), (new_key, new_parent): (&str, &str)) -> Self {
+        let told = self.keys.remove(key).expect("it is there");
+        self.keys.insert(new_key.to_string(), told.replacen(parent, new_parent, 1));
+        self
+    }
+
     /// The same without a key that has no tree.
     pub(crate) fn without(mut self, owner: &str, key: &str) -> Self {
         self.keys.remove(&format!("{owner} {key}")).expect("it is there");

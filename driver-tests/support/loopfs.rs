@@ -140,6 +140,29 @@ impl LoopFs {
         run("xfs_io", &["-x", "-c", "shutdown", arg(&self.mount)]);
     }
 
+    /// Lose what the filesystem has in memory, as at a power cut, and mount it again with further mount options. All that it
+    /// has written stays, flushed or not: what is missing afterwards was never written.
+    pub(crate) fn cut_power(&self, options: &str) {
+        let device = self.device();
+        let stat = Path::new("/sys/block").join(Path::new(&device).file_name().expect("a name")).join("stat");
+        let kept = self.scratch.path().join("kept");
+        // A copy of one moment: nothing was written since it began, and nothing is on its way.
+        loop {
+            let before = writes(&stat);
+            run("cp", &["--sparse=always", arg(&self.image()), arg(&kept)]);
+            let after = writes(&stat);
+            if before == after && after.1 == 0 {
+                break;
+            }
+        }
+        let below = run("findmnt", &["-n", "-r", "-R", "-o", "TARGET", arg(&self.mount)]);
+        below.lines().skip(1).for_each(|mount| unmount(Path::new(mount)));
+        unmount(&self.mount);
+        self.wait_for_detach();
+        fs::rename(&kept, self.image()).expect("put the copy in place");
+        run("mount", &["-o", &format!("loop,{options}"), arg(&self.image()), arg(&self.mount)]);
+    }
+
     /// Whoever copied the mount table meanwhile keeps the filesystem mounted for a moment, and mount(8) would take the
     /// loop device that is still there, read-only or not.
     fn wait_for_detach(&self) {
@@ -180,6 +203,13 @@ impl Drop for LoopFs {
             umount(&["--lazy"]);
         }
     }
+}
+
+/// Of a block device's `stat` (Documentation/block/stat.rst): sectors written since it is there, requests on their way.
+fn writes(stat: &Path) -> (u64, u64) {
+    let text = fs::read_to_string(stat).expect("read the device's statistics");
+    let field = |number: usize| text.split_whitespace().nth(number).and_then(|field| field.parse().ok());
+    (field(6).expect("sectors written"), field(8).expect("requests in flight"))
 }
 
 /// Btrfs-progs of Debian 12 has no `--simple`: without it this is `BTRFS_IOC_QUOTA_CTL` with
