@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-deb test-proto crashtest soak fuzz vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
+.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-deb test-proto crashtest soak fuzz audit vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ soak: ## Use all front doors at once for MINUTES=30, and see that nothing is los
 
 fuzz: ## Fuzz layers, archives and manifests: MINUTES=20, TARGETS="tar unpack" (needs root and cargo-fuzz)
 	@driver-tests/fuzz/run.sh
+
+audit: ## Hold what is linked in to deny.toml: licences, bans, sources; holes where RustSec can be asked (ADVISORIES=1: must be)
+	@driver-tests/tools/audit.sh
 
 vmtest: ## Boot Debian's kernels and run the suites in them: K="5.10 6.1"; FS=xfs-prjquota; LANE=docker
 	@driver-tests/vm/run.sh
