@@ -49,7 +49,7 @@ crashtest: ## Cut the power at many points under load, and see what is left: FS=
 soak: ## Use all front doors at once for MINUTES=30, and see that nothing is lost or grows: FS="simple xfs" SEED=7 (needs root)
 	@driver-tests/soak/run.sh $(if $(FS),--fs $(FS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(LEAK),--leak $(LEAK))
 
-fuzz: ## Fuzz layers, archives and manifests: MINUTES=20, TARGETS="tar unpack" (needs root and cargo-fuzz)
+fuzz: ## Fuzz layers, archives, manifests and what is said at doors: MINUTES=20, TARGETS="tar plugin" (needs root)
 	@driver-tests/fuzz/run.sh
 
 audit: ## Hold what is linked in to deny.toml: licences, bans, sources; holes where RustSec can be asked (ADVISORIES=1: must be)

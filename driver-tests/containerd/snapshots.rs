@@ -235,6 +235,16 @@ fn what_nobody_should_ask_is_refused() {
         fails(serve.commit_with("t", "s", &[("k", &long)]), Code::InvalidArgument);
         fails(serve.update("s", &[("k", &long)], &["labels"]), Code::InvalidArgument);
     }
+    // Many, of which each is short enough: as many as fit, and one more.
+    let many = |count: usize| -> Vec<(String, String)> {
+        (0..count).map(|number| (format!("{number:04}"), "v".repeat(4092))).collect()
+    };
+    for (count, code) in [(64, None), (65, Some(Code::InvalidArgument))] {
+        let many = many(count);
+        let pairs: Vec<_> = many.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let done = serve.prepare_with("many", "", &pairs).and_then(|_| serve.remove("many"));
+        assert_eq!(done.err().map(|status| status.code()), code, "{count} labels");
+    }
     // Names of any kind are names; absurd ones are answered, too.
     for key in ["../../etc", "/", ".", "a\0b", "ü\u{1b}[2J", "a/../b", "fs"] {
         fails(serve.stat(key), Code::NotFound);

@@ -1,5 +1,8 @@
 //! A content store as containerd has it, in memory, with the faults that a test wants.
 
+// Each test binary that includes this uses another part of it.
+#![allow(dead_code)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::pin::Pin;
@@ -8,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use axum::Router;
 use axum::body::Bytes;
 use axum::routing::any_service;
+use reflinkd::oci::Digest;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,7 +31,6 @@ use crate::api::services::leases::v1::{
     ListResourcesRequest, ListResourcesResponse, ListResponse,
 };
 use crate::api::types::Descriptor;
-use crate::support::image::sha256;
 
 /// As containerd sends them.
 const BLOCK: usize = 32 << 10;
@@ -79,7 +82,7 @@ impl Store {
 
     /// Have a blob.
     pub(crate) fn add(&self, media_type: &str, blob: &[u8]) -> Descriptor {
-        let digest = format!("sha256:{}", sha256(blob));
+        let digest = Digest::of(blob).to_string();
         self.state().blobs.insert(digest.clone(), (Bytes::copy_from_slice(blob), HashMap::new()));
         let (media_type, size) = (media_type.to_string(), i64::try_from(blob.len()).expect("small"));
         Descriptor { media_type, digest, size, annotations: HashMap::new() }
@@ -117,7 +120,7 @@ impl Store {
         let offset = i64::try_from(ingest.len()).expect("small");
         let mut digest = String::new();
         if action == WriteAction::Commit {
-            digest = format!("sha256:{}", sha256(ingest));
+            digest = Digest::of(ingest).to_string();
             assert!(request.total == 0 || request.total == offset, "{} of {offset}", request.total);
             let content = Bytes::from(state.ingests.remove(reference).expect("it is there"));
             if state.blobs.contains_key(&digest) {

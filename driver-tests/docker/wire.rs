@@ -163,6 +163,25 @@ fn what_is_too_large_is_refused() {
     connection.post(&path, b"");
     assert_eq!(connection.answer().status, 500);
     assert_eq!(world.places(), 0);
+    // What is echoed is short, whatever was asked for, and moves nobody's cursor.
+    let absurd = json!({ "ID": format!("\u{1b}[2J{}", "ü".repeat(1 << 19)) }).to_string();
+    for call in ["Create", "Get", "Diff", "GetMetadata"] {
+        let mut connection = serve.connect();
+        connection.post(&format!("/GraphDriver.{call}"), absurd.as_bytes());
+        let answer = connection.answer();
+        let told = answer.err();
+        assert!(told.len() <= 2003 && !told.contains(char::is_control), "{call}: {told}");
+    }
+    let longest = serve.log().lines().map(str::len).max();
+    assert!(longest.is_some_and(|length| length < 3000), "{longest:?}");
+    // Ranges of ids are held against each other; homes are kept.
+    let range = |id: u32| json!({ "container_id": id, "host_id": id, "size": 1 });
+    let ranges: Vec<_> = (0..20_000).map(range).collect();
+    for init in [json!({ "UIDMaps": ranges }), json!({ "GIDMaps": ranges }), json!({ "Home": "x".repeat(5000) })] {
+        let mut connection = serve.connect();
+        connection.post("/GraphDriver.Init", init.to_string().as_bytes());
+        assert_eq!(connection.answer().status, 500);
+    }
     let grown = serve.proc_status("VmHWM").saturating_sub(before);
     assert!(grown < 16 << 10, "grew by {grown} KiB");
 }

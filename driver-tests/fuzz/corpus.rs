@@ -1,14 +1,20 @@
 //! Replays the corpus of the fuzz targets on stable Rust, and every input of it changed in a few ways.
 //!
 //! The corpus is what fuzzing found worth keeping (`make fuzz`), and every input that ever failed. Needs root and
-//! /dev/shm, as the targets unpack layers there.
+//! /dev/shm, as the targets unpack layers and have a store there.
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../src/daemon/containerd/api/mod.rs"]
+mod api;
+mod bodies;
+mod hall;
 #[path = "../unpack/random.rs"]
 mod random;
 #[path = "../unpack/restored.rs"]
 mod restored;
+#[path = "../containerd/store.rs"]
+mod store;
 mod targets;
 #[path = "../unpack/tree.rs"]
 mod tree;

@@ -1,15 +1,26 @@
-//! One target, that of the binary's name, under libFuzzer.
+//! One target under libFuzzer, that which `FUZZ_TARGET` names.
 
 #![no_main]
-// Each binary uses another part of what they share.
+// It shares modules with the tests, and not all that is in them.
 #![allow(dead_code)]
 
+#[path = "../../src/daemon/containerd/api/mod.rs"]
+mod api;
+mod bodies;
+mod hall;
 #[path = "../unpack/restored.rs"]
 mod restored;
+#[path = "../containerd/store.rs"]
+mod store;
 mod targets;
 #[path = "../unpack/tree.rs"]
 mod tree;
 #[path = "../unpack/writer.rs"]
 mod writer;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::run(env!("CARGO_BIN_NAME"), data));
+use std::sync::LazyLock;
+
+static TARGET: LazyLock<String> =
+    LazyLock::new(|| std::env::var("FUZZ_TARGET").expect("FUZZ_TARGET names a target"));
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::run(&TARGET, data));

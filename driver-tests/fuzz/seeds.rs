@@ -4,14 +4,20 @@
 // It shares their modules, and not all that is in them.
 #![allow(dead_code)]
 
+#[path = "../../src/daemon/containerd/api/mod.rs"]
+mod api;
+mod bodies;
 #[path = "../unpack/cases.rs"]
 mod cases;
 #[path = "../unpack/doubtful.rs"]
 mod doubtful;
+mod hall;
 #[path = "../unpack/listing.rs"]
 mod listing;
 #[path = "../unpack/restored.rs"]
 mod restored;
+#[path = "../containerd/store.rs"]
+mod store;
 mod targets;
 #[path = "../unpack/tree.rs"]
 mod tree;

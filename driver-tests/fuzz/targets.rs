@@ -15,13 +15,14 @@ use reflinkd::oci::{
 use reflinkd::{Error, Kind, Result};
 use serde_json::json;
 
+use super::bodies;
 use super::restored::unpack;
 use super::tree::{Tree, read};
 use super::writer::{Raw, Style, Tar};
 
 type Target = fn(&[u8]);
 
-/// All of them, by the name of their binary and of their part of the corpus.
+/// All of them, by the name of their part of the corpus.
 pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("tar", tar),
     ("unpack", unpacked),
@@ -34,6 +35,10 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("manifest", manifest),
     ("config", config),
     ("reference", reference),
+    ("http", bodies::http),
+    ("plugin", bodies::plugin),
+    ("http2", bodies::http2),
+    ("snapshotter", bodies::snapshotter),
 ];
 
 /// Run one of them.
@@ -437,5 +442,6 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         seeds.extend([("recipe", [&[3], pieces].concat()), ("recipe", [&[plain << 2 | 1], pieces].concat())]);
         seeds.push(("recipe", [&[0], &framed(plain.into(), pieces)[..]].concat()));
     }
+    seeds.extend(bodies::seeds());
     seeds
 }

@@ -39,6 +39,7 @@ mod notify;
 mod probe;
 mod socket;
 mod tender;
+mod told;
 
 pub use probe::probe;
 

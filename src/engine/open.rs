@@ -138,11 +138,11 @@ impl Engine {
     }
 
     /// The store as it is on disk, which nothing is made, mended or upgraded in: its engine can only look. With what a look at
-    /// the whole of it found.
+    /// the whole of it found. On the store's own backend, unless another one is given.
     ///
     /// # Errors
     /// `NotFound` if there is no store; `Unsupported` for one of another schema.
-    pub(super) fn look_only(settings: Settings) -> Result<(Self, Survey)> {
+    pub(super) fn look_only(settings: Settings, given: Option<Box<dyn Backend>>) -> Result<(Self, Survey)> {
         let root = settings.root.clone();
         (|| {
             require_root()?;
@@ -159,7 +159,10 @@ impl Engine {
                     _ => e,
                 })?
                 .ok_or_else(none)?;
-            let backend = BackendKind::named(&identity.backend)?.open(&root, identity.group_prefix)?;
+            let backend = match given {
+                Some(backend) => backend,
+                None => BackendKind::named(&identity.backend)?.open(&root, identity.group_prefix)?,
+            };
             let survey = survey::look(&root, &backend.instance()?)?;
             let store = Store::of_survey(&root, identity, &survey)?;
             Ok((Self::of(settings, store, backend, pool, lock), survey))

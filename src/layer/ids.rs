@@ -34,6 +34,10 @@ struct Lists {
     gids: Vec<IdRange>,
 }
 
+/// Ranges of users, and of groups: the kernel takes as many for a namespace (UID_GID_MAP_MAX_EXTENTS,
+/// linux/user_namespace.h).
+const MOST_RANGES: usize = 340;
+
 #[derive(Debug, Clone, Copy)]
 enum Way {
     ToHost,
@@ -50,8 +54,8 @@ impl IdMaps {
     /// Maps of users and groups.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] for a range without ids or past the last one (2^32 - 2; the next is nobody's), and for ranges
-    /// that share ids, the container's or the host's.
+    /// [`Kind::Invalid`] for a range without ids or past the last one (2^32 - 2; the next is nobody's), for ranges
+    /// that share ids, the container's or the host's, and for more ranges than a user namespace can have.
     pub fn new(uids: Vec<IdRange>, gids: Vec<IdRange>) -> Result<Self> {
         check(&uids).context(|| "id map of users")?;
         check(&gids).context(|| "id map of groups")?;
@@ -177,6 +181,9 @@ impl TryFrom<Lists> for IdMaps {
 
 fn check(ranges: &[IdRange]) -> Result<()> {
     let bad = |why: String| Err(Error::new(Kind::Invalid, why));
+    if ranges.len() > MOST_RANGES {
+        return bad(format!("{} ranges, and no namespace has more than {MOST_RANGES}", ranges.len()));
+    }
     let shared = |one: u32, size: u32, other: u32, its: u32| one < other + its && other < one + size;
     for (number, range) in ranges.iter().enumerate() {
         let &IdRange { container, host, size } = range;
@@ -264,6 +271,7 @@ mod tests {
             (vec![range(0, 0, u32::MAX), range(u32::MAX - 1, 7, 1)], "share ids of the container"),
             (vec![range(0, 1000, 10), range(9, 2000, 10)], "share ids of the container, at 9 and 0"),
             (vec![range(10, 1000, 10), range(0, 1009, 10)], "share ids of the host, at 1009 and 1000"),
+            ((0..341).map(|id| range(id, id, 1)).collect(), "no namespace has more than 340"),
             (vec![range(0, 1000, 10), range(50, 995, 20)], "share ids of the host"),
         ] {
             for maps in [IdMaps::new(ranges.clone(), Vec::new()), IdMaps::new(Vec::new(), ranges)] {
@@ -273,6 +281,7 @@ mod tests {
             }
         }
         let full = IdMaps::new(vec![range(0, 0, u32::MAX)], vec![range(0, 10, 5), range(5, 15, 5)]).unwrap();
+        assert!(IdMaps::new((0..340).map(|id| range(id, id, 1)).collect(), Vec::new()).is_ok());
         assert_eq!(full.to_host(u32::MAX - 1, 9).unwrap(), (u32::MAX - 1, 19));
     }
 

@@ -10,14 +10,24 @@
 //! Of several filters one is enough, and none lets everything through. The grammar is that of containerd's `pkg/filters`, with
 //! what it takes and refuses: a field or value in `"` has the escapes of a Go string, and after `~=` it may be in `/` or `|`,
 //! too. What isn't there has the value "", which `!=` and `~=` look at.
+//!
+//! Each snapshot is held against all of them: so there may be only so much of them ([`MOST_BYTES`], [`MOST_PATTERNS`]).
 
 use std::iter::Peekable;
 use std::str::CharIndices;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::engine::containerd::{SnapshotInfo, SnapshotKind};
 use crate::{Error, Kind, Result};
+
+/// Bytes of all filters of a request together. containerd's own clients have a line.
+const MOST_BYTES: usize = 32 << 10;
+/// Regular expressions in all of them, and bytes that each may take when it is compiled: a few characters can make many.
+const MOST_PATTERNS: usize = 16;
+const LARGEST_PATTERN: usize = 1 << 20;
+/// How much of a filter its error shows.
+const SHOWN: usize = 200;
 
 /// What is looked for: any of these.
 #[derive(Debug)]
@@ -42,9 +52,17 @@ enum Test {
 
 impl Filters {
     /// # Errors
-    /// `Invalid` with the place where one is wrong.
+    /// `Invalid` with the place where one is wrong, or if they are too much.
     pub(super) fn parse(filters: &[String]) -> Result<Self> {
-        filters.iter().map(|text| Parser::new(text).filter()).collect::<Result<_>>().map(Self)
+        let bytes = filters.iter().map(|text| text.len().max(1)).sum::<usize>();
+        if bytes > MOST_BYTES {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("filters of {bytes} bytes: at most {MOST_BYTES} are read"),
+            ));
+        }
+        let mut patterns = 0;
+        filters.iter().map(|text| Parser::new(text, &mut patterns).filter()).collect::<Result<_>>().map(Self)
     }
 
     pub(super) fn let_through(&self, info: &SnapshotInfo) -> bool {
@@ -83,11 +101,13 @@ fn field<'a>(info: &'a SnapshotInfo, path: &[String]) -> Option<&'a str> {
 struct Parser<'a> {
     text: &'a str,
     rest: Peekable<CharIndices<'a>>,
+    /// Those of this filter and of the ones before it.
+    patterns: &'a mut usize,
 }
 
 impl<'a> Parser<'a> {
-    fn new(text: &'a str) -> Self {
-        Self { text, rest: text.char_indices().peekable() }
+    fn new(text: &'a str, patterns: &'a mut usize) -> Self {
+        Self { text, rest: text.char_indices().peekable(), patterns }
     }
 
     fn filter(mut self) -> Result<Filter> {
@@ -120,12 +140,20 @@ impl<'a> Parser<'a> {
             "!=" => Test::NotEqual(self.value("\"")?),
             "~=" => {
                 let pattern = self.value("\"/|")?;
-                let regex = Regex::new(&pattern).map_err(|e| self.wrong(&format!("no regular expression: {e}")))?;
-                Test::Matches(regex)
+                Test::Matches(self.regex(&pattern)?)
             }
             _ => return Err(self.wrong("expected ==, != or ~=")),
         };
         Ok(Selector { path, test })
+    }
+
+    fn regex(&mut self, pattern: &str) -> Result<Regex> {
+        *self.patterns += 1;
+        if *self.patterns > MOST_PATTERNS {
+            return Err(self.wrong(&format!("at most {MOST_PATTERNS} regular expressions are taken")));
+        }
+        let compiled = RegexBuilder::new(pattern).size_limit(LARGEST_PATTERN).dfa_size_limit(LARGEST_PATTERN).build();
+        compiled.map_err(|e| self.wrong(&format!("no regular expression: {e}")))
     }
 
     fn field(&mut self) -> Result<String> {
@@ -224,7 +252,9 @@ impl<'a> Parser<'a> {
 
     fn wrong(&mut self, why: &str) -> Error {
         let at = self.rest.peek().map_or(self.text.len(), |(at, _)| *at);
-        Error::new(Kind::Invalid, format!("filter {:?}, at byte {at}: {why}", self.text))
+        let cut = self.text.char_indices().nth(SHOWN).map_or(self.text.len(), |(cut, _)| cut);
+        let more = if cut < self.text.len() { "..." } else { "" };
+        Error::new(Kind::Invalid, format!("filter {:?}{more}, at byte {at}: {why}", &self.text[..cut]))
     }
 }
 
@@ -356,10 +386,31 @@ mod tests {
             assert_eq!(error.kind(), Kind::Invalid, "{filter}");
             assert!(error.to_string().starts_with("filter \""), "{error}");
         }
+        let long = format!("name=={}/", "x".repeat(1000));
+        let error = Filters::parse(&[long + " "]).expect_err("a space").to_string();
+        assert!(error.len() < 300 && error.contains("x\"..., at byte "), "{error}");
         let two = ["name".to_string(), "name==".to_string()];
         assert_eq!(
             Filters::parse(&two).expect_err("the second").to_string(),
             "filter \"name==\", at byte 6: expected a value"
         );
+    }
+    #[test]
+    fn there_may_be_only_so_much_of_them() {
+        let patterns = |count: usize| vec!["name~=/[a-z]{10}/".to_string(); count];
+        assert!(Filters::parse(&patterns(MOST_PATTERNS)).is_ok());
+        let text = "x".repeat(MOST_BYTES - 6);
+        assert!(Filters::parse(&[format!("name=={text}")]).is_ok());
+        for (filters, why) in [
+            (patterns(MOST_PATTERNS + 1), "at most 16 regular expressions"),
+            (vec!["name~=a,".repeat(MOST_PATTERNS) + "name~=a"], "at most 16 regular expressions"),
+            (vec![r"name~=/(\\w{100}){10}/".to_string()], "size limit"),
+            (vec![format!("name=={text}x")], "at most 32768 are read"),
+            (vec![String::new(); MOST_BYTES + 1], "at most 32768 are read"),
+        ] {
+            let error = Filters::parse(&filters).expect_err(why);
+            let told = error.to_string();
+            assert!(error.kind() == Kind::Invalid && told.contains(why) && told.len() < 1000, "{told}");
+        }
     }
 }

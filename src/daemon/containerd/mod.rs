@@ -23,6 +23,7 @@ use tonic::{Code, Status};
 
 use super::flight::{Flight, Flights};
 use super::tender::Tender;
+use super::told::told;
 use crate::engine::Engine;
 use crate::engine::containerd::{Shown, Snapshots, Space};
 use crate::{Error, Kind, Result};
@@ -35,9 +36,6 @@ mod content;
 mod diff;
 mod filter;
 mod snapshots;
-
-/// How much of an error is said: it goes into a header, which has to be small.
-const LONGEST_MESSAGE: usize = 2000;
 
 /// One containerd's door.
 #[derive(Debug, Clone)]
@@ -117,14 +115,7 @@ fn status(call: &str, error: &Error) -> Status {
 }
 
 fn status_of(code: Code, call: &str, error: &Error) -> Status {
-    let mut message = match error.hint() {
-        Some(hint) => format!("{error} (hint: {hint})"),
-        None => error.to_string(),
-    };
-    if let Some((at, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
-        message.truncate(at);
-        message.push_str("...");
-    }
+    let message = told(error);
     match code {
         // What is asked in the course of things.
         Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition | Code::Unimplemented => {

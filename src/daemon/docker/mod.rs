@@ -24,6 +24,7 @@ use serde::Deserialize;
 use crate::daemon::blocks::{self, Incoming};
 use crate::daemon::flight::{Flight, Flights};
 use crate::daemon::tender::Tender;
+use crate::daemon::told::{short, told};
 use crate::engine::Engine;
 use crate::engine::diff::DiffChange;
 use crate::engine::docker::Client;
@@ -39,6 +40,9 @@ mod stream;
 mod wire;
 
 const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.1+json";
+
+/// Bytes of a path at most (PATH_MAX, linux/limits.h). All homes that there have been are kept.
+const LONGEST_HOME: usize = 4095;
 
 /// What all requests share.
 #[derive(Debug)]
@@ -177,6 +181,9 @@ impl Docker {
 
     /// dockerd begins.
     fn init(&self, init: wire::Init) -> Result<()> {
+        if init.home.len() > LONGEST_HOME {
+            return Err(Error::new(Kind::Invalid, format!("a home of {} bytes is no path", init.home.len())));
+        }
         let home = init.home.into();
         let size_limit = options::of_daemon(init.opts.as_deref().unwrap_or_default())?;
         let ids = IdMaps::new(init.uid_maps.unwrap_or_default(), init.gid_maps.unwrap_or_default())?;
@@ -293,16 +300,13 @@ fn parsed<'a, T: Default + Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
 }
 
 fn unknown(path: &str) -> Response {
-    let err = format!("there is no call {path}");
+    let err = short(&format!("there is no call {path}"));
     json(StatusCode::NOT_FOUND, &wire::Response { err, ..Default::default() })
 }
 
 /// An error as dockerd shows it to its user.
 fn failure(error: &Error) -> Response {
-    let err = match error.hint() {
-        Some(hint) => format!("{error} (hint: {hint})"),
-        None => error.to_string(),
-    };
+    let err = told(error);
     tracing::warn!("{err}");
     json(StatusCode::INTERNAL_SERVER_ERROR, &wire::Response { err, ..Default::default() })
 }

@@ -68,6 +68,7 @@ use std::sync::atomic::AtomicU64;
 use uuid::Uuid;
 
 use super::{Engine, Settings, load};
+use crate::backend::Backend;
 use crate::oci::Source;
 use crate::store::survey::{self, Survey};
 use crate::store::{Record, Store, TreeKind};
@@ -259,7 +260,16 @@ pub struct Check {
 impl Check {
     /// See [`Engine::look_only`].
     pub fn open(settings: Settings) -> Result<Self> {
-        let (engine, survey) = Engine::look_only(settings)?;
+        Self::looking(settings, None)
+    }
+
+    /// A check on a given backend: for tests with the in-memory double.
+    pub fn on_backend(settings: Settings, backend: Box<dyn Backend>) -> Result<Self> {
+        Self::looking(settings, Some(backend))
+    }
+
+    fn looking(settings: Settings, backend: Option<Box<dyn Backend>>) -> Result<Self> {
+        let (engine, survey) = Engine::look_only(settings, backend)?;
         Ok(Self { engine, survey, behind: None })
     }
 

@@ -60,6 +60,8 @@ const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
 const TARGET: &str = "containerd.io/snapshot.ref";
 /// Most bytes of a label, its key included.
 const LONGEST_LABEL: usize = 4096;
+/// The same of all labels of a snapshot: its record has them, which is read with each look at it.
+const MOST_LABEL_BYTES: usize = 256 << 10;
 
 pub type Labels = BTreeMap<String, String>;
 
@@ -378,11 +380,15 @@ fn info(record: &Record, parent: Option<String>) -> Result<SnapshotInfo> {
 }
 
 fn check_labels(labels: &Labels) -> Result<()> {
-    match labels.iter().find(|(key, value)| key.len() + value.len() > LONGEST_LABEL) {
-        Some((key, _)) => {
-            let begins: String = key.chars().take(64).collect();
-            Err(Error::new(Kind::Invalid, format!("the label {begins} is longer than {LONGEST_LABEL} bytes")))
-        }
-        None => Ok(()),
+    let length = |(key, value): (&String, &String)| key.len() + value.len();
+    if let Some((key, _)) = labels.iter().find(|label| length(*label) > LONGEST_LABEL) {
+        let begins: String = key.chars().take(64).collect();
+        return Err(Error::new(Kind::Invalid, format!("the label {begins} is longer than {LONGEST_LABEL} bytes")));
     }
+    let all: usize = labels.iter().map(length).sum();
+    if all > MOST_LABEL_BYTES {
+        let why = format!("labels of {all} bytes, and a snapshot has at most {MOST_LABEL_BYTES}");
+        return Err(Error::new(Kind::Invalid, why));
+    }
+    Ok(())
 }

@@ -438,7 +438,8 @@ impl Keyspace<'_> {
 
 pub(super) fn check_key(key: &str) -> Result<()> {
     if key.is_empty() || key.len() > LONGEST_KEY || key.chars().any(char::is_control) {
-        return Err(Error::new(Kind::Invalid, format!("{key:?} is no key")));
+        let begins: String = key.chars().take(64).collect();
+        return Err(Error::new(Kind::Invalid, format!("{begins:?} is no key of at most {LONGEST_KEY} bytes")));
     }
     Ok(())
 }
