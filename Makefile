@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-deb test-proto crashtest soak fuzz audit vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
+.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-hardening test-deb test-proto crashtest soak fuzz audit vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-containerd-faults: ## Kill containerd and the server again and again under 
 
 test-snapshotter: ## Hold the containerd snapshotter to containerd's own conformance suite, and more: GROUND="simple xfs" (needs root)
 	@driver-tests/containerd/run.sh --lane suite --seconds $(or $(SECONDS),60) $(if $(GROUND),--ground $(GROUND))
+
+test-hardening: ## Start the unit in a systemd of its own, hold its settings to what they forbid, and ask it confined (needs root)
+	@driver-tests/hardening/run.sh
 
 test-deb: ## Install the Debian package in a clean Debian, use it, and remove it again (needs root)
 	@driver-tests/deb/run.sh
