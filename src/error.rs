@@ -94,7 +94,13 @@ impl Error {
             Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::ENOSYS) => Kind::Unsupported,
             _ => Kind::System,
         };
-        Self::new(kind, format!("{call}: {}", plain(error)))
+        let failed = Self::new(kind, format!("{call}: {}", plain(error)));
+        match error.raw_os_error() {
+            Some(libc::EDQUOT) => {
+                failed.with_hint("a size limit is reached; a container gets more by: reflinkd update --size-limit")
+            }
+            _ => failed,
+        }
     }
 }
 

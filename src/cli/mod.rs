@@ -10,6 +10,7 @@ use clap::builder::FalseyValueParser;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::engine::Engine;
+use crate::engine::room::MAKE_ROOM;
 use crate::{Error, Kind, Result};
 
 mod commands;
@@ -133,7 +134,7 @@ impl Cli {
             _ => {}
         }
         let engine = Engine::open(settings)?;
-        let leaves_work = self.command.leaves_work();
+        let (leaves_work, writes) = (self.command.leaves_work(), self.command.writes_to_the_store());
         let done = match self.command {
             Command::Create(args) => args.run(&engine, out),
             Command::Ps(args) => args.run(&engine, out),
@@ -170,6 +171,7 @@ impl Cli {
                 Ok(())
             }
         };
+        let done = done.map_err(|e| if writes && e.kind() == Kind::NoSpace { e.with_hint(MAKE_ROOM) } else { e });
         // Also after a failure: what it undid may have to be cleaned up.
         if leaves_work {
             c::tend::start_if_needed(&engine, self.config.as_deref());
@@ -179,6 +181,11 @@ impl Cli {
 }
 
 impl Command {
+    /// Whether there is no room in the store if there is none for it.
+    fn writes_to_the_store(&self) -> bool {
+        self.leaves_work() || matches!(self, Self::Tag(_) | Self::Rename(_) | Self::Update(_))
+    }
+
     /// Whether it may leave something to do for whoever tends the store.
     fn leaves_work(&self) -> bool {
         matches!(

@@ -273,6 +273,7 @@ impl Engine {
             if record.is_view() {
                 return Ok(());
             }
+            self.guard_host()?;
             let limit = record.container().and_then(|c| c.size_limit);
             self.check_limit(limit)?;
             if !force {

@@ -76,7 +76,11 @@ impl Engine {
             };
             let target = target_side.target(&target_spec)?;
             let owner = (!options.owners).then_some(owner);
-            tree::copy(&source, target, &target_side, owner, &|| self.is_cancelled())
+            let copy = |stop: &dyn Fn() -> bool| tree::copy(&source, target, &target_side, owner, stop);
+            match to {
+                End::Container { .. } => self.while_room(copy),
+                End::Host(_) => copy(&|| self.is_cancelled()),
+            }
         })()
         .context(|| format!("cannot copy {from} to {to}"))
     }
@@ -95,7 +99,8 @@ impl Engine {
                     .with_hint("name a directory that is there"));
             }
             let root = self.container_root(name)?;
-            extract(&mut oci::plain(tar)?, &root, spec.path(), &|| self.is_cancelled())
+            let mut tar = oci::plain(tar)?;
+            self.while_room(|stop| extract(&mut tar, &root, spec.path(), stop))
         })()
         .context(|| format!("cannot extract a tar to {to}"))
     }

@@ -114,7 +114,7 @@ impl Engine {
         }));
         if !dry_run {
             self.backend.reclaim(&self.live_groups()?, PATIENCE)?;
-            self.backend.sync()?;
+            self.backend.sync_to_count()?;
             self.backend.trim()?;
         }
         let freed = before.saturating_sub(self.backend.space()?.used);

@@ -158,6 +158,7 @@ impl Engine {
     pub fn tag(&self, name: &str, new_name: &str) -> Result<()> {
         (|| {
             let reference = checked_tag(new_name)?;
+            self.guard_host()?;
             let guard = self.store.lock_images()?;
             let mut image = self.find_image(name)?;
             image.names.insert(reference.canonical(), guard.time()?);

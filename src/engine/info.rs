@@ -31,18 +31,29 @@ pub struct PoolInfo {
     pub file: PathBuf,
     /// What the file takes on the host.
     pub occupied: u64,
+    /// What it can come to take besides, by what containers write if by nothing else.
+    pub may_grow: u64,
     pub host_free: u64,
+    /// Below this nothing is added to the store ([`super::Settings::host_reserve`]).
+    pub host_reserve: u64,
+}
+
+impl PoolInfo {
+    /// Whether nothing is added to the store for want of room on the host.
+    #[must_use]
+    pub fn is_host_short(&self) -> bool {
+        self.host_free < self.host_reserve
+    }
+
+    /// Whether what containers write may fill the host, which nothing holds back.
+    #[must_use]
+    pub fn is_overcommitted(&self) -> bool {
+        self.host_free < self.may_grow
+    }
 }
 
 impl Engine {
     pub fn info(&self) -> Result<StoreInfo> {
-        let pool = match &self.pool {
-            None => None,
-            Some(pool) => {
-                let host = pool.host_space()?;
-                Some(PoolInfo { file: pool.file().to_path_buf(), occupied: host.occupied, host_free: host.free })
-            }
-        };
         Ok(StoreInfo {
             identity: self.store.identity().clone(),
             filesystem: home::filesystem_name(self.root())?,
@@ -52,8 +63,21 @@ impl Engine {
             quota: self.quota_status()?,
             space: self.backend.space()?,
             read_only: self.is_read_only()?,
-            pool,
+            pool: self.pool_info()?,
         })
+    }
+
+    /// The store's pool, if it has one, and its host.
+    pub fn pool_info(&self) -> Result<Option<PoolInfo>> {
+        let Some(pool) = &self.pool else { return Ok(None) };
+        let host = pool.host_space()?;
+        Ok(Some(PoolInfo {
+            file: pool.file().to_path_buf(),
+            occupied: host.occupied,
+            may_grow: host.length.saturating_sub(host.occupied),
+            host_free: host.free,
+            host_reserve: self.settings.host_reserve,
+        }))
     }
 
     fn is_read_only(&self) -> Result<bool> {

@@ -18,7 +18,7 @@ use super::{Engine, tree_at};
 use crate::backend::Access;
 use crate::layer::{self, IdMaps};
 use crate::oci::{
-    ChainId, DiffId, Expected, LayerStream, Reference, Source, SourceImage, SourceLimits, Verified, chain_ids,
+    ChainId, DiffId, Expected, Input, LayerStream, Reference, Source, SourceImage, Verified, chain_ids,
 };
 use crate::store::{self, Content, Draft, Image, Layer, Lock, New, NewGroup, Owner, Record, State, TreeKind};
 use crate::{Context, Error, Kind, Result};
@@ -61,10 +61,13 @@ impl Engine {
         self.root().join("images")
     }
 
-    /// What an input may hold at most.
-    #[must_use]
-    pub fn source_limits(&self) -> &SourceLimits {
-        &self.settings.source_limits
+    /// Open what images are to come from. What can't be sought is copied into the store first, as long as there is room.
+    ///
+    /// # Errors
+    /// Those of [`Source::open`].
+    pub fn open_source(&self, input: Input) -> Result<Source> {
+        let limits = &self.settings.source_limits;
+        Source::open_while(input, &self.spool_directory(), limits, &|| self.guard_host())
     }
 
     /// Load all images of a source.
@@ -260,7 +263,7 @@ impl Engine {
         incoming.progress.started(&incoming.label, incoming.total, &read);
         let mut stream = LayerStream::start(incoming.raw, incoming.expected, Arc::clone(&read))?;
         let (limits, ids) = (&self.settings.layer_limits, IdMaps::default());
-        let unpacked = layer::record(&mut stream, root, recipe, limits, &ids, &|| self.is_cancelled());
+        let unpacked = self.while_room(|stop| layer::record(&mut stream, root, recipe, limits, &ids, stop));
         match unpacked {
             Ok(summary) => {
                 let verified = stream.finish()?;

@@ -37,6 +37,7 @@ pub mod load;
 pub mod open;
 pub mod pool;
 pub mod quota;
+pub mod room;
 pub mod save;
 pub mod settings;
 pub mod snapshot;
@@ -98,6 +99,7 @@ impl Engine {
     /// Finish or undo what dead processes left. Before each verb that writes; costs a look at the index if there is
     /// nothing. What can't be cleared now (a tree in use) is logged, and tried again next time.
     fn tidy(&self) -> Result<Vec<Record>> {
+        self.store.rejoin(&|| self.backend.instance(), &|| highest_group(&*self.backend))?;
         let mut tidied = Vec::new();
         for held in self.store.debris()? {
             let record = held.record().clone();
@@ -169,11 +171,11 @@ impl Engine {
             Err(e) => Err(e),
         }
     }
+}
 
-    /// Refuse to write where the loop pool's host is about to fill up: the pool would go read-only.
-    fn guard_host(&self) -> Result<()> {
-        self.pool.as_ref().map_or(Ok(()), |pool| pool.guard(self.settings.host_reserve))
-    }
+/// The highest number of a group that the filesystem knows of.
+fn highest_group(backend: &dyn Backend) -> Result<Option<u32>> {
+    Ok(backend.highest_group()?.map(|group| group.0))
 }
 
 fn tree_at(place: PathBuf, record: &Record) -> Tree {

@@ -20,7 +20,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::home::{self, BackendKind, Home};
 use super::pool::{Creation, Pool, PoolFs};
-use super::{Engine, Settings};
+use super::{Engine, Settings, highest_group};
 use crate::backend::Backend;
 use crate::store::survey::{self, Survey};
 use crate::store::{self, Identity, Lock, Store};
@@ -132,8 +132,7 @@ impl Engine {
 
     fn assemble(settings: Settings, entered: Entered, backend: Box<dyn Backend>, pool: Option<Pool>) -> Result<Self> {
         let instance = backend.instance()?;
-        let highest_group = || Ok(backend.highest_group()?.map(|group| group.0));
-        let store = Store::open(&settings.root, entered.identity, &instance, &highest_group)?;
+        let store = Store::open(&settings.root, entered.identity, &instance, &|| highest_group(&*backend))?;
         Ok(Self::of(settings, store, backend, pool, entered.lock))
     }
 

@@ -55,7 +55,7 @@ impl Engine {
     /// Whether the filesystem, or the host of its pool, has too little left for what is only convenient.
     pub(super) fn is_space_short(&self) -> Result<bool> {
         let space = self.backend.space()?;
-        Ok(space.available < space.total / 20 || self.guard_host().is_err_and(|e| e.kind() == Kind::NoSpace))
+        Ok(space.available < space.total / 20 || self.is_host_short()?)
     }
 
     /// Wait until removed trees are cleaned up; how many there were. The host of a pool gets their space back.

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use self::files::Files;
 use self::loader::Loader;
+use self::spool::Spool;
 use super::config::ImageConfig;
 use super::digest::{DiffId, Digest, ImageId};
 use super::limits::SourceLimits;
@@ -109,8 +110,19 @@ impl Source {
     /// not for this machine; [`Kind::NotFound`], [`Kind::NoSpace`] and so on from the system. The
     /// message doesn't name the input; the caller does.
     pub fn open(input: Input, spool_dir: &Path, limits: &SourceLimits) -> Result<Self> {
+        Self::open_while(input, spool_dir, limits, &|| Ok(()))
+    }
+
+    /// [`Source::open`], asking `check` before something is copied and every 16 MiB of it; what that says ends it.
+    pub fn open_while(
+        input: Input,
+        spool_dir: &Path,
+        limits: &SourceLimits,
+        check: &dyn Fn() -> Result<()>,
+    ) -> Result<Self> {
+        let spool = &Spool { directory: spool_dir, check };
         let files = match input {
-            Input::Stdin(stream) => Files::Archive(spool::stream(stream, spool_dir, limits)?),
+            Input::Stdin(stream) => Files::Archive(spool::stream(stream, spool, limits)?),
             Input::Path(path) => {
                 let open = || format!("open {}", path.display());
                 let file = File::open(&path).context(open)?;
@@ -118,9 +130,9 @@ impl Source {
                 if kind.is_dir() {
                     Files::Directory(file.into())
                 } else if kind.is_file() {
-                    Files::Archive(spool::file(file, spool_dir, limits)?)
+                    Files::Archive(spool::file(file, spool, limits)?)
                 } else {
-                    Files::Archive(spool::stream(Box::new(file), spool_dir, limits)?)
+                    Files::Archive(spool::stream(Box::new(file), spool, limits)?)
                 }
             }
         };

@@ -250,6 +250,20 @@ impl Store {
         Err(Error::new(kind, format!("write {}: {why}", self.root.join("index.db").display())))
     }
 
+    /// Go back to the index on disk, if we had to go on without it and it can be written again. As [`Store::open`], whose
+    /// `instance` is asked for anew. Before each verb that writes.
+    pub fn rejoin(
+        &self,
+        instance: &dyn Fn() -> Result<String>,
+        highest_group: &dyn Fn() -> Result<Option<u32>>,
+    ) -> Result<()> {
+        let mut index = self.index();
+        if index.is_private() {
+            *index = scan::open_index(&self.root, &instance()?, highest_group)?;
+        }
+        Ok(())
+    }
+
     /// A change that gives names or numbers: only where everyone sees it.
     fn reserving<T>(&self, steps: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
         let mut index = self.index();

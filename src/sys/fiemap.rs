@@ -7,6 +7,8 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
+use nix::errno::Errno;
+
 /// `FIEMAP_FLAG_SYNC`: write the file's dirty data first.
 const FLAG_SYNC: u32 = 0x1;
 /// `FIEMAP_EXTENT_LAST`.
@@ -76,11 +78,12 @@ pub enum Place {
     Nowhere,
 }
 
-/// All extents of a file, holes left out. `sync` writes its dirty data first, after which all of them have a place.
+/// All extents of a file, holes left out. `sync` writes its dirty data first, after which all of them have a place, but for what
+/// finds no room.
 ///
 /// # Errors
 /// EOPNOTSUPP or ENOTTY where the filesystem doesn't tell.
-pub fn extents(file: &File, sync: bool) -> nix::Result<Vec<Extent>> {
+pub fn extents(file: &File, mut sync: bool) -> nix::Result<Vec<Extent>> {
     const NONE: RawExtent =
         RawExtent { logical: 0, physical: 0, length: 0, reserved64: [0; 2], flags: 0, reserved: [0; 3] };
     let mut found = Vec::new();
@@ -96,7 +99,13 @@ pub fn extents(file: &File, sync: bool) -> nix::Result<Vec<Extent>> {
         };
         let mut request = Request { header, extents: [NONE; BATCH] };
         // SAFETY: the descriptor is open; behind the header are `count` extents, and the kernel writes no more.
-        unsafe { fs_fiemap(file.as_raw_fd(), (&raw mut request).cast()) }?;
+        match unsafe { fs_fiemap(file.as_raw_fd(), (&raw mut request).cast()) } {
+            Err(Errno::ENOSPC | Errno::EDQUOT) if sync => {
+                sync = false;
+                continue;
+            }
+            asked => asked?,
+        };
         let mapped = &request.extents[..(request.header.mapped as usize).min(BATCH)];
         found.extend(mapped.iter().map(|raw| Extent {
             place: match raw.flags {

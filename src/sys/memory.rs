@@ -1,5 +1,7 @@
-//! The C library's allocator, where it is glibc. By others nothing is done.
+//! The C library's allocator, where it is glibc (by others nothing is done), and what the kernel has in memory.
 #![allow(unsafe_code)]
+
+use crate::{Context, Error, Kind, Result};
 
 /// Let all threads have two heaps together instead of up to eight for each processor: what is freed in one is of no use to
 /// the others. Before there are other threads.
@@ -18,4 +20,16 @@ pub fn give_back() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Bytes that were written to files of whatever filesystem and aren't on disk yet: `Dirty` and `Writeback` of proc(5).
+pub fn dirty() -> Result<u64> {
+    const MEMINFO: &str = "/proc/meminfo";
+    let text = std::fs::read_to_string(MEMINFO).context(|| format!("read {MEMINFO}"))?;
+    let kib = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+            .ok_or_else(|| Error::new(Kind::Unsupported, format!("{MEMINFO} doesn't say what is {name}")))
+    };
+    Ok((kib("Dirty")? + kib("Writeback")?) * 1024)
 }

@@ -236,7 +236,7 @@ impl Backend for Reflink {
 
     fn measure(&self, trees: &[&Tree], want: Want) -> Result<Measured> {
         if want.sync {
-            self.sync()?;
+            self.sync_to_count()?;
         }
         let by_project = self.quota_state()?.accounted;
         if by_project && want.sync {

@@ -191,7 +191,7 @@ impl Reflink {
             }
         }
         if removed > 0 {
-            self.sync()?;
+            self.sync_to_count()?;
             self.free_preallocated()?;
         }
         Ok(removed)

@@ -10,7 +10,6 @@ use crate::engine::Settings;
 use crate::engine::check::{Audited, Check as Look, Checked, Finding, Progress, Remedy, Repaired, Severity};
 use crate::engine::load::Progress as Loading;
 use crate::engine::load::Silent;
-use crate::oci::Source;
 use crate::{Context, Error, Kind, Result};
 
 /// Hold what is on disk against the records, and make right what isn't: exit code 0 if it is healthy, 3 if not
@@ -70,8 +69,8 @@ impl Check {
         let mut look = Look::open(settings.clone())?;
         stop_on_signals(look.engine())?;
         let source = self.from.as_ref().map(|path| {
-            Source::open(super::load::input(path)?, &look.engine().spool_directory(), look.engine().source_limits())
-                .context(|| format!("cannot read {}", path.display()))
+            let opened = look.engine().open_source(super::load::input(path)?);
+            opened.context(|| format!("cannot read {}", path.display()))
         });
         let source = source.transpose()?;
         let layers = Layers::new(self.quiet);

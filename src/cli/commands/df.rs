@@ -88,6 +88,9 @@ impl Df {
                 bytes(row.reclaimable),
             ]
         })?;
+        if let Some(pool) = engine.pool_info()? {
+            super::info::warn_of_host(&pool, out);
+        }
         if !self.verbose {
             return Ok(());
         }

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::backend::Guarantee;
 use crate::cli::output::Format;
 use crate::engine::Engine;
+use crate::engine::info::PoolInfo;
 
 /// Show what the store is, where it lies and how it fares
 #[derive(clap::Args, Debug)]
@@ -36,7 +37,9 @@ impl Info {
                 "pool": info.pool.as_ref().map(|pool| json!({
                     "file": pool.file,
                     "occupied": pool.occupied,
+                    "may_grow": pool.may_grow,
                     "host_free": pool.host_free,
+                    "host_reserve": pool.host_reserve,
                 })),
             }]));
         }
@@ -55,7 +58,17 @@ impl Info {
         line("Filesystem", format!("{}, {used} used of {total}", info.filesystem))?;
         if let Some(pool) = &info.pool {
             line("Pool", format!("{}, {} on the host", pool.file.display(), format::size(pool.occupied)))?;
-            line("Host", format!("{} free", format::size(pool.host_free)))?;
+            let (free, may_grow) = (format::size(pool.host_free), format::size(pool.may_grow));
+            line("Host", format!("{free} free; the pool may grow by {may_grow}"))?;
+        }
+        if let Some(pool) = &info.pool {
+            warn_of_host(pool, out);
+            if pool.is_overcommitted() {
+                out.warn(format_args!(
+                    "containers may write more than the host of {} has room for, and nothing holds them back but a --size-limit",
+                    pool.file.display()
+                ));
+            }
         }
         if info.read_only {
             out.warn(format_args!(
@@ -65,6 +78,19 @@ impl Info {
             ));
         }
         Ok(())
+    }
+}
+
+/// Say that nothing can be added, and why.
+pub(super) fn warn_of_host(pool: &PoolInfo, out: &mut Output) {
+    if pool.is_host_short() {
+        out.warn(format_args!(
+            "only {} are free on the host of {}, and {} are kept in reserve: nothing is added to the store until there is room. \
+             Make some there, or remove containers and images and run: reflinkd gc",
+            format::size(pool.host_free),
+            pool.file.display(),
+            format::size(pool.host_reserve)
+        ));
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Output, format};
 use crate::cli::progress::Layers;
 use crate::engine::load::{Progress, Silent};
 use crate::engine::{Engine, Settings};
-use crate::oci::{Input, Reference, Source};
+use crate::oci::{Input, Reference};
 use crate::store::Image;
 use crate::{Context, Error, Kind, Result};
 
@@ -44,8 +44,7 @@ impl LayerLimits {
 impl Load {
     pub fn run(self, engine: &Engine, out: &mut Output) -> Result<()> {
         let file = self.input.unwrap_or(self.file);
-        let source = Source::open(input(&file)?, &engine.spool_directory(), engine.source_limits())
-            .context(|| format!("cannot load {}", file.display()))?;
+        let source = engine.open_source(input(&file)?).context(|| format!("cannot load {}", file.display()))?;
         stop_on_signals(engine)?;
         let layers = Layers::new(self.quiet);
         let progress: &dyn Progress = layers.as_ref().map_or(&Silent, |layers| layers as &dyn Progress);

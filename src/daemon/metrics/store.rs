@@ -68,7 +68,10 @@ fn encode(encoder: &mut DescriptorEncoder<'_>, census: &Census) -> fmt::Result {
     gauge(encoder, "read_only", "Whether the filesystem takes no writes", i64::from(info.read_only))?;
     if let Some(pool) = &info.pool {
         gauge(encoder, "pool_occupied_bytes", "What the pool's file takes on its host", number(pool.occupied))?;
+        gauge(encoder, "pool_growth_bytes", "What it can come to take besides", number(pool.may_grow))?;
         gauge(encoder, "pool_host_free_bytes", "What is free on the pool's host", number(pool.host_free))?;
+        let help = "Below this much free on the host nothing is added to the store";
+        gauge(encoder, "pool_host_reserve_bytes", help, number(pool.host_reserve))?;
     }
     Ok(())
 }

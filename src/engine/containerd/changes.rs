@@ -30,7 +30,7 @@ impl Snapshots<'_> {
                 return self.reuse(held, &origin, tar);
             }
             let root = engine.tree(held.record()).root();
-            layer::unpack(tar, &root, &engine.settings.layer_limits, &|| engine.is_cancelled())?;
+            engine.while_room(|stop| layer::unpack(tar, &root, &engine.settings.layer_limits, stop))?;
             std::io::copy(tar, &mut std::io::sink()).context(|| "read what follows the tar")?;
             if sync { engine.backend.sync() } else { Ok(()) }
         };

@@ -85,7 +85,7 @@ impl Keyspace<'_> {
         }
         let recipe = store::recipe(work.place());
         let limits = &engine.settings.layer_limits;
-        let summary = layer::record(tar, &tree.root(), &recipe, limits, &self.ids, &|| engine.is_cancelled())?;
+        let summary = engine.while_room(|stop| layer::record(tar, &tree.root(), &recipe, limits, &self.ids, stop))?;
         if begun {
             // The tar needn't be all that it has beyond its parent.
             durable::unlink(&recipe).context(|| format!("unlink {}", recipe.display()))?;

@@ -269,6 +269,7 @@ impl Keyspace<'_> {
         if keyed.stage != Stage::Reserved {
             return Ok(held.record().clone());
         }
+        self.engine.guard_host()?;
         let tree = tree_at(held.place().to_path_buf(), held.record());
         // What a process left that died before the record said so.
         self.engine.backend.destroy(&tree)?;

@@ -14,9 +14,18 @@ use crate::oci::limits::{SourceLimits, beyond};
 use crate::{Context, Error, Kind, Result};
 
 const BUFFER: usize = 256 << 10;
+/// After how many bytes to ask again whether there may be more.
+const BETWEEN_CHECKS: u64 = 16 << 20;
+
+/// Where copies are put.
+pub(super) struct Spool<'a> {
+    pub(super) directory: &'a Path,
+    /// Asked before a copy, and as it grows.
+    pub(super) check: &'a dyn Fn() -> Result<()>,
+}
 
 /// Index an archive's file, in place if it is plain.
-pub(super) fn file(file: File, spool_dir: &Path, limits: &SourceLimits) -> Result<TarIndex> {
+pub(super) fn file(file: File, spool: &Spool<'_>, limits: &SourceLimits) -> Result<TarIndex> {
     let mut head = [0; MAGIC_LEN];
     let n = file.read_at(&mut head, 0).context(|| "read the archive")?;
     if n == 0 {
@@ -24,31 +33,31 @@ pub(super) fn file(file: File, spool_dir: &Path, limits: &SourceLimits) -> Resul
     }
     match Compression::detect(&head[..n])? {
         Compression::Plain => TarIndex::scan(file, limits.entries),
-        form => copy(form, file, spool_dir, limits),
+        form => copy(form, file, spool, limits),
     }
 }
 
 /// Index an archive that arrives as a stream.
-pub(super) fn stream(mut stream: Box<dyn Read + Send>, spool_dir: &Path, limits: &SourceLimits) -> Result<TarIndex> {
+pub(super) fn stream(mut stream: Box<dyn Read + Send>, spool: &Spool<'_>, limits: &SourceLimits) -> Result<TarIndex> {
     let mut head = Vec::with_capacity(MAGIC_LEN);
     (&mut stream).take(MAGIC_LEN as u64).read_to_end(&mut head).context(|| "read the archive")?;
     if head.is_empty() {
         return Err(empty());
     }
     let form = Compression::detect(&head)?;
-    copy(form, Cursor::new(head).chain(stream), spool_dir, limits)
+    copy(form, Cursor::new(head).chain(stream), spool, limits)
 }
 
 fn empty() -> Error {
     Error::new(Kind::BadInput, "it is empty")
 }
 
-fn copy(form: Compression, from: impl Read, spool_dir: &Path, limits: &SourceLimits) -> Result<TarIndex> {
+fn copy(form: Compression, from: impl Read, spool: &Spool<'_>, limits: &SourceLimits) -> Result<TarIndex> {
     let mut plain = form.decoder(BufReader::with_capacity(BUFFER, from))?;
-    let place = || format!("copy the archive into {}", spool_dir.display());
-    let mut copy = tempfile::tempfile_in(spool_dir).context(place)?;
+    let place = || format!("copy the archive into {}", spool.directory.display());
+    let mut copy = tempfile::tempfile_in(spool.directory).context(place)?;
     let mut buffer = vec![0; BUFFER];
-    let mut bytes = 0_u64;
+    let (mut bytes, mut next_check) = (0_u64, 0);
     loop {
         let n = match plain.read(&mut buffer) {
             Ok(0) => break,
@@ -56,6 +65,10 @@ fn copy(form: Compression, from: impl Read, spool_dir: &Path, limits: &SourceLim
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(form.explain(&e)),
         };
+        if bytes >= next_check {
+            (spool.check)().context(place)?;
+            next_check = bytes + BETWEEN_CHECKS;
+        }
         bytes += n as u64;
         if bytes > limits.spool_bytes {
             let limit = limits.spool_bytes;
