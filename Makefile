@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-full-disks test-hardening test-deb test-proto crashtest soak fuzz audit vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
+.PHONY: help demo test test-registry test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-full-disks test-hardening test-deb test-proto crashtest soak fuzz audit vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: ## Build all of it and run five containers of a real nginx image (needs ro
 
 test: ## Run every test suite on real loop devices (needs root)
 	@driver-tests/tools/test.sh
+
+test-registry: ## Pull from Debian's docker-registry: plain, with TLS, passwords and tokens (needs root)
+	@driver-tests/registry/run.sh
 
 test-clients: ## Have real podman and Docker load, run and save again what `save` wrote (needs root)
 	@driver-tests/clients/save.sh

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 /// Each part, and the parts it may name by `crate::`. `error` and what the crate's root re-exports of it are
 /// everybody's.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("cli", &["daemon", "engine", "store", "backend", "layer", "oci", "sys"]),
+    ("cli", &["daemon", "engine", "store", "backend", "layer", "registry", "oci", "sys"]),
     ("daemon", &["engine", "store", "backend", "layer", "oci", "sys"]),
-    ("engine", &["store", "backend", "copy", "layer", "oci", "sys"]),
+    ("engine", &["store", "backend", "copy", "layer", "registry", "oci", "sys"]),
     ("store", &["sys"]),
     ("backend", &["copy", "sys"]),
     ("copy", &["sys"]),
     ("layer", &["oci", "copy", "sys"]),
+    ("registry", &["oci", "sys"]),
     ("oci", &["sys"]),
     ("sys", &[]),
     ("error", &[]),

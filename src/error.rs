@@ -41,7 +41,7 @@ pub enum Kind {
 }
 
 /// A failure, its object, its cause, and a way out.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Error {
     kind: Kind,
     message: String,
@@ -83,8 +83,12 @@ impl Error {
         self
     }
 
-    /// An operating system error met in `call`, named with its arguments.
+    /// An operating system error met in `call`, named with its arguments. One of our own that came through a reader
+    /// (`io::Error::other`) stays what it is.
     pub fn system(call: impl fmt::Display, error: &std::io::Error) -> Self {
+        if let Some(ours) = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>()) {
+            return ours.clone();
+        }
         let kind = match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => Kind::NoSpace,
             Some(libc::ENOENT) => Kind::NotFound,

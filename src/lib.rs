@@ -1,7 +1,7 @@
 //! reflinkd: container storage on Btrfs subvolumes and reflinks.
 //!
 //! One engine behind several front doors. Dependencies point downwards only, and siblings don't know
-//! each other (`layer` may use `oci`); `driver-tests/architecture.rs` holds the code to it:
+//! each other (`layer` and `registry` may use `oci`); `driver-tests/architecture.rs` holds the code to it:
 //!
 //! ```text
 //! cli                  arguments, tables, exit codes; the only place that prints
@@ -23,6 +23,7 @@ pub mod engine;
 pub mod error;
 pub mod layer;
 pub mod oci;
+pub mod registry;
 pub mod store;
 pub mod sys;
 

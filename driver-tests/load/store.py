@@ -14,7 +14,7 @@ import ground
 # A command that takes longer hangs.
 PATIENCE = 300
 # Nothing goes on in the background while a store is looked at.
-QUIET = {**os.environ, "REFLINKD_NO_TEND": "1"}
+QUIET = {**os.environ, "REFLINKD_NO_TEND": "1", "REFLINKD_PULL": "never"}
 
 # What `check` calls damage and operations under way leave, or removals that come back: the next command that writes, or gc,
 # clears it up. Two layers have one name where a commit was cut short that made one which was there already.

@@ -125,10 +125,10 @@ pub(crate) fn reflinkd(root: &Path, args: &[&str]) -> Answer {
 }
 
 /// The command that [`reflinkd`] runs, for a test that wants its input, environment or process id. Nothing goes on in the
-/// background after it, so that what is on disk then is what it left.
+/// background after it, so that what is on disk then is what it left; and no registry is asked unless the arguments say so.
 pub(crate) fn reflinkd_command(root: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reflinkd"));
-    command.arg("--root").arg(root).args(args).env("REFLINKD_NO_TEND", "1");
+    command.arg("--root").arg(root).args(args).env("REFLINKD_NO_TEND", "1").env("REFLINKD_PULL", "never");
     command
 }
 

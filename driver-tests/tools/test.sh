@@ -10,8 +10,9 @@ need_compiler
 # The oracles: btrfs-progs and xfsprogs (also for filesystems of a tested shape; the product itself runs
 # mkfs.xfs for a pool of XFS), strace (no other product path runs another program), e2fsprogs (a root on ext4
 # is refused), tar, bsdtar and python3 (archives by others, and a second opinion of them).
+# openssl makes certificates for registries.
 # Users of what we make: runc runs a bundle (with busybox in it), skopeo writes the images that we load.
-need_packages attr btrfs-progs xfsprogs e2fsprogs util-linux strace tar python3 libarchive-tools runc skopeo busybox-static
+need_packages attr btrfs-progs xfsprogs e2fsprogs util-linux strace tar python3 libarchive-tools runc skopeo busybox-static openssl
 [ -e /dev/loop-control ] || modprobe loop || die "no loop devices here" "modprobe loop"
 grep -qw btrfs /proc/filesystems || modprobe btrfs || die "this kernel has no Btrfs" "modprobe btrfs"
 grep -qw xfs /proc/filesystems || modprobe xfs || die "this kernel has no XFS" "modprobe xfs"

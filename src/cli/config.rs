@@ -4,10 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer};
 
 use super::format::parse_size;
+use super::registries::{self, RegistryTable};
 use crate::daemon::{self, Containerd, Doors};
 use crate::engine::Settings;
 use crate::engine::containerd::Space;
@@ -35,6 +37,9 @@ struct File {
     docker_socket: Option<PathBuf>,
     metrics_socket: Option<PathBuf>,
     containerd: BTreeMap<String, ContainerdTable>,
+    registry: BTreeMap<String, RegistryTable>,
+    registry_timeout: Option<u64>,
+    registry_certs: Option<Vec<PathBuf>>,
     #[serde(deserialize_with = "size")]
     max_layer_size: Option<u64>,
     max_layer_entries: Option<u64>,
@@ -231,6 +236,8 @@ pub(super) fn settings(root: Option<PathBuf>, config: Option<&Path>) -> Result<(
     settings.host_reserve = file.host_reserve.unwrap_or(settings.host_reserve);
     settings.spares = file.spares.unwrap_or(settings.spares);
     settings.tend = file.tend.unwrap_or(settings.tend);
+    let registries = registries::settings(file.registry, file.registry_timeout, file.registry_certs);
+    settings.registries = Arc::new(registries.context(|| "cannot use the registries of the configuration")?);
     let doors = Doors {
         docker: open(file.docker_socket, daemon::DOCKER_SOCKET),
         metrics: open(file.metrics_socket, daemon::METRICS_SOCKET),

@@ -18,6 +18,7 @@ mod config;
 mod format;
 mod output;
 mod progress;
+mod registries;
 
 use commands as c;
 use output::Output;
@@ -62,6 +63,7 @@ enum Command {
     Reset(c::reset::Reset),
     Rm(c::rm::Rm),
     // Images
+    Pull(c::pull::Pull),
     Load(c::load::Load),
     Import(c::import::Import),
     Save(c::save::Save),
@@ -130,6 +132,7 @@ impl Cli {
                 return args.run(settings, out);
             }
             Command::Load(ref args) => args.limits.apply(&mut settings),
+            Command::Pull(ref args) => args.limits.apply(&mut settings),
             Command::Import(ref args) => args.limits.apply(&mut settings),
             _ => {}
         }
@@ -152,6 +155,7 @@ impl Cli {
             Command::Rollback(args) => args.run(&engine, out),
             Command::Reset(args) => args.run(&engine, out),
             Command::Rm(args) => args.run(&engine, out),
+            Command::Pull(args) => args.run(&engine, out),
             Command::Load(args) => args.run(&engine, out),
             Command::Import(args) => args.run(&engine, out),
             Command::Save(args) => args.run(&engine),
@@ -198,6 +202,7 @@ impl Command {
                 | Self::Reset(_)
                 | Self::Rm(_)
                 | Self::Rmi(_)
+                | Self::Pull(_)
                 | Self::Load(_)
                 | Self::Import(_)
         )

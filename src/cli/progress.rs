@@ -1,4 +1,4 @@
-//! How a load goes on: a bar per layer on a terminal, plain lines elsewhere. On standard error.
+//! How a load or a pull goes on: a bar per layer on a terminal, plain lines elsewhere. On standard error.
 #![allow(clippy::print_stderr)]
 
 use std::collections::HashMap;
@@ -13,22 +13,35 @@ use super::format::size;
 use crate::engine::check;
 use crate::engine::load::Progress;
 
-type Watched = (ProgressBar, Arc<AtomicU64>);
+/// A layer's bar, the counter that it follows, and whether that is the last one.
+type Watched = (ProgressBar, Arc<AtomicU64>, bool);
 
 /// Bars or lines.
 pub(super) struct Layers {
+    /// Whether each layer keeps its line from the beginning, as Docker's do that are pulled.
+    pulling: bool,
     bars: Option<MultiProgress>,
     watched: Arc<Mutex<HashMap<String, Watched>>>,
     done: Arc<AtomicBool>,
 }
 
 impl Layers {
-    /// `quiet` shows nothing.
+    /// Of a load; `quiet` shows nothing.
     pub(super) fn new(quiet: bool) -> Option<Self> {
+        Self::start(quiet, false)
+    }
+
+    /// Of a pull; `quiet` shows nothing.
+    pub(super) fn pulling(quiet: bool) -> Option<Self> {
+        Self::start(quiet, true)
+    }
+
+    fn start(quiet: bool, pulling: bool) -> Option<Self> {
         if quiet {
             return None;
         }
         let layers = Self {
+            pulling,
             bars: std::io::stderr().is_terminal().then(MultiProgress::new),
             watched: Arc::default(),
             done: Arc::default(),
@@ -37,7 +50,7 @@ impl Layers {
             let (watched, done) = (Arc::clone(&layers.watched), Arc::clone(&layers.done));
             std::thread::spawn(move || {
                 while !done.load(Ordering::Relaxed) {
-                    for (bar, read) in watched.lock().unwrap_or_else(PoisonError::into_inner).values() {
+                    for (bar, read, _) in watched.lock().unwrap_or_else(PoisonError::into_inner).values() {
                         bar.set_position(read.load(Ordering::Relaxed));
                     }
                     std::thread::sleep(Duration::from_millis(80));
@@ -47,13 +60,51 @@ impl Layers {
         Some(layers)
     }
 
+    /// What a layer comes to, in its own line if it has one.
     fn say(&self, layer: &str, what: &str) {
+        if let (true, Some(bars)) = (self.pulling, &self.bars) {
+            let bar = self.take(layer).unwrap_or_else(|| bars.add(ProgressBar::new(0)));
+            bar.set_style(style("{msg}"));
+            return bar.finish_with_message(format!("{layer}: {what}"));
+        }
+        if let Some(bar) = self.take(layer) {
+            bar.finish_and_clear();
+        }
         match &self.bars {
             Some(bars) => {
                 let _ = bars.println(format!("{layer}: {what}"));
             }
             None => eprintln!("{layer}: {what}"),
         }
+    }
+
+    /// The same where there are no bars, which say it by themselves.
+    fn say_plainly(&self, layer: &str, what: &str) {
+        if self.bars.is_none() {
+            eprintln!("{layer}: {what}");
+        }
+    }
+
+    fn take(&self, layer: &str) -> Option<ProgressBar> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(layer).map(|(bar, ..)| bar)
+    }
+
+    /// Let a layer's bar, which it may have already, follow a counter. Fetching may begin after the unpacking that waits for
+    /// it, and isn't shown then.
+    fn watch(&self, layer: &str, look: &str, total: Option<u64>, read: &Arc<AtomicU64>, last: bool) {
+        let Some(bars) = &self.bars else { return };
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if watched.get(layer).is_some_and(|(_, _, is_last)| *is_last && !last) {
+            return;
+        }
+        let known = watched.remove(layer).map(|(bar, ..)| bar);
+        let bar = known.unwrap_or_else(|| bars.add(ProgressBar::no_length()));
+        bar.set_style(style(look));
+        bar.set_message(layer.to_string());
+        if let Some(total) = total {
+            bar.set_length(total);
+        }
+        watched.insert(layer.to_string(), (bar, Arc::clone(read), last));
     }
 }
 
@@ -64,22 +115,33 @@ impl Drop for Layers {
 }
 
 impl Progress for Layers {
+    fn waiting(&self, layer: &str) {
+        self.watch(layer, "{msg}: Pulling fs layer", None, &Arc::default(), false);
+        self.say_plainly(layer, "Pulling fs layer");
+    }
+
+    fn fetching(&self, layer: &str, total: u64, fetched: &Arc<AtomicU64>) {
+        let look = "{msg}: Downloading {bar:30} {decimal_bytes}/{decimal_total_bytes}";
+        self.watch(layer, look, Some(total), fetched, false);
+    }
+
+    fn fetched(&self, layer: &str) {
+        self.watch(layer, "{msg}: Download complete", None, &Arc::default(), false);
+        self.say_plainly(layer, "Download complete");
+    }
+
     fn started(&self, layer: &str, total: Option<u64>, read: &Arc<AtomicU64>) {
-        let Some(bars) = &self.bars else {
+        let look = match (total, self.pulling) {
+            (Some(_), true) => "{msg}: Extracting  {bar:30} {decimal_bytes}/{decimal_total_bytes}",
+            (Some(_), false) => "{msg}: {bar:40} {decimal_bytes}/{decimal_total_bytes}",
+            (None, _) => "{msg}: {decimal_bytes} {spinner}",
+        };
+        self.watch(layer, look, total, read, true);
+        // What is pulled has its lines already.
+        if !self.pulling {
             let of = total.map(|total| format!(" {}", size(total)));
-            return self.say(layer, &format!("Loading{}", of.unwrap_or_default()));
-        };
-        let bar = match total {
-            Some(total) => {
-                ProgressBar::new(total).with_style(style("{msg}: {bar:40} {decimal_bytes}/{decimal_total_bytes}"))
-            }
-            None => ProgressBar::new_spinner().with_style(style("{msg}: {decimal_bytes} {spinner}")),
-        };
-        let bar = bars.add(bar.with_message(layer.to_string()));
-        self.watched
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(layer.to_string(), (bar, Arc::clone(read)));
+            self.say_plainly(layer, &format!("Loading{}", of.unwrap_or_default()));
+        }
     }
 
     fn exists(&self, layer: &str) {
@@ -87,10 +149,7 @@ impl Progress for Layers {
     }
 
     fn finished(&self, layer: &str) {
-        if let Some((bar, _)) = self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(layer) {
-            bar.finish_and_clear();
-        }
-        self.say(layer, "Load complete");
+        self.say(layer, if self.pulling { "Pull complete" } else { "Load complete" });
     }
 }
 
@@ -103,7 +162,7 @@ impl check::Progress for Layers {
     }
 
     fn finished(&self, layer: &str) {
-        if let Some((bar, _)) = self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(layer) {
+        if let Some(bar) = self.take(layer) {
             bar.finish_and_clear();
         }
     }

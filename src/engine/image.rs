@@ -86,7 +86,7 @@ impl Engine {
         let images = self.store.images()?;
         let parsed = name.parse::<Reference>();
         if let Ok(reference) = &parsed {
-            let canonical = reference.canonical();
+            let canonical = reference.kept().canonical();
             if let Some(image) = images.iter().find(|image| image.names.contains_key(&canonical)) {
                 return Ok(image.clone());
             }
@@ -110,7 +110,7 @@ impl Engine {
         }
         match parsed {
             Ok(reference) => Err(Error::new(Kind::NotFound, format!("there is no image {reference}"))
-                .with_hint("reflinkd images lists them; reflinkd load -i FILE adds one")),
+                .with_hint("reflinkd images lists them; reflinkd pull or reflinkd load adds one")),
             Err(e) => Err(e),
         }
     }

@@ -26,8 +26,13 @@ use crate::{Context, Error, Kind, Result};
 /// How often to try to clear up what a dead process left of a layer. Others may be at it.
 const ATTEMPTS: u32 = 16;
 
-/// Told how a load goes on. Layers are named by the first digits of their diff ID.
+/// Told how a load or a pull goes on. Layers are named by the first digits of their diff ID.
 pub trait Progress: Sync {
+    /// A layer has to be fetched, and isn't yet.
+    fn waiting(&self, _layer: &str) {}
+    /// A layer is being fetched; the counter rises to `total` bytes.
+    fn fetching(&self, _layer: &str, _total: u64, _fetched: &Arc<AtomicU64>) {}
+    fn fetched(&self, _layer: &str) {}
     /// A layer is being unpacked; the counter rises to `total` bytes read from the source, if that is known.
     fn started(&self, layer: &str, total: Option<u64>, read: &Arc<AtomicU64>);
     /// The layer was here already.
@@ -44,6 +49,9 @@ impl Progress for Silent {
     fn exists(&self, _: &str) {}
     fn finished(&self, _: &str) {}
 }
+
+/// Reads the blob of an image's layer, by its number; again if need be.
+pub(super) type OpenLayer<'a> = dyn Fn(usize) -> Result<Box<dyn Read + Send>> + 'a;
 
 /// A stream for one layer, with what it must turn out to be.
 pub(super) struct Incoming<'a> {
@@ -72,21 +80,35 @@ impl Engine {
 
     /// Load all images of a source.
     pub fn load(&self, source: &Source, progress: &dyn Progress) -> Result<Vec<Image>> {
+        let one = |image: &SourceImage| {
+            self.load_image(image, &|at| source.layer_reader(&image.layers[at]), progress)
+                .context(|| format!("cannot load image {}", describe(image)))
+        };
+        self.while_loading(|| source.images().iter().map(one).collect())
+    }
+
+    /// Do what adds layers: with room for them, and with no collector of layers at work; what it leaves is collected.
+    pub(super) fn while_loading<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.tidy()?;
         self.make_room(None)?;
         self.guard_host()?;
         let loading = self.store.lock_loads(Lock::Shared)?;
-        let loaded: Result<Vec<_>> =
-            source.images().iter().map(|image| self.load_image(source, image, progress)).collect();
+        let done = work();
         drop(loading);
         self.collect_after_load();
-        loaded
+        done
     }
 
-    fn load_image(&self, source: &Source, image: &SourceImage, progress: &dyn Progress) -> Result<Image> {
+    /// One image, the blobs of whose layers (0 is the lowest) `open` reads.
+    pub(super) fn load_image(
+        &self,
+        image: &SourceImage,
+        open: &OpenLayer<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
         // The kernel takes its time over a tree whose files are in memory: the next layer needn't wait for it.
         let top = std::thread::scope(|scope| {
-            self.load_layers(source, image, progress, &mut |work| drop(scope.spawn(|| self.discard(work))))
+            self.load_layers(image, open, progress, &mut |work| drop(scope.spawn(|| self.discard(work))))
         })?;
         self.put_image(&NewImage {
             id: image.id.0,
@@ -95,23 +117,22 @@ impl Engine {
             top,
             names: &image.names,
         })
-        .context(|| format!("cannot load image {}", describe(image)))
     }
 
     /// All layers of an image, from the base up; the topmost one's tree. Each work tree that has served goes to `used`.
     fn load_layers(
         &self,
-        source: &Source,
         image: &SourceImage,
+        open: &OpenLayer<'_>,
         progress: &dyn Progress,
         used: &mut dyn FnMut(Draft),
     ) -> Result<Option<Uuid>> {
         let mut parent = None;
         let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
-        for (layer, chain_id) in image.layers.iter().zip(chain_ids(&diff_ids)) {
+        for (at, (layer, chain_id)) in image.layers.iter().zip(chain_ids(&diff_ids)).enumerate() {
             let open = || {
                 Ok(Incoming {
-                    raw: source.layer_reader(layer)?,
+                    raw: open(at)?,
                     expected: Expected::of(layer, self.settings.layer_limits.max_bytes),
                     total: Some(layer.size()),
                     label: layer.diff_id.0.short(),
@@ -120,8 +141,7 @@ impl Engine {
             };
             let record = self
                 .ensure_layer(chain_id, layer.diff_id, parent, progress, &open, used)
-                .context(|| format!("layer {}", layer.diff_id.0.short()))
-                .context(|| format!("cannot load image {}", describe(image)))?;
+                .context(|| format!("layer {}", layer.diff_id.0.short()))?;
             parent = Some(record.uuid);
         }
         Ok(parent)
@@ -282,7 +302,7 @@ impl Engine {
         }
     }
 
-    fn check_cancelled(&self) -> Result<()> {
+    pub(super) fn check_cancelled(&self) -> Result<()> {
         if self.is_cancelled() {
             return Err(Error::new(Kind::Interrupted, "interrupted"));
         }
@@ -299,11 +319,8 @@ impl Engine {
         config: &dyn Fn(&DiffId) -> Result<Vec<u8>>,
         progress: &dyn Progress,
     ) -> Result<Image> {
-        self.tidy()?;
-        self.make_room(None)?;
-        self.guard_host()?;
-        let loading = self.store.lock_loads(Lock::Shared)?;
-        let imported = self.import_layer(raw, total, progress).and_then(|(record, diff_id)| {
+        let imported = || {
+            let (record, diff_id) = self.import_layer(raw, total, progress)?;
             let config = config(&diff_id)?;
             let names: Vec<_> = name.cloned().into_iter().collect();
             self.put_image(&NewImage {
@@ -313,10 +330,8 @@ impl Engine {
                 top: Some(record.uuid),
                 names: &names,
             })
-        });
-        drop(loading);
-        self.collect_after_load();
-        imported.context(|| "cannot import".to_string())
+        };
+        self.while_loading(|| imported().context(|| "cannot import"))
     }
 
     /// The layer's digest is known only at its end, so until then its tree goes by a name of its own.

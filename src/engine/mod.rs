@@ -36,6 +36,7 @@ pub mod layers;
 pub mod load;
 pub mod open;
 pub mod pool;
+pub mod pull;
 pub mod quota;
 pub mod room;
 pub mod save;
@@ -44,6 +45,7 @@ pub mod snapshot;
 pub mod tend;
 pub mod usage;
 
+mod fetch;
 mod names;
 mod spares;
 mod view;

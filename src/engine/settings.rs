@@ -1,10 +1,12 @@
 //! What an administrator can choose. The command line reads it from flags, environment and file; the engine only takes it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::home::Layout;
 use crate::layer;
 use crate::oci::SourceLimits;
+use crate::registry;
 
 /// Choices with their defaults. Sizes in bytes.
 #[derive(Debug, Clone)]
@@ -25,6 +27,8 @@ pub struct Settings {
     pub layer_limits: layer::Limits,
     /// What the input of a load may hold at most.
     pub source_limits: SourceLimits,
+    /// Where images are pulled from, and how.
+    pub registries: Arc<registry::Settings>,
 }
 
 impl Default for Settings {
@@ -38,6 +42,7 @@ impl Default for Settings {
             tend: true,
             layer_limits: layer::Limits::default(),
             source_limits: SourceLimits::default(),
+            registries: Arc::default(),
         }
     }
 }

@@ -92,7 +92,7 @@ impl FromStr for Digest {
 }
 
 /// Text from outside for an error message: escaped, and cut where it gets absurd.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     const LONGEST: usize = 200;
     match text.char_indices().nth(LONGEST) {
         Some((at, _)) => format!("{:?}...", &text[..at]),

@@ -119,6 +119,21 @@ fn bad(why: impl Into<String>) -> Error {
     Error::new(Kind::BadInput, why)
 }
 
+/// The media type that a document has by its own word, or by its shape where it says nothing.
+///
+/// # Errors
+/// [`Kind::BadInput`] for what isn't a manifest or an index.
+pub(super) fn own_media_type(bytes: &[u8]) -> Result<String> {
+    let document: Document = json::parse_object(bytes)?;
+    match document.media_type {
+        Some(claim) if !claim.is_empty() => Ok(claim),
+        _ if document.manifests.is_some() => Ok("application/vnd.oci.image.index.v1+json".into()),
+        _ if document.config.is_some() => Ok("application/vnd.oci.image.manifest.v1+json".into()),
+        _ if document.schema_version == Some(1) => Ok("application/vnd.docker.distribution.manifest.v1+json".into()),
+        _ => Err(bad("it is neither a manifest nor an index")),
+    }
+}
+
 impl Document {
     fn parse(bytes: &[u8], expected: Media) -> Result<Self> {
         let document: Self = json::parse_object(bytes)?;

@@ -78,6 +78,12 @@ impl Reference {
         }
     }
 
+    /// The name that an image of this digest is kept by: where a name has both, the digest decides and the tag says nothing.
+    #[must_use]
+    pub fn kept(&self) -> Self {
+        Self { tag: self.tag.clone().filter(|_| self.digest.is_none()), ..self.clone() }
+    }
+
     /// The unabridged form: `docker.io/library/nginx:latest`. One image name has exactly one.
     #[must_use]
     pub fn canonical(&self) -> String {
@@ -304,6 +310,7 @@ mod tests {
         let both: Reference = format!("host:5000/a/b:tag@sha256:{HEX}").parse().unwrap();
         assert_eq!((both.tag(), both.path(), both.domain()), (Some("tag"), "a/b", "host:5000"));
         assert_eq!(both.to_string(), format!("host:5000/a/b:tag@sha256:{HEX}"));
+        assert_eq!((both.kept(), reference.kept()), (reference.clone(), reference));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Whatever `load` is given: what images are in it, and each layer's bytes.
+//! Whatever `load` or `pull` is given: what images are in it, and each layer's bytes.
 //!
 //! Five forms behind one type: an OCI layout as a directory; the same as a tar; what `docker save`
 //! wrote up to Docker 24 (`manifest.json`, a directory per layer) and from 25 on (both of them in one);
@@ -8,8 +8,8 @@
 //!
 //! ```text
 //! Source::open ─ spool (stream, compressed) ─ TarIndex ┐
-//!              └ directory ────────────────────────────┴ Files ─ layout ─ SourceImage
-//!                                                              └ docker ─┘
+//!              └ directory ────────────────────────────┼ Files ─ layout ─ SourceImage
+//! Source::remote ─ Remote (a registry) ────────────────┘       └ docker ─┘
 //! ```
 //!
 //! All small documents are read, verified and held within [`SourceLimits`] when it is opened, and every
@@ -20,6 +20,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use self::files::Files;
 use self::loader::Loader;
@@ -35,8 +36,11 @@ mod docker;
 mod files;
 mod layout;
 mod loader;
+mod remote;
 mod spool;
 mod tar_index;
+
+pub use remote::Remote;
 
 /// Where images come from.
 pub enum Input {
@@ -98,6 +102,7 @@ impl SourceLayer {
 pub struct Source {
     files: Files,
     images: Vec<SourceImage>,
+    named: Option<Digest>,
 }
 
 impl Source {
@@ -137,7 +142,23 @@ impl Source {
             }
         };
         let images = Loader::new(&files, limits).images()?;
-        Ok(Self { files, images })
+        Ok(Self { files, images, named: None })
+    }
+
+    /// The one image that a name stands for in a repository, for this machine. Its layers aren't fetched yet.
+    ///
+    /// # Errors
+    /// As of [`Source::open`], and the repository's own. The message doesn't have the name; the caller's does.
+    pub fn remote(repository: Arc<dyn Remote>, name: &Reference, limits: &SourceLimits) -> Result<Self> {
+        let files = Files::Remote(Arc::clone(&repository));
+        let (digest, image) = remote::image(&mut Loader::new(&files, limits), repository.as_ref(), name)?;
+        Ok(Self { files, images: vec![image], named: Some(digest) })
+    }
+
+    /// Digest of the manifest or index that a repository has under the name: what `NAME@DIGEST` means there.
+    #[must_use]
+    pub fn named_digest(&self) -> Option<Digest> {
+        self.named
     }
 
     /// The images, at least one, in the input's order.
@@ -151,9 +172,19 @@ impl Source {
     /// # Errors
     /// [`Kind::BadInput`] if the blob of a layout directory is gone since it was opened.
     pub fn layer_reader(&self, layer: &SourceLayer) -> Result<Box<dyn Read + Send>> {
+        if let (Files::Remote(remote), Some(blob)) = (&self.files, &layer.blob) {
+            return remote.blob(blob);
+        }
         match self.files.find(&layer.name)? {
             Some(extent) => Ok(Box::new(extent.reader())),
             None => Err(Error::new(Kind::BadInput, format!("{} is gone", layer.name))),
+        }
+    }
+
+    /// Break off what is being fetched for readers of layers. They say so; nothing more can be read.
+    pub fn stop(&self) {
+        if let Files::Remote(remote) = &self.files {
+            remote.stop();
         }
     }
 }

@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::sys::durable;
@@ -97,6 +99,18 @@ pub(super) fn lock_file(path: &Path, how: Lock) -> Result<Option<File>> {
         opened => opened,
     };
     lock(opened.context(|| format!("open {}", path.display()))?, path, how)
+}
+
+/// Lock one byte of the lock file at `path` (an open file description's lock, fcntl(2)), or `None` at once.
+pub(super) fn try_lock_byte(path: &Path, byte: i64) -> Result<Option<File>> {
+    let file = make_lock_file(path).context(|| format!("open {}", path.display()))?;
+    let (l_type, l_whence) = (libc::F_WRLCK as libc::c_short, libc::SEEK_SET as libc::c_short);
+    let range = libc::flock { l_type, l_whence, l_start: byte, l_len: 1, l_pid: 0 };
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&range)) {
+        Ok(_) => Ok(Some(file)),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+        Err(e) => Err(e).context(|| format!("lock {}", path.display())),
+    }
 }
 
 pub(super) fn make_lock_file(path: &Path) -> io::Result<File> {

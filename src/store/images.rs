@@ -61,6 +61,15 @@ impl Store {
         files::lock_file(&self.images_directory().join("load.lock"), how)
     }
 
+    /// Be the one who pulls what has this digest, until the handle is dropped; `None` while somebody else does.
+    pub fn try_lock_pull(&self, digest_hex: &str) -> Result<Option<File>> {
+        // As many locks as there are digests, in a file that is there anyway: none is left behind. Loads lock all of it by
+        // flock, which knows nothing of locks on bytes.
+        let path = self.images_directory().join("load.lock");
+        let byte = digest_hex.get(..15).and_then(|hex| i64::from_str_radix(hex, 16).ok()).unwrap_or_default();
+        files::try_lock_byte(&path, byte)
+    }
+
     /// A manifest or configuration.
     pub fn blob(&self, digest_hex: &str) -> Result<Vec<u8>> {
         let path = self.blob_path(digest_hex)?;

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use super::pull::fetch;
 use super::{Output, format};
 use crate::engine::Engine;
 use crate::engine::container::CreateContainer;
@@ -11,6 +12,9 @@ pub struct Create {
     /// Image to start from: name, name:tag, or the beginning of an ID
     #[arg(long, value_name = "IMAGE")]
     image: String,
+    /// When to fetch the image from its registry: if it isn't here, each time, or never
+    #[arg(long, value_enum, value_name = "WHEN", env = "REFLINKD_PULL", default_value_t)]
+    pull: Pull,
     /// Most bytes the container may write itself (10G, 500MiB); its image doesn't count
     #[arg(long, value_name = "BYTES", value_parser = format::parse_size)]
     size_limit: Option<u64>,
@@ -24,15 +28,37 @@ pub struct Create {
     name: Option<String>,
 }
 
+/// When a registry is asked for an image.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum Pull {
+    #[default]
+    Missing,
+    Always,
+    Never,
+}
+
 impl Create {
     pub fn run(self, engine: &Engine, out: &mut Output) -> Result<()> {
-        let created = engine.create_container(CreateContainer {
+        if matches!(self.pull, Pull::Always) {
+            fetch(engine, &self.image.parse()?, false, out)?;
+        }
+        let wanted = CreateContainer {
             name: self.name,
             image: self.image,
             size_limit: self.size_limit,
             read_only: self.read_only,
             labels: self.labels.iter().map(|label| parse_label(label)).collect::<Result<BTreeMap<_, _>>>()?,
-        })?;
+        };
+        let mut created = engine.create_container(wanted.clone());
+        // Only now: an image that is here isn't looked for twice.
+        if let (Pull::Missing, Err(e)) = (self.pull, &created)
+            && e.kind() == Kind::NotFound
+            && let Some(name) = engine.missing_image(&wanted.image)?
+        {
+            fetch(engine, &name, false, out)?;
+            created = engine.create_container(wanted);
+        }
+        let created = created?;
         for warning in created.warnings {
             out.warn(warning);
         }

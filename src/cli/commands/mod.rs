@@ -25,6 +25,7 @@ pub(super) mod load;
 pub(super) mod man;
 pub(super) mod mount;
 pub(super) mod ps;
+pub(super) mod pull;
 pub(super) mod quota;
 pub(super) mod rename;
 pub(super) mod reset;

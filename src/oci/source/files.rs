@@ -1,4 +1,4 @@
-//! The named files of an input, be it a directory or a tar.
+//! The named files of an input, be it a directory or a tar, or a repository that knows digests only.
 //!
 //! Nothing outside of the input is ever opened: below a layout's directory no symlink is followed and
 //! nothing but regular files is read; in a tar, links lead to other entries of it or nowhere.
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
+use super::Remote;
 use super::tar_index::TarIndex;
 use crate::oci::digest::quoted;
 use crate::{Context, Error, Kind, Result};
@@ -21,6 +22,7 @@ use crate::{Context, Error, Kind, Result};
 pub(super) enum Files {
     Directory(OwnedFd),
     Archive(TarIndex),
+    Remote(Arc<dyn Remote>),
 }
 
 /// Some bytes of a file.
@@ -41,6 +43,8 @@ impl Files {
         match self {
             Self::Directory(root) => find_below(root, &name),
             Self::Archive(index) => index.find(&name),
+            // Its blobs are asked for by their descriptors.
+            Self::Remote(_) => Ok(None),
         }
     }
 
@@ -49,6 +53,7 @@ impl Files {
         match self {
             Self::Directory(_) => "directory",
             Self::Archive(_) => "archive",
+            Self::Remote(_) => "repository",
         }
     }
 }

@@ -10,9 +10,10 @@ use serde::Deserialize;
 
 use super::loader::{Document, Loader, blob_name};
 use super::{SourceImage, SourceLayer};
-use crate::oci::digest::{DiffId, ImageId, quoted};
+use crate::oci::digest::{DiffId, Digest, ImageId, quoted};
+use crate::oci::json;
 use crate::oci::limits::beyond;
-use crate::oci::manifest::{Descriptor, Index, Manifest, Media};
+use crate::oci::manifest::{self, Descriptor, Index, Manifest, Media};
 use crate::oci::platform::{Platform, listed};
 use crate::oci::reference::Reference;
 use crate::{Context, Error, Kind, Result};
@@ -61,7 +62,7 @@ pub(super) fn images(loader: &mut Loader<'_>) -> Result<Option<Found>> {
         return Err(Error::new(Kind::Unsupported, why));
     }
     let index = Index::parse(&bytes).context(|| "index.json")?;
-    let mut walk = Walk { loader, host: Platform::host(), artifacts: Vec::new() };
+    let mut walk = Walk::new(loader);
     let mut images = Vec::new();
     for entry in walk.choose_top(&index)? {
         let names: Vec<_> = name(&entry.annotations)?.into_iter().collect();
@@ -72,6 +73,39 @@ pub(super) fn images(loader: &mut Loader<'_>) -> Result<Option<Found>> {
         }
     }
     Ok(Some(Found { images, artifacts: walk.artifacts }))
+}
+
+/// The image for this machine of a manifest or index that has been read, and its digest. `media_type` is what it came as;
+/// `expected` is what its digest has to be, if that is known.
+pub(super) fn named(
+    loader: &mut Loader<'_>,
+    media_type: &str,
+    bytes: Vec<u8>,
+    expected: Option<Digest>,
+) -> Result<(Digest, SourceImage)> {
+    loader.admit(bytes.len() as u64, Document::Manifest)?;
+    json::check(&bytes, loader.limits)?;
+    let digest = Digest::of(&bytes);
+    if let Some(expected) = expected.filter(|expected| *expected != digest) {
+        let why = format!("its bytes have the digest {digest}, {expected} was asked for");
+        return Err(Error::new(Kind::BadInput, why));
+    }
+    // Some servers say application/json or nothing; then it is what it calls itself.
+    let media_type = match Media::of(media_type) {
+        Media::Other => manifest::own_media_type(&bytes)?,
+        _ => media_type.to_string(),
+    };
+    let mut entry = Descriptor::bare(digest, bytes.len() as u64);
+    entry.media_type = media_type;
+    let mut walk = Walk { at_hand: Some((digest, bytes)), ..Walk::new(loader) };
+    let Some(image) = walk.visit(&entry, 0)? else {
+        return Err(Found { images: Vec::new(), artifacts: walk.artifacts }.no_image());
+    };
+    let platform = &image.config.platform;
+    if !platform.architecture.is_empty() && platform.distance(&walk.host).is_none() {
+        return Err(walk.no_platform([platform]));
+    }
+    Ok((digest, image))
 }
 
 /// What an entry of the top index is called.
@@ -99,9 +133,15 @@ struct Walk<'l, 'a> {
     loader: &'l mut Loader<'a>,
     host: Platform,
     artifacts: Vec<String>,
+    /// A document that has been read already.
+    at_hand: Option<(Digest, Vec<u8>)>,
 }
 
-impl Walk<'_, '_> {
+impl<'l, 'a> Walk<'l, 'a> {
+    fn new(loader: &'l mut Loader<'a>) -> Self {
+        Self { loader, host: Platform::host(), artifacts: Vec::new(), at_hand: None }
+    }
+
     /// The entries of the top index that stand for an image each.
     fn choose_top<'i>(&self, index: &'i Index) -> Result<Vec<&'i Descriptor>> {
         let entries: Vec<&Descriptor> = index.manifests.iter().filter(|entry| !is_attestation(entry)).collect();
@@ -189,6 +229,9 @@ impl Walk<'_, '_> {
     /// The verified bytes of a manifest or index.
     fn document(&mut self, entry: &Descriptor) -> Result<Vec<u8>> {
         self.loader.count_document()?;
+        if let Some((_, bytes)) = self.at_hand.take_if(|(digest, _)| *digest == entry.digest) {
+            return Ok(bytes);
+        }
         let bytes = self.loader.blob(entry, Document::Manifest)?;
         bytes.ok_or_else(|| self.missing())
     }

@@ -3,10 +3,12 @@
 //! The limits hold for the sum as well as for each, so that an archive that lists one large config a
 //! thousand times can't take more memory or time than one that lists it once.
 
+use std::io::Read;
+
 use serde::de::DeserializeOwned;
 
 use super::files::Files;
-use super::{SourceImage, SourceLayer, docker, layout};
+use super::{SourceImage, SourceLayer, docker, layout, remote};
 use crate::oci::config::ImageConfig;
 use crate::oci::digest::{DiffId, Digest};
 use crate::oci::json;
@@ -93,7 +95,24 @@ impl<'a> Loader<'a> {
 
     /// The bytes of a document that a descriptor vouches for; `None` if the blob is missing.
     pub(super) fn blob(&mut self, descriptor: &Descriptor, document: Document) -> Result<Option<Vec<u8>>> {
-        let Some(bytes) = self.read(&blob_name(descriptor.digest), document)? else { return Ok(None) };
+        let read = match self.files {
+            Files::Remote(remote) => {
+                self.admit(descriptor.size, document)?;
+                let bytes = match document {
+                    Document::Manifest => remote.manifest(descriptor)?,
+                    Document::Config => {
+                        let mut bytes = Vec::new();
+                        let read = remote.blob(descriptor)?.take(descriptor.size + 1).read_to_end(&mut bytes);
+                        read.context(|| "read it")?;
+                        bytes
+                    }
+                };
+                json::check(&bytes, self.limits)?;
+                Some(bytes)
+            }
+            _ => self.read(&blob_name(descriptor.digest), document)?,
+        };
+        let Some(bytes) = read else { return Ok(None) };
         if bytes.len() as u64 != descriptor.size {
             return Err(bad(format!("it has {} bytes, its descriptor says {}", bytes.len(), descriptor.size)));
         }
@@ -107,7 +126,15 @@ impl<'a> Loader<'a> {
     /// The bytes of a file that is to be read as JSON, within its limits.
     pub(super) fn read(&mut self, name: &str, document: Document) -> Result<Option<Vec<u8>>> {
         let Some(extent) = self.files.find(name)? else { return Ok(None) };
-        let len = extent.len;
+        self.admit(extent.len, document)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(extent.len).unwrap_or_default());
+        extent.reader().read_to_end(&mut bytes).context(|| format!("read {name}"))?;
+        json::check(&bytes, self.limits)?;
+        Ok(Some(bytes))
+    }
+
+    /// Count the bytes of a document before it is read.
+    pub(super) fn admit(&mut self, len: u64, document: Document) -> Result<()> {
         let (limit, key) = match document {
             Document::Manifest => (self.limits.manifest_bytes, "max_manifest_size"),
             Document::Config => (self.limits.config_bytes, "max_config_size"),
@@ -115,11 +142,7 @@ impl<'a> Loader<'a> {
         if len > limit {
             return Err(beyond(format!("it has {len} bytes, more than the limit of {limit}"), key));
         }
-        self.charge(len)?;
-        let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
-        std::io::Read::read_to_end(&mut extent.reader(), &mut bytes).context(|| format!("read {name}"))?;
-        json::check(&bytes, self.limits)?;
-        Ok(Some(bytes))
+        self.charge(len)
     }
 
     /// Parse a config that is known to be the right one.
@@ -160,6 +183,9 @@ impl<'a> Loader<'a> {
         diff_id: DiffId,
         blob: Option<&Descriptor>,
     ) -> Result<Option<SourceLayer>> {
+        if let (Files::Remote(_), Some(blob)) = (self.files, blob) {
+            return Ok(Some(remote::layer(name, diff_id, blob)));
+        }
         let Some(extent) = self.files.find(&name)? else { return Ok(None) };
         if let Some(blob) = blob
             && blob.size != extent.len

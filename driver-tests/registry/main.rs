@@ -1,0 +1,15 @@
+//! `pull` against registries on loopback that the tests make up: good ones, and ones that misbehave.
+//!
+//! `make test-registry` has Debian's docker-registry, with logins and TLS.
+
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../e2e/world.rs"]
+mod world;
+
+mod fetching;
+mod ground;
+mod logins;
+mod refused;
+mod routes;
+mod server;

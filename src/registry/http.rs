@@ -1,0 +1,336 @@
+//! One request after the other: time limits, redirects, another try where it is worth one.
+//!
+//! Redirects are followed here and not by the HTTP library: a login goes with a request to one [`Origin`] only, and from TLS
+//! the way never leads to plain HTTP.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use ureq::http::{HeaderMap, Response};
+use ureq::{Agent, Body, Proxy};
+
+use super::endpoint::{Origin, Url};
+use super::{Settings, certs, words};
+use crate::oci::quoted;
+use crate::{Context, Error, Kind, Result};
+
+/// Requests for the same thing until it is given up.
+pub(super) const ATTEMPTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// What a server may ask us to wait; more is for the user to decide.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const REDIRECTS: usize = 10;
+/// How soon a signal is noticed.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// A `GET`, or a `POST` of a form.
+pub(super) struct Request<'a> {
+    pub(super) url: Url,
+    pub(super) accept: &'a str,
+    /// For the URL's origin alone.
+    pub(super) authorization: Option<&'a str>,
+    /// The byte to begin with.
+    pub(super) from: u64,
+    pub(super) form: Option<&'a str>,
+}
+
+/// An answer whose body isn't read yet.
+pub(super) struct Answer {
+    /// Who gave it, in the end.
+    pub(super) origin: Origin,
+    response: Response<Body>,
+}
+
+/// No answer, and whether it is worth another try.
+pub(super) struct Failure {
+    pub(super) error: Error,
+    again: bool,
+    /// Whether there may be an answer without TLS.
+    pub(super) plain: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, again: false, plain: false }
+    }
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> u16 {
+        self.response.status().as_u16()
+    }
+
+    /// A header's value; empty if there is none, or none that is text.
+    pub(super) fn header(&self, name: &str) -> &str {
+        header(self.response.headers(), name)
+    }
+
+    pub(super) fn headers<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.response.headers().get_all(name).into_iter().filter_map(|value| value.to_str().ok())
+    }
+
+    /// What the body's length is said to be, in bytes.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.response.body().content_length()
+    }
+
+    pub(super) fn into_body(self) -> Box<dyn io::Read + Send> {
+        Box::new(self.response.into_body().into_with_config().limit(u64::MAX).reader())
+    }
+
+    /// At most `most` bytes of the body.
+    pub(super) fn read(self, most: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(self.into_body(), most), &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// `404 Not Found: "manifest unknown"`, the status and the server's own words.
+    pub(super) fn complaint(self) -> String {
+        let status = self.response.status();
+        let body = self.read(words::MOST).unwrap_or_default();
+        format!("{status}: {}", words::of(&body))
+    }
+
+    /// What it asks to wait (RFC 9110, 10.2.3): seconds or a date.
+    fn retry_after(&self) -> Option<Duration> {
+        let value = self.header("retry-after").trim();
+        if let Ok(seconds) = value.parse() {
+            return Some(Duration::from_secs(seconds));
+        }
+        let date = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
+        Some(Duration::try_from(date.duration_since(jiff::Timestamp::now())).unwrap_or_default())
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+/// Connections, kept for the next request, and the way to end all of them.
+#[derive(Debug)]
+pub(super) struct Http {
+    pub(super) settings: Arc<Settings>,
+    agents: Mutex<HashMap<Origin, Agent>>,
+    stopped: AtomicBool,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Http {
+    /// Once `cancelled` is set, all that waits for a server ends.
+    pub(super) fn new(settings: &Arc<Settings>, cancelled: Arc<AtomicBool>) -> Result<Arc<Self>> {
+        let settings = Arc::clone(settings);
+        let http = Arc::new(Self { settings, agents: Mutex::default(), stopped: AtomicBool::new(false), cancelled });
+        let watched = Arc::downgrade(&http);
+        let watch = move || {
+            while let Some(http) = Weak::upgrade(&watched) {
+                if http.cancelled.load(Ordering::Relaxed) {
+                    return http.stop();
+                }
+                drop(http);
+                std::thread::sleep(GLANCE);
+            }
+        };
+        std::thread::Builder::new().name("registry-stop".into()).spawn(watch).context(|| "start a thread")?;
+        Ok(http)
+    }
+
+    /// End all requests and bodies, those of other threads too, and begin no more.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        for (_, agent) in self.agents.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+            agent.shutdown();
+        }
+    }
+
+    /// # Errors
+    /// [`Kind::Interrupted`] if all is to end.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.stopped.load(Ordering::Relaxed) || self.cancelled.load(Ordering::Relaxed) {
+            return Err(Error::new(Kind::Interrupted, "interrupted"));
+        }
+        Ok(())
+    }
+
+    /// Wait before the try after number `attempt` (0, 1, ...), or as long as a server said.
+    pub(super) fn pause(&self, attempt: u32, asked: Option<Duration>) -> Result<()> {
+        let until = Instant::now() + asked.unwrap_or(FIRST_PAUSE * 2_u32.pow(attempt));
+        while Instant::now() < until {
+            self.check()?;
+            std::thread::sleep(GLANCE.min(until.saturating_duration_since(Instant::now())));
+        }
+        self.check()
+    }
+
+    /// Ask until there is an answer that another try wouldn't change.
+    pub(super) fn steady(&self, ask: impl Fn() -> Result<Answer, Failure>) -> Result<Answer> {
+        let mut attempt = 0;
+        loop {
+            self.check()?;
+            let last = attempt + 1 == ATTEMPTS;
+            let asked = match ask() {
+                Ok(answer) if matches!(answer.status(), 408 | 429 | 500 | 502..=504) => {
+                    let asked = answer.retry_after();
+                    if last || asked.is_some_and(|asked| asked > LONGEST_PAUSE) {
+                        return Ok(answer);
+                    }
+                    tracing::debug!("{}: {}, another try", answer.origin, answer.response.status());
+                    asked
+                }
+                Ok(answer) => return Ok(answer),
+                Err(failure) if failure.again && !last => {
+                    tracing::debug!("{}, another try", failure.error);
+                    None
+                }
+                Err(failure) => {
+                    self.check()?;
+                    return Err(failure.error);
+                }
+            };
+            self.pause(attempt, asked)?;
+            attempt += 1;
+        }
+    }
+
+    /// Send a request, and follow where its answer leads. Errors name who is to blame unless that is who was asked.
+    pub(super) fn request(&self, request: &Request<'_>) -> Result<Answer, Failure> {
+        let mut url = request.url.clone();
+        for _ in 0..=REDIRECTS {
+            let is_first = url.origin == request.url.origin;
+            let blame = |error: Error| if is_first { error } else { error.context(&url.origin) };
+            let sent = self.send(request, &url, request.authorization.filter(|_| is_first));
+            let response = sent.map_err(|failure| Failure { error: blame(failure.error), ..failure })?;
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(Answer { origin: url.origin, response });
+            }
+            let bad = |why: String| Failure::from(blame(Error::new(Kind::BadInput, why)));
+            if request.form.is_some() {
+                return Err(bad("it redirects what holds a login".into()));
+            }
+            let location = header(response.headers(), "location");
+            let next = url.join(location).map_err(|e| bad(format!("it redirects nowhere: {e}")))?;
+            if url.origin.tls && !next.origin.tls && !next.origin.may_be_plain(&self.settings) {
+                return Err(bad(format!("it redirects from TLS to plain HTTP at {}", next.origin)));
+            }
+            url = next;
+        }
+        Err(Error::new(Kind::BadInput, format!("it redirects more than {REDIRECTS} times, last to {}", url.origin))
+            .into())
+    }
+
+    fn send(&self, request: &Request<'_>, url: &Url, authorization: Option<&str>) -> Result<Response<Body>, Failure> {
+        let agent = self.agent(&url.origin)?;
+        let mut call = ureq::http::Request::builder().uri(url.to_string()).header("accept", request.accept);
+        if let Some(authorization) = authorization {
+            call = call.header("authorization", authorization);
+        }
+        if request.from > 0 {
+            call = call.header("range", format!("bytes={}-", request.from));
+        }
+        let invalid = |e: ureq::http::Error| Error::new(Kind::Invalid, e.to_string());
+        let sent = match request.form {
+            Some(form) => {
+                call = call.method("POST").header("content-type", "application/x-www-form-urlencoded");
+                agent.run(call.body(form).map_err(invalid)?)
+            }
+            None => agent.run(call.body(()).map_err(invalid)?),
+        };
+        sent.map_err(|e| self.failure(&url.origin, e))
+    }
+
+    fn agent(&self, origin: &Origin) -> Result<Agent> {
+        // Whoever stops holds it, too: no request can begin afterwards that isn't stopped.
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check()?;
+        if let Some(agent) = agents.get(origin) {
+            return Ok(agent.clone());
+        }
+        let timeout = Some(self.settings.timeout);
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("reflinkd/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(timeout)
+            .timeout_connect(timeout)
+            .timeout_recv_response(timeout)
+            .timeout_per_read(timeout)
+            .timeout_per_write(timeout)
+            .proxy(self.proxy(origin)?);
+        if origin.tls {
+            let insecure = origin.settings(&self.settings).is_some_and(|host| host.insecure);
+            let tls = certs::tls(&origin.to_string(), &self.settings.certs, insecure);
+            config = config.tls_config(tls?);
+        }
+        let agent = Agent::new_with_config(config.build());
+        agents.insert(origin.clone(), agent.clone());
+        Ok(agent)
+    }
+
+    fn proxy(&self, origin: &Origin) -> Result<Option<Proxy>> {
+        let Some(proxy) = self.settings.proxies.of(origin.tls, &origin.host, origin.port) else { return Ok(None) };
+        // What it says may be a password.
+        let invalid = |_| Error::new(Kind::Invalid, "the proxy of the environment isn't a URL of http or https");
+        Proxy::new(proxy).map(Some).map_err(invalid)
+    }
+
+    /// Why a request came to nothing.
+    fn failure(&self, origin: &Origin, error: ureq::Error) -> Failure {
+        if let Err(stopped) = self.check() {
+            return stopped.into();
+        }
+        let fail = |kind, why: String| Failure::from(Error::new(kind, why));
+        match error {
+            ureq::Error::Timeout(_) => {
+                let why = format!("no answer within {} s", self.settings.timeout.as_secs());
+                Failure { again: true, plain: true, ..fail(Kind::System, why) }
+            }
+            ureq::Error::HostNotFound => fail(Kind::NotFound, "its name leads nowhere".into()),
+            ureq::Error::Rustls(e) => tls_failure(origin, &e),
+            ureq::Error::Io(e) => match e.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(e) => tls_failure(origin, e),
+                None => connection_failure(&e),
+            },
+            ureq::Error::ConnectProxyFailed(why) => {
+                fail(Kind::Denied, format!("the proxy refuses: {}", quoted(&why)))
+            }
+            ureq::Error::Protocol(why) => fail(Kind::BadInput, format!("it doesn't speak HTTP: {why}")),
+            other => fail(Kind::System, other.to_string()),
+        }
+    }
+}
+
+fn connection_failure(error: &io::Error) -> Failure {
+    let failed = Error::system("connection", error).to_string();
+    let why = failed.strip_prefix("connection: ").unwrap_or(&failed);
+    // What the standard library says before the resolver's own words; it has no kind for it.
+    if let Some(why) = why.strip_prefix("failed to lookup address information: ") {
+        let error = Error::new(Kind::NotFound, format!("its name leads nowhere: {why}"));
+        return Failure { error, again: why.contains("Temporary"), plain: false };
+    }
+    if error.kind() == io::ErrorKind::ConnectionRefused {
+        let error = Error::new(Kind::System, "it can't be reached: connection refused");
+        return Failure { error, again: false, plain: true };
+    }
+    Failure { error: Error::new(Kind::System, format!("the connection broke: {why}")), again: true, plain: true }
+}
+
+fn tls_failure(origin: &Origin, error: &rustls::Error) -> Failure {
+    match error {
+        rustls::Error::InvalidCertificate(why) => {
+            let error = Error::new(Kind::Denied, format!("its certificate isn't to be believed: {why}"));
+            let file = format!("/etc/docker/certs.d/{origin}/ca.crt");
+            error.with_hint(format!("if you know who vouches for it, put their certificate at {file}")).into()
+        }
+        rustls::Error::AlertReceived(alert) => {
+            Error::new(Kind::Denied, format!("it refuses TLS with us: {alert:?}")).into()
+        }
+        other => {
+            let error = Error::new(Kind::System, format!("it doesn't speak TLS: {other}"));
+            Failure { plain: true, ..error.into() }
+        }
+    }
+}
