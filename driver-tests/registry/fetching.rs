@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::ground::{Ground, answer, good, image};
 use crate::server::{Content, INDEX, Reply, Server};
 use crate::support::image::{Packing, TestImage, sha256};
-use crate::support::{MIB, Process, random_bytes};
+use crate::support::{MIB, Process, random_bytes, run};
 
 fn blob_path(image: &TestImage, layer: usize) -> String {
     format!("/v2/team/app/blobs/sha256:{}", sha256(&image.layers[layer].blob))
@@ -292,5 +292,33 @@ fn bodies_without_a_length_are_taken() {
     let name = format!("{}/team/app:v1", server.address());
     ground.ok(&["pull", "-q", &name]);
     assert_eq!(ground.file(&name, "etc/top"), "one");
+    ground.assert_empty_again();
+}
+
+/// Only the damaged layer is fetched, and what is made on it stays.
+#[test]
+fn a_damaged_layer_is_made_again_from_there() {
+    let ground = Ground::new();
+    let image = image("one");
+    let server = good(&image);
+    let name = format!("{}/team/app:v1", server.address());
+    ground.ok(&["pull", "-q", &name]);
+    ground.ok(&["create", "--image", &name, "web"]);
+    let layer = ground.world.row_where(&["layers"], "diff_id", &image.diff_ids()[1]);
+    let tree = layer["directory"].as_str().expect("a path");
+    run("btrfs", &["subvolume", "delete", "-c", tree]);
+    let check = |from: &str| ground.ask(&["check", "--deep", "--repair", "--from", from]);
+    let lacking = check(&format!("docker://{}/team/other", server.address()));
+    assert_eq!(lacking.status, Some(1), "{}", lacking.stdout);
+    assert!(lacking.stderr.contains("/team/other: registry") && lacking.stderr.contains("404"), "{}", lacking.stderr);
+    let named = check("docker://no name");
+    assert!(named.status == Some(1) && named.stderr.contains("cannot read docker://no name"), "{}", named.stderr);
+    let mended = check(&format!("docker://{name}"));
+    assert_eq!(mended.status, Some(0), "{}{}", mended.stdout, mended.stderr);
+    assert!(mended.stdout.contains("tree-missing") && mended.stdout.contains("done"), "{}", mended.stdout);
+    let fetched: Vec<_> = (0..3).map(|layer| server.count(&blob_path(&image, layer))).collect();
+    assert_eq!(fetched, [1, 2, 1]);
+    assert_eq!(ground.file(&name, "etc/middle"), "middle of one");
+    ground.ok(&["rm", "web"]);
     ground.assert_empty_again();
 }

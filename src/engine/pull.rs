@@ -40,8 +40,7 @@ impl Engine {
     /// says; `Unsupported` if there is none for this machine.
     pub fn pull(&self, name: &Reference, progress: &dyn Progress) -> Result<Pulled> {
         (|| {
-            let repository = Repository::new(name, &self.settings.registries, self.cancellation())?;
-            let source = Source::remote(Arc::new(repository), name, &self.settings.source_limits)?;
+            let source = self.remote_source(name)?;
             let (Some(image), Some(digest)) = (source.images().first(), source.named_digest()) else {
                 return Err(Error::new(Kind::BadInput, "it is no image"));
             };
@@ -62,6 +61,15 @@ impl Engine {
         // Whoever ends us is to hear of that, and not of what it broke.
         .map_err(|e| if self.is_cancelled() { Error::new(Kind::Interrupted, "interrupted") } else { e })
         .context(|| format!("cannot pull {name}"))
+    }
+
+    /// What a registry has under a name, for this machine: an image whose layers are fetched as they are read.
+    ///
+    /// # Errors
+    /// As of [`Engine::pull`]; the message doesn't have the name.
+    pub fn remote_source(&self, name: &Reference) -> Result<Source> {
+        let repository = Repository::new(name, &self.settings.registries, self.cancellation())?;
+        Source::remote(Arc::new(repository), name, &self.settings.source_limits)
     }
 
     /// The name that an image which isn't here can be pulled by; `None` if it is here, or what names it is no such name.

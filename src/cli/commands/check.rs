@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -6,10 +6,11 @@ use super::Output;
 use super::load::{LayerLimits, stop_on_signals};
 use crate::cli::output::Format;
 use crate::cli::progress::Layers;
-use crate::engine::Settings;
 use crate::engine::check::{Audited, Check as Look, Checked, Finding, Progress, Remedy, Repaired, Severity};
 use crate::engine::load::Progress as Loading;
 use crate::engine::load::Silent;
+use crate::engine::{Engine, Settings};
+use crate::oci::{Reference, Source};
 use crate::{Context, Error, Kind, Result};
 
 /// Hold what is on disk against the records, and make right what isn't: exit code 0 if it is healthy, 3 if not
@@ -27,7 +28,8 @@ pub struct Check {
     /// With --repair: only say what would be done
     #[arg(short = 'n', long, requires = "repair")]
     dry_run: bool,
-    /// Where damaged layers, configurations and manifests are to come from: what `load` takes
+    /// Where damaged layers, configurations and manifests are to come from: what `load` takes, or docker://IMAGE for what
+    /// `pull IMAGE` would fetch
     #[arg(long, value_name = "ARCHIVE", requires = "repair")]
     from: Option<PathBuf>,
     /// Don't show how it goes on
@@ -68,11 +70,7 @@ impl Check {
     pub fn run(self, settings: Settings, out: &mut Output) -> Result<()> {
         let mut look = Look::open(settings.clone())?;
         stop_on_signals(look.engine())?;
-        let source = self.from.as_ref().map(|path| {
-            let opened = look.engine().open_source(super::load::input(path)?);
-            opened.context(|| format!("cannot read {}", path.display()))
-        });
-        let source = source.transpose()?;
+        let source = self.from.as_deref().map(|from| source(look.engine(), from)).transpose()?;
         let layers = Layers::new(self.quiet);
         let deep = |deep: bool| deep.then(|| layers.as_ref().map_or(&Silent as &dyn Progress, |layers| layers));
         let checked = look.run(deep(self.deep))?;
@@ -134,6 +132,16 @@ impl Check {
             rows.iter().filter(|row| row.severity == Severity::Damage && row.repaired != Some(true)).count();
         out.line(format_args!("damaged: {damaged}"))
     }
+}
+
+/// What `--from` names.
+fn source(engine: &Engine, from: &Path) -> Result<Source> {
+    // As skopeo and podman write what is in a registry.
+    let opened = match from.to_str().and_then(|text| text.strip_prefix("docker://")) {
+        Some(name) => name.parse().and_then(|name: Reference| engine.remote_source(&name)),
+        None => super::load::input(from).and_then(|input| engine.open_source(input)),
+    };
+    opened.context(|| format!("cannot read {}", from.display()))
 }
 
 fn rows(checked: &Checked, archive: bool, done: &[Repaired]) -> Vec<Row> {

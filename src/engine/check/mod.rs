@@ -16,7 +16,7 @@
 //! # Findings
 //!
 //! The codes stay as they are. *Damage* makes the exit code 3. A *leftover* is what everyday work leaves to `gc`, the daemon or
-//! the next verb, is listed, and leaves it 0. "From an archive" is a repair that needs `--from` with an archive that has the
+//! the next verb, is listed, and leaves it 0. "From an archive" is a repair that needs `--from` with an archive or a registry's image that has the
 //! layer (registries aren't known yet).
 //!
 //! | Code | What it is, and how it comes about | Repair |

@@ -1,4 +1,5 @@
-//! Making one damaged layer again from an archive, at its place and under its UUID, so that all that is based on it finds it.
+//! Making one damaged layer again from an archive or a registry, at its place and under its UUID, so that all that is based
+//! on it finds it.
 //!
 //! ```text
 //! unpack onto its parent, in a work tree     verified by its diff ID; until then nothing was touched
@@ -25,7 +26,12 @@ pub(super) enum Part {
     Recipe,
 }
 
-/// The layer with this diff ID in an archive.
+/// That a source lacks what was to be made from it.
+pub(super) fn not_there() -> Error {
+    Error::new(Kind::NotFound, "what --from names doesn't have it").with_hint("name another archive or image")
+}
+
+/// The layer with this diff ID in a source.
 pub(super) fn find<'a>(source: &'a Source, diff_id: &str) -> Option<&'a SourceLayer> {
     let mut layers = source.images().iter().flat_map(|image| &image.layers);
     layers.find(|layer| layer.diff_id.to_string() == diff_id)
@@ -35,8 +41,7 @@ impl Engine {
     /// Make a layer again. Its record says what it is, and in which group.
     pub(super) fn remake(&self, record: &Record, part: Part, source: &Source, progress: &dyn Progress) -> Result<()> {
         let diff_id = record.layer().map(|layer| layer.diff_id.clone()).unwrap_or_default();
-        let layer = find(source, &diff_id)
-            .ok_or_else(|| Error::new(Kind::NotFound, "the archive doesn't have it").with_hint("give another one"))?;
+        let layer = find(source, &diff_id).ok_or_else(not_there)?;
         self.guard_host()?;
         let mut record = record.clone();
         if record.group.is_none() {

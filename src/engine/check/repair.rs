@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::known::{Known, blob_name};
-use super::remake::Part;
+use super::remake::{Part, not_there};
 use super::{Checked, Code, Finding, Remedy, charges, images};
 use crate::backend::Tree;
 use crate::engine::gc::PATIENCE;
@@ -265,7 +265,7 @@ impl Repair<'_> {
             }
         }
         if written.is_empty() {
-            return Err(Error::new(Kind::NotFound, "the archive doesn't have it").with_hint("give another one"));
+            return Err(not_there());
         }
         written.into_iter().try_for_each(|(hex, bytes)| guard.mend_blob(&hex, bytes))
     }
