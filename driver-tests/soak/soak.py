@@ -11,6 +11,7 @@ is used then can be compared. At the end even the store goes.
 import argparse
 import contextlib
 import fcntl
+import math
 import os
 import shutil
 import signal
@@ -206,9 +207,12 @@ class Run:
 
     def nothing_more(self):
         """After a collection there is nothing that nobody knows, as soon as nobody works in the background any more."""
-        until = time.monotonic() + PATIENCE
+        collected, until = -math.inf, time.monotonic() + PATIENCE
         while True:
-            self.store.reflinkd("gc")
+            # Of its own accord `gc` takes spares away, which then are made anew: that takes its time, too.
+            if time.monotonic() > collected + PATIENCE / 4:
+                self.store.reflinkd("gc")
+                collected = time.monotonic()
             spares = next((row["count"] for row in self.store.rows("df") if row["type"] == "spares"), 0)
             left = self.store.left(self.store.things(), spares)
             if not left:

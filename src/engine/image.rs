@@ -83,36 +83,7 @@ impl Engine {
 
     /// An image by name, or by ID or its unambiguous beginning, with or without `sha256:`.
     pub fn find_image(&self, name: &str) -> Result<Image> {
-        let images = self.store.images()?;
-        let parsed = name.parse::<Reference>();
-        if let Ok(reference) = &parsed {
-            let canonical = reference.kept().canonical();
-            if let Some(image) = images.iter().find(|image| image.names.contains_key(&canonical)) {
-                return Ok(image.clone());
-            }
-            // name@sha256:... means the manifest, whatever tag it carries.
-            if let Some(digest) = reference.digest()
-                && let Some(image) = images.iter().find(|image| image.manifest == Some(digest.to_string()))
-            {
-                return Ok(image.clone());
-            }
-        }
-        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
-        if !prefix.is_empty() && prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            let mut found = images.iter().filter(|image| hex(&image.id).starts_with(prefix));
-            if let Some(image) = found.next() {
-                if found.next().is_some() {
-                    return Err(Error::new(Kind::Invalid, format!("{name} is the beginning of several image IDs"))
-                        .with_hint("give more digits; reflinkd images --no-trunc shows them"));
-                }
-                return Ok(image.clone());
-            }
-        }
-        match parsed {
-            Ok(reference) => Err(Error::new(Kind::NotFound, format!("there is no image {reference}"))
-                .with_hint("reflinkd images lists them; reflinkd pull or reflinkd load adds one")),
-            Err(e) => Err(e),
-        }
+        find_among(&self.store.images()?, name)
     }
 
     /// The canonical name that an image was asked for by, or its ID.
@@ -160,7 +131,7 @@ impl Engine {
             let reference = checked_tag(new_name)?;
             self.guard_host()?;
             let guard = self.store.lock_images()?;
-            let mut image = self.find_image(name)?;
+            let mut image = find_among(&guard.list()?, name)?;
             image.names.insert(reference.canonical(), guard.time()?);
             guard.put(&image)
         })()
@@ -176,7 +147,7 @@ impl Engine {
         (|| {
             self.tidy()?;
             let guard = self.store.lock_images()?;
-            let mut image = self.find_image(name)?;
+            let mut image = find_among(&guard.list()?, name)?;
             let named = self.name_for(&image, name);
             if image.names.len() > 1 {
                 if image.names.remove(&named).is_some() {
@@ -247,6 +218,39 @@ impl Engine {
         image.names.extend(new.names.iter().map(|name| (name.canonical(), named)));
         guard.put(&image)?;
         Ok(image)
+    }
+}
+
+/// The image that a name, or an ID or its unambiguous beginning, means among these.
+fn find_among(images: &[Image], name: &str) -> Result<Image> {
+    let parsed = name.parse::<Reference>();
+    if let Ok(reference) = &parsed {
+        let canonical = reference.kept().canonical();
+        if let Some(image) = images.iter().find(|image| image.names.contains_key(&canonical)) {
+            return Ok(image.clone());
+        }
+        // name@sha256:... means the manifest, whatever tag it carries.
+        if let Some(digest) = reference.digest()
+            && let Some(image) = images.iter().find(|image| image.manifest == Some(digest.to_string()))
+        {
+            return Ok(image.clone());
+        }
+    }
+    let prefix = name.strip_prefix("sha256:").unwrap_or(name);
+    if !prefix.is_empty() && prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        let mut found = images.iter().filter(|image| hex(&image.id).starts_with(prefix));
+        if let Some(image) = found.next() {
+            if found.next().is_some() {
+                return Err(Error::new(Kind::Invalid, format!("{name} is the beginning of several image IDs"))
+                    .with_hint("give more digits; reflinkd images --no-trunc shows them"));
+            }
+            return Ok(image.clone());
+        }
+    }
+    match parsed {
+        Ok(reference) => Err(Error::new(Kind::NotFound, format!("there is no image {reference}"))
+            .with_hint("reflinkd images lists them; reflinkd pull or reflinkd load adds one")),
+        Err(e) => Err(e),
     }
 }
 

@@ -40,9 +40,11 @@ pub struct ImagesGuard<'a> {
 }
 
 impl Store {
-    /// All images, oldest first.
+    /// All images, oldest first. Whoever has the right to change them asks that ([`ImagesGuard::list`]): this waits for it.
     pub fn images(&self) -> Result<Vec<Image>> {
-        read_images(&self.images_directory())
+        let directory = self.images_directory();
+        let _still = keep_still(&directory)?;
+        read_images(&directory)
     }
 
     /// Change images; one process at a time.
@@ -129,7 +131,7 @@ impl Store {
 impl ImagesGuard<'_> {
     /// All images, oldest first.
     pub fn list(&self) -> Result<Vec<Image>> {
-        self.store.images()
+        read_images(&self.store.images_directory())
     }
 
     /// Keep a manifest or configuration. `digest` is 64 hexadecimal digits, which the caller has verified.
@@ -179,6 +181,17 @@ impl ImagesGuard<'_> {
 
     fn list_raw(&self) -> Result<Vec<Image>> {
         read_files(&self.store.images_directory())
+    }
+}
+
+/// Keep images from changing while their directory is listed: a listing may miss a file that is replaced meanwhile
+/// (docs/kernel.md), and the layers of an image that isn't there are removed.
+pub(super) fn keep_still(directory: &Path) -> Result<Option<File>> {
+    match File::open(directory.join("lock")) {
+        Ok(file) => files::lock(file, directory, Lock::Shared),
+        // Nobody has changed one yet.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).context(|| format!("open {}", directory.join("lock").display())),
     }
 }
 

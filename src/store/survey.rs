@@ -11,6 +11,7 @@ use serde::de::IgnoredAny;
 use uuid::Uuid;
 
 use super::identity::{DIRECTORIES, LOCK_FILES};
+use super::images::keep_still;
 use super::index::{Index, Looked};
 use super::record::Record;
 use super::{Identity, Image, State, Store, places, recipe, record, scan};
@@ -218,6 +219,7 @@ fn look_at_place(uuid: Uuid, path: PathBuf) -> Place {
 
 fn look_at_images(root: &Path) -> Result<Vec<ImageFile>> {
     let directory = root.join("images");
+    let _still = keep_still(&directory)?;
     let files = names_in(&directory)?.into_iter().filter(|name| name.ends_with(".json"));
     Ok(files
         .map(|name| {

@@ -397,8 +397,8 @@ fn image(id: &str, names: &[(&str, &str)]) -> Image {
     }
 }
 
-fn named(store: &Store, name: &str) -> Vec<String> {
-    let images = store.images().expect("images");
+fn named(guard: &ImagesGuard<'_>, name: &str) -> Vec<String> {
+    let images = guard.list().expect("images");
     images.iter().filter(|image| image.names.contains_key(name)).map(|image| image.id.clone()).collect()
 }
 
@@ -411,17 +411,35 @@ fn a_name_moves_to_the_image_that_got_it_last_whatever_the_clock_does() {
     guard.put(&old).expect("put");
     let new = image("02", &[("n", "2026-01-02T00:00:00Z")]);
     guard.put(&new).expect("put");
-    assert_eq!((named(&store, "n"), named(&store, "m")), (vec![new.id.clone()], vec![old.id.clone()]));
+    assert_eq!((named(&guard, "n"), named(&guard, "m")), (vec![new.id.clone()], vec![old.id.clone()]));
     // A power cut between the two files leaves the name in both.
     guard.write(&old).expect("write");
-    assert_eq!(named(&store, "n"), [new.id.as_str()]);
+    assert_eq!(named(&guard, "n"), [new.id.as_str()]);
     // A name given while the clock is behind is newer all the same.
     guard.put(&image("03", &[("far", "2100-01-01T00:00:00Z")])).expect("put");
     let time = guard.time().expect("time");
     assert!(time > "2100-01-01T00:00:00Z".parse().expect("time"));
     guard.delete(&new).expect("delete");
     guard.delete(&new).expect("again");
-    assert_eq!(named(&store, "n"), [old.id.as_str()]);
+    assert_eq!(named(&guard, "n"), [old.id.as_str()]);
+}
+
+#[test]
+fn images_are_listed_when_nobody_changes_them() {
+    let world = World::new();
+    let store = world.store();
+    let guard = store.lock_images().expect("lock");
+    guard.put(&image("01", &[])).expect("put");
+    std::thread::scope(|scope| {
+        let (said, listed) = std::sync::mpsc::channel();
+        let store = &store;
+        scope.spawn(move || said.send(store.images().expect("images").len()).expect("say it"));
+        let early = listed.recv_timeout(std::time::Duration::from_millis(200));
+        assert!(early.is_err(), "a file that is replaced now may not be seen");
+        guard.put(&image("02", &[])).expect("put");
+        drop(guard);
+        assert_eq!(listed.recv().expect("a number"), 2);
+    });
 }
 
 #[test]
