@@ -49,7 +49,7 @@ test-hardening: ## Start the unit in a systemd of its own, hold its settings to 
 test-deb: ## Install the Debian package in a clean Debian, use it, and remove it again (needs root)
 	@driver-tests/deb/run.sh
 
-test-full-disks: ## Run every verb at size limits, and in pools whose host is full, in all combinations (needs root)
+test-full-disks: ## Run every verb on full disks, at size limits, and in pools whose host is full, in all combinations (needs root)
 	@driver-tests/disks/run.sh
 
 crashtest: ## Cut the power at many points under load, and see what is left: FS="simple xfs" CUTS=500 SEED=7 (needs root)

@@ -1,6 +1,8 @@
 //! What there is in a store, as its users see it and as it is on disk.
 
-use std::path::Path;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -15,9 +17,8 @@ pub(crate) fn inventory(root: &Path) -> Vec<String> {
         all.push(format!("image {}:{} {}", text(&row, "repository"), text(&row, "tag"), text(&row, "id")));
     }
     for row in rows(root, &["ps"]) {
-        let name = text(&row, "name");
-        let at = ok(root, &["mount", &name]);
-        all.push(format!("container {name} {} {}", text(&row, "id"), picture(Path::new(&at))));
+        let (name, id) = (text(&row, "name"), text(&row, "id"));
+        all.push(format!("container {name} {id} {}", picture(&tree_of(root, &name, &id))));
     }
     for row in rows(root, &["snapshots"]) {
         all.push(format!("snapshot {}", text(&row, "name")));
@@ -30,6 +31,16 @@ pub(crate) fn inventory(root: &Path) -> Vec<String> {
     all.sort();
     all.push(format!("places {}", std::fs::read_dir(root.join("snapshots")).expect("list").count()));
     all
+}
+
+/// Where a container's tree is, which stays there as long as the container.
+fn tree_of(root: &Path, name: &str, id: &str) -> PathBuf {
+    thread_local! {
+        static KNOWN: RefCell<HashMap<String, PathBuf>> = RefCell::default();
+    }
+    KNOWN.with_borrow_mut(|known| {
+        known.entry(id.to_string()).or_insert_with(|| PathBuf::from(ok(root, &["mount", name]))).clone()
+    })
 }
 
 /// What a refused verb must leave as it was: all but the tree that containerd's layer went to, which is only good to be removed.

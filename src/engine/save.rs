@@ -11,13 +11,17 @@ use std::path::PathBuf;
 use super::Engine;
 use super::image::{familiar, short};
 use crate::layer::recipe;
-use crate::oci::{DiffId, Digest, Digesting, ImageConfig, Layers, Output, Reference, Target, TargetImage};
+use crate::oci::{
+    Compression, DiffId, Digest, Digesting, ImageConfig, Layers, Output, Reference, Target, TargetImage,
+};
 use crate::store::{self, Image, Lock, Record};
 use crate::{Context, Error, Kind, Result};
 
 /// Layers by what they are, each once.
 struct Trees<'e> {
     engine: &'e Engine,
+    /// Whether what is written is kept in the store first, to be compressed.
+    spooled: bool,
     layers: BTreeMap<DiffId, Saved>,
 }
 
@@ -41,7 +45,8 @@ impl Engine {
         let saved = || names.join(", ");
         let kept = self.store.lock_loads(Lock::Shared)?;
         let mut images: Vec<(String, TargetImage)> = Vec::new();
-        let mut trees = Trees { engine: self, layers: BTreeMap::new() };
+        let mut trees =
+            Trees { engine: self, spooled: target.compression != Compression::Plain, layers: BTreeMap::new() };
         for name in names {
             let added = self.find_image(name).and_then(|image| {
                 let given = self.given_name(&image, name);
@@ -118,7 +123,8 @@ impl Trees<'_> {
 
     fn restore(&self, layer: DiffId, saved: &Saved, out: &mut dyn Write) -> Result<()> {
         let mut out = Digesting::new(out);
-        recipe::restore(&saved.recipe, &saved.root, &mut out, &|| self.engine.is_cancelled())?;
+        let mut restore = |stop: &dyn Fn() -> bool| recipe::restore(&saved.recipe, &saved.root, &mut out, stop);
+        if self.spooled { self.engine.while_room(restore) } else { restore(&|| self.engine.is_cancelled()) }?;
         let digest = out.into_inner().1.finish();
         if digest == layer.0 {
             return Ok(());
