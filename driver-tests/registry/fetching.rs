@@ -203,6 +203,28 @@ fn a_signal_ends_a_pull_and_leaves_nothing() {
     }
 }
 
+/// What was fetched is in files without names, and what was unpacked is found by the next verb.
+#[test]
+fn a_pull_that_is_killed_leaves_nothing_for_long() {
+    let ground = Ground::new();
+    let image = image("one");
+    let content = Content::default().image("team/app", "v1", &image);
+    let last = blob_path(&image, 2);
+    let server = Server::start(move |asked| {
+        let reply = content.answer(asked);
+        if asked.path == last { reply.stall(100) } else { reply }
+    });
+    let mut command = ground.command(&["pull", &format!("{}/team/app:v1", server.address())]);
+    let mut pull = Process::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    while server.count("/blobs/") < 4 {
+        assert!(pull.child().try_wait().expect("wait").is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    pull.child().kill().expect("kill");
+    pull.child().wait().expect("wait");
+    ground.assert_untouched("after it was killed");
+}
+
 #[test]
 fn a_full_disk_ends_a_pull_and_leaves_nothing() {
     let ground = Ground::of_size(256 * MIB);

@@ -81,6 +81,9 @@ fn cases() -> Vec<Case> {
     let list = serde_json::to_vec(&list).expect("JSON");
     let foreign = foreign(&image("foreign"));
     let wrong = "f".repeat(64);
+    let mut vast: Value = serde_json::from_slice(&image("vast").manifest_bytes()).expect("JSON");
+    vast["layers"][2]["size"] = json!(u64::MAX);
+    let vast = serde_json::to_vec(&vast).expect("JSON");
     vec![
         Case::new("unknown", &["404 Not Found: \"manifest unknown\""], |asked, good| {
             if asked.is_manifest() { Reply::error(404, "MANIFEST_UNKNOWN", "manifest unknown") } else { good }
@@ -214,6 +217,12 @@ fn cases() -> Vec<Case> {
         Case::new("a foreign image", &["it has no image for linux/", "it has linux/s390x"], move |asked, _| {
             foreign.answer(asked)
         }),
+        Case::new(
+            "vast",
+            &["its layers have more bytes than the limit of 68719476736", "max_archive_size"],
+            manifest(Reply::new(200, crate::server::MANIFEST, vast)),
+        )
+        .asking("/blobs/", 1),
         Case::new("no token", &["its token server", "answers", "in place of a token"], |asked, good| {
             let realm = format!("Bearer realm=\"http://{}/token\",service=\"s\"", asked.header("host"));
             match asked.path.split('?').next() {

@@ -99,11 +99,12 @@ impl Layers {
         }
         let known = watched.remove(layer).map(|(bar, ..)| bar);
         let bar = known.unwrap_or_else(|| bars.add(ProgressBar::no_length()));
-        bar.set_style(style(look));
-        bar.set_message(layer.to_string());
         if let Some(total) = total {
             bar.set_length(total);
         }
+        bar.set_position(read.load(Ordering::Relaxed));
+        bar.set_message(layer.to_string());
+        bar.set_style(style(look));
         watched.insert(layer.to_string(), (bar, Arc::clone(read), last));
     }
 }

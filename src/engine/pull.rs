@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::Engine;
 use super::fetch::Fetch;
 use super::load::Progress;
-use crate::oci::{Digest, Reference, Source, SourceImage, chain_ids};
+use crate::oci::{Digest, Reference, Source, SourceImage, SourceLayer, beyond, chain_ids};
 use crate::registry::Repository;
 use crate::store::{Image, Owner, TreeKind};
 use crate::{Context, Error, Kind, Result};
@@ -45,6 +45,7 @@ impl Engine {
                 return Err(Error::new(Kind::BadInput, "it is no image"));
             };
             let _alone = self.wait_for_pulls(image)?;
+            self.check_size(image)?;
             let up_to_date = self.is_known(image)?;
             let image = self.while_loading(|| {
                 let wanted = self.missing_layers(image)?;
@@ -89,6 +90,16 @@ impl Engine {
             self.check_cancelled()?;
             std::thread::sleep(GLANCE);
         }
+    }
+
+    /// What an image says of its layers' sizes is all that bounds what is fetched ahead of their unpacking.
+    fn check_size(&self, image: &SourceImage) -> Result<()> {
+        let limit = self.settings.source_limits.spool_bytes;
+        let sizes = image.layers.iter().map(SourceLayer::size);
+        if sizes.fold(0, u64::saturating_add) > limit {
+            return Err(beyond(format!("its layers have more bytes than the limit of {limit}"), "max_archive_size"));
+        }
+        Ok(())
     }
 
     /// Whether there is that image under that name.

@@ -28,7 +28,8 @@ pub struct SourceLimits {
     pub images: usize,
     /// Entries of the archive.
     pub entries: usize,
-    /// Bytes of an archive that has to be copied (decompressed) before it can be read.
+    /// Bytes of an archive that has to be copied (decompressed) before it can be read, and of a pulled image's layers as they
+    /// are stored.
     pub spool_bytes: u64,
 }
 
