@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-registry test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-full-disks test-hardening test-deb test-proto crashtest soak fuzz audit vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
+.PHONY: help demo test test-registry test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-full-disks test-hardening test-deb test-proto test-full crashtest soak fuzz audit vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test-deb: ## Install the Debian package in a clean Debian, use it, and remove it
 
 test-full-disks: ## Run every verb on full disks, at size limits, and in pools whose host is full, in all combinations (needs root)
 	@driver-tests/disks/run.sh
+
+test-full: ## Let every step of every verb fail, as on a full, limited or broken disk (needs root)
+	@driver-tests/full/run.sh
 
 crashtest: ## Cut the power at many points under load, and see what is left: FS="simple xfs" CUTS=500 SEED=7 (needs root)
 	@driver-tests/crash/run.sh $(if $(FS),--fs $(FS)) $(if $(CUTS),--cuts $(CUTS)) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep) $(if $(CUT),--again --cut $(CUT))

@@ -46,6 +46,8 @@ pub struct Error {
     kind: Kind,
     message: String,
     hint: Option<String>,
+    /// For where nobody knows more than what the system said.
+    last_hint: Option<&'static str>,
 }
 
 /// The result of everything that can fail in this crate.
@@ -54,7 +56,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error with its reason in lower case and without a full stop.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None }
+        Self { kind, message: message.into(), hint: None, last_hint: None }
     }
 
     /// What a caller can do about it.
@@ -66,7 +68,7 @@ impl Error {
     /// The way out, if there is one.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
+        self.hint.as_deref().or(self.last_hint)
     }
 
     /// Add what the user can do. The innermost hint wins: it knows most.
@@ -103,6 +105,10 @@ impl Error {
             Some(libc::EDQUOT) => {
                 failed.with_hint("a size limit is reached; a container gets more by: reflinkd update --size-limit")
             }
+            Some(libc::EIO) => Self {
+                last_hint: Some("the disk or its filesystem fails: dmesg has the cause; see reflinkd check"),
+                ..failed
+            },
             _ => failed,
         }
     }

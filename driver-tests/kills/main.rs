@@ -12,8 +12,11 @@ mod support;
 mod grounds;
 #[path = "../e2e/world.rs"]
 mod world;
+#[macro_use]
+#[path = "../verbs/mod.rs"]
+mod verbs;
 
-mod cli;
-mod doors;
 mod ending;
-mod inventory;
+mod store;
+
+for_each_table!(crate::ending::each);

@@ -442,14 +442,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn sync(&self) -> Result<()>;
 
     /// [`Backend::sync`] for who counts: what finds no room to be written to isn't there to be counted, and whoever wrote it is
-    /// told so.
-    fn sync_to_count(&self) -> Result<()> {
+    /// told so. What fills a disk, or is on one that breaks, has to be found all the same.
+    fn sync_to_count(&self) {
         match self.sync() {
-            Err(error) if error.kind() == Kind::NoSpace => {
-                tracing::debug!(%error, "counting what could be written");
-                Ok(())
-            }
-            synced => synced,
+            Err(error) if error.kind() == Kind::NoSpace => tracing::debug!(%error, "counting what could be written"),
+            Err(error) => tracing::warn!("numbers are those of the filesystem's last commit: {error}"),
+            Ok(()) => {}
         }
     }
 

@@ -76,7 +76,7 @@ impl Engine {
             drop(loading);
             Ok(Committed { image, warnings })
         })()
-        .inspect_err(|_| self.collect_after_load())
+        .inspect_err(|_| self.collect_now())
         .context(|| format!("cannot commit container {}", wanted.container))
     }
 

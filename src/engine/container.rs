@@ -242,18 +242,30 @@ impl Engine {
                 ));
             }
             let warnings = self.check_limit(limit)?;
-            self.store.update(record.uuid, |record| {
+            let change = |record: &mut Record| {
                 if let Content::Container(container) = &mut record.content {
                     container.size_limit = limit;
                 }
-                self.set_limit(&self.tree(record), record.container().and_then(Container::own_limit))
-            })?;
+                Ok(())
+            };
+            let also = |record: &Record| self.set_limit(&self.tree(record), own_limit(record));
+            self.store.update_with(record.uuid, change, also)?;
             Ok(warnings)
         })()
         .context(|| match limit {
             Some(limit) => format!("cannot limit container {name} to {limit} bytes"),
             None => format!("cannot lift the limit of container {name}"),
         })
+    }
+
+    /// Set the limit that a container's record says: who was changing both died.
+    pub(super) fn limit_again(&self, record: &Record) {
+        if record.container().is_some()
+            && record.has_tree()
+            && let Err(e) = self.set_limit(&self.tree(record), own_limit(record))
+        {
+            tracing::warn!("cannot limit {} as its record says: {e}", record.uuid);
+        }
     }
 
     pub(super) fn set_limit(&self, tree: &Tree, limit: Option<u64>) -> Result<()> {
@@ -288,8 +300,10 @@ impl Engine {
             };
             self.removed.store(true, Ordering::Relaxed);
             // Whatever happened, the tree that is there now counts, with the group it is charged to.
-            let settled = self.settle(held, replaced.is_ok());
-            replaced.and(settled)
+            if let Err(e) = self.settle(held, replaced.is_ok()) {
+                tracing::warn!("what container {name} is charged to is written down by the next command: {e}");
+            }
+            replaced
         })()
         .context(|| format!("cannot reset container {name}"))
     }
@@ -341,7 +355,10 @@ impl Engine {
         }
         self.diff_sizes.forget(uuid);
         self.usages.forget(uuid);
-        self.store.finish_removal(held)
+        if let Err(e) = self.store.finish_removal(held) {
+            tracing::warn!("the place of {uuid}, which is removed, stays for the next command to clear up: {e}");
+        }
+        Ok(())
     }
 
     /// Nothing in the kernel protects a running container: look for its users.
@@ -354,4 +371,9 @@ impl Engine {
             Some(user) => Err(Error::new(Kind::InUse, user.to_string()).with_hint("stop it first, or use --force")),
         }
     }
+}
+
+/// The limit on the group of a container.
+fn own_limit(record: &Record) -> Option<u64> {
+    record.container().and_then(Container::own_limit)
 }

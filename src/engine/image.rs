@@ -172,9 +172,11 @@ impl Engine {
                 return Err(Error::new(Kind::InUse, format!("containers are based on it: {}", users.join(", ")))
                     .with_hint("remove them first, or use --force to take its name away"));
             }
-            self.store.collect_blobs(&guard, false)?;
+            if let Err(e) = self.store.collect_blobs(&guard, false) {
+                tracing::warn!("what no image names any more stays for now: {e}");
+            }
             drop(guard);
-            self.collect_layers()?;
+            self.collect_now();
             Ok(removed)
         })()
         .context(|| format!("cannot remove image {name}"))

@@ -65,8 +65,9 @@ impl Engine {
         Ok(unused)
     }
 
-    /// After a load, whatever became of it: what it found broken off, and what its own failure left.
-    pub(super) fn collect_after_load(&self) {
+    /// After a load, whatever became of it: what it found broken off, and what its own failure left. After an image was removed,
+    /// which it is whatever becomes of its layers.
+    pub(super) fn collect_now(&self) {
         if let Err(e) = self.collect_layers() {
             tracing::warn!("cannot remove layers that nothing is based on: {e}");
         }

@@ -95,7 +95,7 @@ impl Engine {
         let loading = self.store.lock_loads(Lock::Shared)?;
         let done = work();
         drop(loading);
-        self.collect_after_load();
+        self.collect_now();
         done
     }
 

@@ -116,7 +116,10 @@ impl Engine {
     fn tidy_one(&self, held: Held) -> Result<()> {
         match held.state() {
             State::Replacing => return self.settle(held, false),
-            State::Ready => return self.store.take_back(&held),
+            State::Ready => {
+                self.limit_again(held.record());
+                return self.store.take_back(&held);
+            }
             State::Making | State::Removing => {}
         }
         self.destroy_tree(held.record())?;

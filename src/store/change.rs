@@ -20,6 +20,17 @@ impl Store {
     /// # Errors
     /// `Exists` if the new name is taken.
     pub fn update(&self, uuid: Uuid, change: impl FnOnce(&mut Record) -> Result<()>) -> Result<Record> {
+        self.update_with(uuid, change, |_| Ok(()))
+    }
+
+    /// [`Store::update`] together with what else the record stands for, such as a limit: `also` is given the new record, or once
+    /// it has succeeded and the record can't be written, the old one.
+    pub fn update_with(
+        &self,
+        uuid: Uuid,
+        change: impl FnOnce(&mut Record) -> Result<()>,
+        also: impl Fn(&Record) -> Result<()>,
+    ) -> Result<Record> {
         let held = self.hold(uuid)?;
         if held.state != State::Ready {
             return Err(Error::new(
@@ -29,16 +40,29 @@ impl Store {
         }
         let mut record = held.record.clone();
         change(&mut record)?;
-        self.write(&held, record)
+        self.write_with(&held, record, also)
     }
 
     pub(super) fn write(&self, held: &Held, record: Record) -> Result<Record> {
-        self.changing(held, |change, directory| {
+        self.write_with(held, record, |_| Ok(()))
+    }
+
+    fn write_with(&self, held: &Held, record: Record, also: impl Fn(&Record) -> Result<()>) -> Result<Record> {
+        let mut begun = false;
+        let written = self.changing(held, |change, directory| {
             change.put(&record, State::Ready)?;
+            also(&record)?;
+            begun = true;
             record.write(directory, &held.place)?;
             self.sync_place(directory, &held.place)
-        })?;
-        Ok(record)
+        });
+        if written.is_err()
+            && begun
+            && let Err(e) = also(&held.record)
+        {
+            tracing::warn!("cannot undo what was done to {}: {e}", held.record.uuid);
+        }
+        written.map(|()| record)
     }
 
     /// Change a row and the record beside its tree, in whose directory it lies that `steps` are given.

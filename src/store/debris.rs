@@ -37,6 +37,10 @@ impl Store {
         let unsettled = self.index().unsettled()?;
         for uuid in places::unlocked(self.root(), unsettled)? {
             let Some(lock) = places::lock(self.root(), uuid, Lock::TryExclusive)? else { continue };
+            // Who couldn't write its row said so before he let go of the lock.
+            if self.is_outdated() {
+                break;
+            }
             // It may have become ready, or gone, before we got the lock.
             let Some((record, state)) = self.index().get(uuid)? else { continue };
             let place = self.place(uuid);

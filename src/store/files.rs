@@ -13,12 +13,33 @@ use rustix::fs::{FlockOperation, flock};
 use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
-/// Put a file with what `fill` writes in the place of `path`. After a power cut it is the old one or the new one.
+/// Put a file with what `fill` writes in the place of `path`. After a power cut, or a failure, it is the old one or the new one.
 /// One caller at a time: what it writes aside has one name, so that a crash leaves at most one.
 pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let old = match std::fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        old => Some(old.context(|| format!("read {}", path.display()))?),
+    };
+    exchange(path, fill)?;
+    let synced = sync(path.parent().unwrap_or(Path::new("/")));
+    if synced.is_err() {
+        // Nobody is to find what was never acknowledged.
+        let undone = match &old {
+            Some(old) => exchange(path, |file| file.write_all(old)),
+            None => remove(path),
+        };
+        if let Err(e) = undone {
+            tracing::warn!("cannot put back what was there before: {e}");
+        }
+    }
+    synced
+}
+
+/// [`replace`], without making the name durable.
+fn exchange(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let aside = aside(path);
     let written = (|| {
-        durable::step("create", &aside);
+        durable::step("create", &aside)?;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
         fill(&mut file)?;
         durable::fsync(&file, &aside)?;
@@ -27,8 +48,7 @@ pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Resu
     if written.is_err() {
         let _ = durable::unlink(&aside);
     }
-    written.context(|| format!("write {}", path.display()))?;
-    sync(path.parent().unwrap_or(Path::new("/")))
+    written.context(|| format!("write {}", path.display()))
 }
 
 /// Remove a file, if it is there.

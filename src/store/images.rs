@@ -153,6 +153,15 @@ impl ImagesGuard<'_> {
     /// Write an image. Its names are taken from the images that had them.
     pub fn put(&self, image: &Image) -> Result<()> {
         self.write(image)?;
+        if let Err(e) = self.take_names(image) {
+            // It has them by their time all the same.
+            tracing::warn!("an older image is still written down with a name of {}: {e}", image.id);
+        }
+        Ok(())
+    }
+
+    /// Let no other image have a name that this one was given.
+    fn take_names(&self, image: &Image) -> Result<()> {
         for mut other in self.list_raw()? {
             let before = other.names.len();
             other.names.retain(|name, _| other.uuid == image.uuid || !image.names.contains_key(name));

@@ -81,8 +81,10 @@ const CHANGING: &str = "SELECT substr(name, 10) FROM facts WHERE name GLOB 'chan
 pub(super) struct Index {
     db: Connection,
     turns: Turns,
-    /// In memory: nobody else sees it, so it can't keep names unique.
-    private: bool,
+    /// Why it is in memory, if it is: nobody else sees it, so it can't keep names unique.
+    private: Option<Error>,
+    /// Whether others can say that they couldn't write to it, by removing its marker.
+    marked: bool,
 }
 
 /// Whether the index on disk can be used, or why not.
@@ -90,8 +92,8 @@ pub(super) enum Opened {
     Usable(Index),
     /// Missing, of another version, or damaged.
     Unusable,
-    /// The filesystem takes no writes: full or read-only.
-    Unwritable,
+    /// The filesystem takes no writes (full or read-only), and says why.
+    Unwritable(Error),
 }
 
 /// What a look at an index found.
@@ -114,27 +116,29 @@ impl Index {
         });
         drop(turn);
         match opened {
-            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db, turns, private: false })),
+            Ok((db, VERSION)) => Ok(Opened::Usable(Self { db, turns, private: None, marked: true })),
             Ok(_) => Ok(Opened::Unusable),
             Err(e) => match e.sqlite_error_code() {
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Ok(Opened::Unusable),
-                Some(code) if is_unwritable(code) => Ok(Opened::Unwritable),
+                Some(code) if is_unwritable(code) => Ok(Opened::Unwritable(failed(&e))),
                 _ => Err(failed(&e)),
             },
         }
     }
 
-    /// A new, empty index file. `None` if the filesystem takes no writes.
-    pub(super) fn create(path: &Path) -> Result<Option<Self>> {
+    /// A new, empty index file, or why the filesystem takes none.
+    pub(super) fn create(path: &Path) -> Result<Result<Self, Error>> {
         for suffix in ["", "-journal"] {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
             match durable::unlink(Path::new(&name)) {
-                Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => return Ok(None),
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(e).context(|| format!("unlink {}", name.display()));
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => {
+                    let error = Error::system(format!("unlink {}", name.display()), &e);
+                    let unwritable = is_unwritten(error.kind()) || e.kind() == std::io::ErrorKind::ReadOnlyFilesystem;
+                    return if unwritable { Ok(Err(error)) } else { Err(error) };
                 }
-                _ => {}
+                Ok(()) => {}
             }
         }
         let turns = Self::turns(path);
@@ -145,8 +149,8 @@ impl Index {
         });
         drop(turn);
         match made {
-            Ok(db) => Ok(Some(Self { db, turns, private: false })),
-            Err(e) if e.sqlite_error_code().is_some_and(is_unwritable) => Ok(None),
+            Ok(db) => Ok(Ok(Self { db, turns, private: None, marked: true })),
+            Err(e) if e.sqlite_error_code().is_some_and(is_unwritable) => Ok(Err(failed(&e))),
             Err(e) => Err(failed(&e)),
         }
     }
@@ -196,19 +200,28 @@ impl Index {
         whole().or_else(|e| Ok(Looked::Torn(e.to_string())))
     }
 
-    /// An index for this process alone.
-    pub(super) fn in_memory() -> Result<Self> {
+    /// An index for this process alone, and why.
+    pub(super) fn in_memory(why: Error) -> Result<Self> {
         let db = Connection::open_in_memory().map_err(|e| failed(&e))?;
         db.execute_batch(TABLES).map_err(|e| failed(&e))?;
-        Ok(Self { db, turns: Turns::none(), private: true })
+        Ok(Self { db, turns: Turns::none(), private: Some(why), marked: false })
     }
 
     fn turns(index: &Path) -> Turns {
         Turns::at(&index.with_extension("turn"))
     }
 
-    pub(super) fn is_private(&self) -> bool {
-        self.private
+    pub(super) fn private(&self) -> Option<&Error> {
+        self.private.as_ref()
+    }
+
+    /// There was no room for its marker.
+    pub(super) fn set_unmarked(&mut self) {
+        self.marked = false;
+    }
+
+    pub(super) fn is_marked(&self) -> bool {
+        self.marked
     }
 
     fn connect(path: &Path) -> rusqlite::Result<Connection> {
@@ -223,12 +236,17 @@ impl Index {
     /// Do several changes as one.
     pub(super) fn change<T>(&mut self, steps: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
         let _turn = self.turns.take(Lock::Exclusive)?;
-        let transaction =
-            self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(&e))?;
-        let change = Change { transaction };
-        let answer = steps(&change)?;
-        durable::step("commit", Path::new("index.db"));
-        change.transaction.commit().map_err(|e| failed(&e))?;
+        let (answer, committed) = {
+            let transaction =
+                self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(&e))?;
+            let change = Change { transaction };
+            let answer = steps(&change)?;
+            if self.private.is_none() {
+                durable::step("commit", Path::new("index.db")).map_err(|e| unwritten(&e.into()))?;
+            }
+            (answer, change.transaction.commit())
+        };
+        committed.map_err(|e| failed_in(&self.db, &e))?;
         Ok(answer)
     }
 
@@ -326,7 +344,7 @@ impl Index {
         self.db
             .query_row("SELECT value FROM facts WHERE name = ?1", [name], |row| row.get(0))
             .optional()
-            .map_err(|e| failed(&e))
+            .map_err(|e| failed_in(&self.db, &e))
     }
 
     /// The only column of all rows found.
@@ -339,7 +357,7 @@ impl Index {
         let parse = |text: &String| {
             Uuid::try_parse(text).map_err(|e| Error::new(Kind::Damaged, format!("index holds a bad UUID: {e}")))
         };
-        found.map_err(|e| failed(&e))?.iter().map(parse).collect()
+        found.map_err(|e| failed_in(&self.db, &e))?.iter().map(parse).collect()
     }
 
     fn one(&self, condition: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Option<(Record, State)>> {
@@ -421,7 +439,7 @@ impl Change<'_> {
                 ])
             })
             .map(|_| ())
-            .map_err(|e| failed(&e))
+            .map_err(|e| failed_in(&self.transaction, &e))
     }
 
     /// Nothing happens without a row.
@@ -467,7 +485,7 @@ impl Change<'_> {
             .query_row("SELECT EXISTS (SELECT 1 FROM snapshots WHERE parent = ?1)", [uuid.to_string()], |row| {
                 row.get(0)
             })
-            .map_err(|e| failed(&e))
+            .map_err(|e| failed_in(&self.transaction, &e))
     }
 
     pub(super) fn set_fact(&self, name: &str, value: &dyn rusqlite::ToSql) -> Result<()> {
@@ -479,7 +497,7 @@ impl Change<'_> {
             .prepare_cached("SELECT value FROM facts WHERE name = ?1")
             .and_then(|mut fact| fact.query_row([name], |row| row.get(0)))
             .optional()
-            .map_err(|e| failed(&e))
+            .map_err(|e| failed_in(&self.transaction, &e))
     }
 
     fn execute(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<()> {
@@ -491,7 +509,7 @@ impl Change<'_> {
         self.transaction
             .prepare_cached(sql)
             .and_then(|mut statement| statement.execute(values))
-            .map_err(|e| failed(&e))
+            .map_err(|e| failed_in(&self.transaction, &e))
     }
 }
 
@@ -502,10 +520,10 @@ fn changing(uuid: Uuid) -> String {
 
 fn select(db: &Connection, condition: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<(Record, State)>> {
     let sql = format!("SELECT record, state FROM snapshots WHERE {condition}");
-    let mut statement = db.prepare_cached(&sql).map_err(|e| failed(&e))?;
-    let mut rows = statement.query(values).map_err(|e| failed(&e))?;
+    let mut statement = db.prepare_cached(&sql).map_err(|e| failed_in(db, &e))?;
+    let mut rows = statement.query(values).map_err(|e| failed_in(db, &e))?;
     let mut found = Vec::new();
-    while let Some(row) = rows.next().map_err(|e| failed(&e))? {
+    while let Some(row) = rows.next().map_err(|e| failed_in(db, &e))? {
         found.push(from_row(row)?);
     }
     found.sort_by_key(|(record, _)| (record.created, record.uuid));
@@ -529,6 +547,23 @@ fn is_unwritable(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::ReadOnly | ErrorCode::CannotOpen)
 }
 
+/// Whether an error says that nothing can be written, or not to this file: what the index is not needed for goes on without it.
+pub(super) fn is_unwritten(kind: Kind) -> bool {
+    matches!(kind, Kind::NoSpace | Kind::System)
+}
+
+/// [`failed`], with what the system said.
+fn failed_in(db: &Connection, error: &rusqlite::Error) -> Error {
+    match (error.sqlite_error_code(), sqlite::system_error(db)) {
+        (Some(ErrorCode::SystemIoFailure), Some(why)) => unwritten(&why),
+        _ => failed(error),
+    }
+}
+
+fn unwritten(why: &std::io::Error) -> Error {
+    Error::system("write the index", why)
+}
+
 /// The error of a statement. A full or read-only filesystem is [`Kind::NoSpace`] or [`Kind::Denied`].
 fn failed(error: &rusqlite::Error) -> Error {
     if error.sqlite_error().is_some_and(|e| e.extended_code == rusqlite::ffi::SQLITE_READONLY_DBMOVED) {
@@ -537,17 +572,14 @@ fn failed(error: &rusqlite::Error) -> Error {
     }
     let kind = match error.sqlite_error_code() {
         Some(ErrorCode::ConstraintViolation) => Kind::Exists,
-        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => Kind::NoSpace,
+        Some(ErrorCode::DiskFull) => return unwritten(&std::io::Error::from_raw_os_error(libc::ENOSPC)),
         Some(ErrorCode::ReadOnly) => return Error::new(Kind::Denied, "write the index: Read-only file system"),
         Some(ErrorCode::CannotOpen) => Kind::Denied,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Kind::Damaged,
         Some(ErrorCode::DatabaseBusy) => Kind::InUse,
         _ => Kind::System,
     };
-    let error = match kind {
-        Kind::NoSpace => Error::new(kind, "write the index: No space left on device"),
-        _ => Error::new(kind, format!("index: {error}")),
-    };
+    let error = Error::new(kind, format!("index: {error}"));
     match kind {
         Kind::Damaged => error.with_hint("remove index.db in the store: it is made anew from the records"),
         _ => error,

@@ -10,7 +10,6 @@
 //! backend.destroy(held); store.finish_removal(held)?;
 //! ```
 
-use std::fs::File;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -33,8 +32,7 @@ impl Held {
     /// `BadInput` if an earlier stream broke off.
     pub fn begin_stream(&self) -> Result<Streaming> {
         let note = stream_note(&self.place);
-        durable::step("create", &note);
-        match File::create_new(&note) {
+        match durable::create_new(&note) {
             Ok(_) => Ok(Streaming(note)),
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                 let why = "an earlier stream into it broke off, and what comes now may be the rest of that";
@@ -60,7 +58,7 @@ pub(super) fn stream_note(place: &Path) -> PathBuf {
 impl Store {
     /// [`Store::publish`] a draft in the place of the tree that has its key, which is on its way out from then on.
     pub fn publish_over(&self, draft: Draft, replaced: Held) -> Result<(Record, Held)> {
-        self.index().change(|change| {
+        self.following(|change| {
             change.put_nameless(&replaced.record, State::Removing)?;
             change.set_changing(replaced.record.uuid, false)?;
             change.put(&draft.record, State::Ready)
@@ -71,8 +69,9 @@ impl Store {
     /// Say of a tree that only we may touch that it is nobody's once we are gone: before another one of its key is durable.
     pub fn disown(&self, held: &Held) -> Result<()> {
         let nobodys = Record { content: Content::Work, ..held.record.clone() };
+        let directory = open_place(&held.place)?;
         self.announce_change(held)?;
-        nobodys.write(&open_place(&held.place)?, &held.place)
+        nobodys.write(&directory, &held.place)
     }
 
     /// Say of a tree that only we may touch that it is being sealed: should we die before [`Store::amend`] says that it is,

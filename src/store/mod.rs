@@ -82,6 +82,7 @@ mod tending;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod unshared;
 mod upgrade;
 
 pub use debris::Stray;
@@ -236,41 +237,6 @@ impl Store {
         self.root.join("snapshots").join(uuid.to_string())
     }
 
-    /// Whether this process had to go on without the index on disk.
-    fn unshared(&self, index: &Index) -> Result<()> {
-        if !index.is_private() {
-            return Ok(());
-        }
-        let stat = rustix::fs::statvfs(&self.root).context(|| format!("statvfs {}", self.root.display()))?;
-        let (kind, why) = if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
-            (Kind::Denied, "Read-only file system")
-        } else {
-            (Kind::NoSpace, "No space left on device")
-        };
-        Err(Error::new(kind, format!("write {}: {why}", self.root.join("index.db").display())))
-    }
-
-    /// Go back to the index on disk, if we had to go on without it and it can be written again. As [`Store::open`], whose
-    /// `instance` is asked for anew. Before each verb that writes.
-    pub fn rejoin(
-        &self,
-        instance: &dyn Fn() -> Result<String>,
-        highest_group: &dyn Fn() -> Result<Option<u32>>,
-    ) -> Result<()> {
-        let mut index = self.index();
-        if index.is_private() {
-            *index = scan::open_index(&self.root, &instance()?, highest_group)?;
-        }
-        Ok(())
-    }
-
-    /// A change that gives names or numbers: only where everyone sees it.
-    fn reserving<T>(&self, steps: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
-        let mut index = self.index();
-        self.unshared(&index)?;
-        index.change(steps)
-    }
-
     fn index(&self) -> MutexGuard<'_, Index> {
         // A panic elsewhere can't leave the index half changed: its transactions roll back.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
@@ -361,13 +327,19 @@ impl Store {
     }
 
     fn show(&self, draft: &Draft) -> Result<()> {
-        self.index().change(|change| {
+        let steps = |change: &Change<'_>| {
             if draft.changed {
                 change.put(&draft.record, State::Ready)
             } else {
                 change.put_state(&draft.record, State::Ready)
             }
-        })
+        };
+        if draft.record.has_tree() || draft.record.is_view() || draft.record.is_without_tree() {
+            self.following(steps)
+        } else {
+            // By its record alone a key that is only reserved isn't there.
+            self.index().change(steps)
+        }
     }
 
     /// Write the record of a draft again, after [`Draft::set_content`] and before the durable step.
@@ -516,25 +488,6 @@ impl Store {
     fn forget(&self, uuid: Uuid, place: &Path) -> Result<()> {
         remove_place(place)?;
         self.removing(|change| change.delete(uuid))
-    }
-
-    /// A change on the way of a removal: it must not fail for want of room. If the index can't be written, it is
-    /// given up (whoever opens next makes it anew) and this process goes on with one in memory.
-    fn removing(&self, steps: impl Fn(&Change<'_>) -> Result<()>) -> Result<()> {
-        let mut index = self.index();
-        match index.change(&steps) {
-            Err(e) if e.kind() == Kind::NoSpace => {
-                *index = scan::give_up_index(&self.root)?;
-                index.change(&steps)
-            }
-            changed => {
-                if index.is_private() {
-                    // Somebody may have made the index anew while the tree was still there.
-                    scan::distrust_index(&self.root);
-                }
-                changed
-            }
-        }
     }
 }
 

@@ -6,42 +6,45 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::files::{self, Lock};
-use super::index::{Index, Opened, State};
+use super::index::{Index, Opened, State, is_unwritten};
 use super::record::{Content, Record};
 use crate::sys::durable;
-use crate::{Context, Kind, Result};
+use crate::{Context, Error, Kind, Result};
 
-/// The index of `root`, rebuilt first if it is missing, damaged, behind, or of another boot or mount.
+/// The index of `root`, rebuilt first if it is missing, damaged, behind, or of another boot or mount. One in memory if there is
+/// none that can be written.
 pub(super) fn open_index(
     root: &Path,
     instance: &str,
     highest_group: &dyn Fn() -> Result<Option<u32>>,
 ) -> Result<Index> {
+    shared_index(root, instance, highest_group)?.or_else(|why| in_memory(root, why))
+}
+
+/// [`open_index`], or why that is one in memory.
+fn shared_index(
+    root: &Path,
+    instance: &str,
+    highest_group: &dyn Fn() -> Result<Option<u32>>,
+) -> Result<Result<Index, Error>> {
     if let Some(index) = usable(root, instance)? {
         return Ok(index);
     }
     let _lock = match files::lock_file(&root.join("index.lock"), Lock::Exclusive) {
         Ok(lock) => lock,
-        Err(e) if matches!(e.kind(), Kind::NoSpace | Kind::Denied) => return in_memory(root),
+        Err(e) if is_unwritten(e.kind()) || e.kind() == Kind::Denied => return Ok(Err(e)),
         Err(e) => return Err(e),
     };
     // Another process may have rebuilt it while we waited.
-    if let Some(index) = usable(root, instance)? {
-        return Ok(index);
-    }
-    rebuild(root, instance, highest_group)
-}
-
-/// Go on without the index on disk: whoever opens the store next rebuilds it.
-pub(super) fn give_up_index(root: &Path) -> Result<Index> {
-    distrust_index(root);
-    in_memory(root)
+    usable(root, instance)?.map_or_else(|| rebuild(root, instance, highest_group), Ok)
 }
 
 /// Whoever opens the store next makes the index anew.
-pub(super) fn distrust_index(root: &Path) {
-    // What can't be unlinked is on a read-only filesystem, where nothing changes that the index could miss.
-    let _ = durable::unlink(&marker(root));
+///
+/// # Errors
+/// Those of unlink(2), after which the index is what it was to everyone.
+pub(super) fn distrust_index(root: &Path) -> Result<()> {
+    files::remove(&marker(root))
 }
 
 /// All places below `root`, with the tree they are named after. None in a store that is half destroyed.
@@ -65,6 +68,11 @@ fn marker(root: &Path) -> PathBuf {
     root.join("index.current")
 }
 
+/// Whether the index is as good as the records, for all that anybody has said.
+pub(super) fn is_current(root: &Path) -> bool {
+    marker(root).exists()
+}
+
 /// Which mount of which boot the index is said to be good for. `None` if nobody says so; empty text by older versions.
 pub(super) fn marked(root: &Path) -> Option<String> {
     std::fs::read_to_string(marker(root)).ok()
@@ -74,7 +82,7 @@ pub(super) fn marked(root: &Path) -> Option<String> {
 /// to try again.
 pub(super) fn make_anew(root: &Path, trusted: bool) -> Result<()> {
     let _lock = files::lock_file(&root.join("index.lock"), Lock::Exclusive)?;
-    distrust_index(root);
+    distrust_index(root)?;
     if !trusted {
         for name in ["index.db", "index.db-journal"] {
             files::remove(&root.join(name))?;
@@ -83,15 +91,16 @@ pub(super) fn make_anew(root: &Path, trusted: bool) -> Result<()> {
     Ok(())
 }
 
-fn usable(root: &Path, instance: &str) -> Result<Option<Index>> {
-    if !marker(root).exists() {
+/// The index on disk, or why none can be used. `None` if it has to be made anew.
+fn usable(root: &Path, instance: &str) -> Result<Option<Result<Index, Error>>> {
+    if !is_current(root) {
         return Ok(None);
     }
-    match Index::open(&root.join("index.db"))? {
-        Opened::Usable(index) => Ok(made_under(&index, instance)?.then_some(index)),
-        Opened::Unusable => Ok(None),
-        Opened::Unwritable => in_memory(root).map(Some),
-    }
+    Ok(match Index::open(&root.join("index.db"))? {
+        Opened::Usable(index) => made_under(&index, instance)?.then_some(Ok(index)),
+        Opened::Unusable => None,
+        Opened::Unwritable(why) => Some(Err(why)),
+    })
 }
 
 /// Whether an index was made on this mount of this boot. One that is damaged was not.
@@ -103,37 +112,50 @@ fn made_under(index: &Index, instance: &str) -> Result<bool> {
     }
 }
 
-fn in_memory(root: &Path) -> Result<Index> {
-    let mut index = Index::in_memory()?;
+/// An index for this process alone, of what the records say now.
+pub(super) fn in_memory(root: &Path, why: Error) -> Result<Index> {
+    let mut index = Index::in_memory(why)?;
     fill(root, &mut index, None, None)?;
     Ok(index)
 }
 
-fn rebuild(root: &Path, instance: &str, highest_group: &dyn Fn() -> Result<Option<u32>>) -> Result<Index> {
+/// The index made anew, or why it can't be.
+fn rebuild(
+    root: &Path,
+    instance: &str,
+    highest_group: &dyn Fn() -> Result<Option<u32>>,
+) -> Result<Result<Index, Error>> {
     let path = root.join("index.db");
     let index = match Index::open(&path)? {
         // Other processes may have it open: a new file would part us from them.
-        Opened::Usable(index) if made_under(&index, instance)? => Some(index),
+        Opened::Usable(index) if made_under(&index, instance)? => Ok(index),
         // From before a reboot or remount. Nobody has it open, and without fsync it may be torn in ways that don't show.
         Opened::Usable(_) | Opened::Unusable => Index::create(&path)?,
-        Opened::Unwritable => None,
+        Opened::Unwritable(why) => Err(why),
     };
-    let Some(mut index) = index else { return in_memory(root) };
+    let mut index = match index {
+        Ok(index) => index,
+        Err(why) => return Ok(Err(why)),
+    };
     let mut filled = fill(root, &mut index, Some(instance), highest_group()?);
     if filled.as_ref().is_err_and(|e| e.kind() == Kind::Damaged) {
         // Damaged since this boot: whoever has it open can do nothing with it either.
-        let Some(anew) = Index::create(&path)? else { return in_memory(root) };
-        index = anew;
+        index = match Index::create(&path)? {
+            Ok(index) => index,
+            Err(why) => return Ok(Err(why)),
+        };
         filled = fill(root, &mut index, Some(instance), highest_group()?);
     }
     match filled {
         Ok(()) => {}
-        Err(e) if matches!(e.kind(), Kind::NoSpace | Kind::Denied) => return in_memory(root),
+        Err(e) if is_unwritten(e.kind()) || e.kind() == Kind::Denied => return Ok(Err(e)),
         Err(e) => return Err(e),
     }
     // Without the marker the next opener rebuilds again: slower, never wrong.
-    let _ = durable::write(&marker(root), instance.as_bytes());
-    Ok(index)
+    if durable::write(&marker(root), instance.as_bytes()).is_err() {
+        index.set_unmarked();
+    }
+    Ok(Ok(index))
 }
 
 fn fill(root: &Path, index: &mut Index, instance: Option<&str>, highest_group: Option<u32>) -> Result<()> {

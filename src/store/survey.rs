@@ -15,7 +15,7 @@ use super::images::keep_still;
 use super::index::{Index, Looked};
 use super::record::Record;
 use super::{Identity, Image, State, Store, places, recipe, record, scan};
-use crate::{Context, Result};
+use crate::{Context, Error, Kind, Result};
 
 /// What was found.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ pub fn look(root: &Path, instance: &str) -> Result<Survey> {
 impl Store {
     /// A store that knows what a survey has found, and can change nothing: an index of its own, in memory.
     pub fn of_survey(root: &Path, identity: Identity, survey: &Survey) -> Result<Self> {
-        let mut index = Index::in_memory()?;
+        let mut index = Index::in_memory(Error::new(Kind::Denied, "a store that is looked at can't be changed"))?;
         let mut found: Vec<_> =
             survey.places.iter().filter_map(|place| Some((place.whole()?.clone(), place.state()?))).collect();
         found.sort_by_key(|(record, _)| (record.created, record.uuid));

@@ -386,6 +386,37 @@ fn an_index_that_nobody_else_sees_gives_no_names() {
     assert!(!world.root().join("index.current").exists(), "the next one makes the index anew");
 }
 
+#[test]
+fn who_had_to_do_without_the_index_uses_it_again() {
+    let world = World::new();
+    drop(made(&world.store(), container("a", "01")));
+    let index = world.root().join("index.db");
+    fs::remove_file(&index).expect("unlink");
+    fs::create_dir(&index).expect("mkdir");
+    let store = world.store();
+    store.rejoin(&|| Ok(INSTANCE.into()), &|| Ok(None)).expect("look");
+    assert_eq!(kind(store.begin(container("b", "02"))), Kind::NoSpace);
+    fs::remove_dir(&index).expect("rmdir");
+    store.rejoin(&|| Ok(INSTANCE.into()), &|| Ok(Some(7))).expect("look");
+    let group = made(&store, container("b", "02")).group;
+    assert_eq!((names(&store), names(&world.store()), group), (vec!["a".into(), "b".into()], names(&store), Some(8)));
+}
+
+#[test]
+fn what_others_could_not_write_into_the_index_is_found_in_the_records() {
+    let world = World::new();
+    let (store, other) = (world.store(), world.store());
+    let draft = other.begin(container("a", "01")).expect("begin");
+    fs::create_dir(draft.place().join("fs")).expect("mkdir");
+    // It is whole, there is no room in the index to say so, and its maker goes.
+    scan::distrust_index(world.root()).expect("unlink");
+    drop(draft);
+    assert!(store.debris().expect("look").is_empty(), "by its row it was never finished");
+    store.rejoin(&|| Ok(INSTANCE.into()), &|| Ok(None)).expect("look");
+    assert!(store.debris().expect("look").is_empty());
+    assert_eq!(names(&store), ["a"]);
+}
+
 fn image(id: &str, names: &[(&str, &str)]) -> Image {
     Image {
         uuid: Uuid::new_v4(),

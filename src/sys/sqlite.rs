@@ -1,10 +1,11 @@
-//! What SQLite asks the system for, by its `sqlite3_vfs::xSetSystemCall`.
+//! What SQLite asks the system for, by its `sqlite3_vfs::xSetSystemCall`, and what that answered.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
+use std::io;
 use std::sync::Once;
 
-use rusqlite::ffi;
+use rusqlite::{Connection, ffi};
 
 type Chown = unsafe extern "C" fn(c_int, libc::uid_t, libc::gid_t) -> c_int;
 
@@ -24,6 +25,14 @@ pub fn leave_owners() {
             }
         }
     });
+}
+
+/// Why the system refused the call that made the last statement of a connection fail with `SQLITE_IOERR` or `SQLITE_CANTOPEN`;
+/// `None` if SQLite doesn't know.
+pub fn system_error(db: &Connection) -> Option<io::Error> {
+    // SAFETY: the handle is used while the connection that it is of is borrowed.
+    let errno = unsafe { ffi::sqlite3_system_errno(db.handle()) };
+    (errno > 0).then(|| io::Error::from_raw_os_error(errno))
 }
 
 unsafe extern "C" fn stay(_: c_int, _: libc::uid_t, _: libc::gid_t) -> c_int {

@@ -104,8 +104,17 @@ impl Btrfs {
         self.clone_into(from, fresh, &fresh.spare(), Access::Writable, limit)?;
         self.exchange_with_spare(fresh, &old)?;
         let place = open_place(fresh.place())?;
-        durable::fsync(&place, fresh.place()).context(|| format!("fsync {}", fresh.place().display()))?;
-        self.destroy_subvolume(&fresh.spare())
+        let durable = durable::fsync(&place, fresh.place());
+        durable.context(|| format!("fsync {}", fresh.place().display())).inspect_err(|_| {
+            let (root, spare) = (fresh.root(), fresh.spare());
+            match durable::exchange_at((&place, name_of(&spare)), (&place, name_of(&root)), &root) {
+                Ok(()) => self.undo(&spare),
+                Err(error) => tracing::warn!(%error, "cannot undo an exchange that may not be durable"),
+            }
+        })?;
+        // It is replaced, whatever becomes of the old one: whoever settles the place tries again.
+        self.undo(&fresh.spare());
+        Ok(())
     }
 
     /// By a snapshot, and not by the flag: whoever has the tree open would go on writing to it, and what is in memory of it
@@ -194,10 +203,10 @@ impl Btrfs {
         find().context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))
     }
 
-    /// Clear away what a failed step made; the failure itself is what the caller has to hear of.
+    /// Clear away what a failed step made, whose failure the caller has to hear of, or what has served.
     pub(super) fn undo(&self, path: &Path) {
         if let Err(error) = self.destroy_subvolume(path) {
-            tracing::warn!(%error, path = %path.display(), "cannot clear away a tree that failed");
+            tracing::warn!(%error, path = %path.display(), "cannot clear away a tree that nobody needs");
         }
     }
 

@@ -219,7 +219,8 @@ impl Backend for Reflink {
 
     fn destroy(&self, tree: &Tree) -> Result<()> {
         self.discard(&tree.root())?;
-        self.clear(tree)
+        trash::leave(self.clear(tree));
+        Ok(())
     }
 
     fn exists(&self, tree: &Tree) -> Result<bool> {
@@ -236,7 +237,7 @@ impl Backend for Reflink {
 
     fn measure(&self, trees: &[&Tree], want: Want) -> Result<Measured> {
         if want.sync {
-            self.sync_to_count()?;
+            self.sync_to_count();
         }
         let by_project = self.quota_state()?.accounted;
         if by_project && want.sync {

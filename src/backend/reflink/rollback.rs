@@ -67,9 +67,8 @@ impl Reflink {
         self.prepare(from, kept, Access::Writable, None, Kin::Successor)
             .and_then(|()| tree::publish(kept).inspect_err(|_| self.undo(&kept.spare())))
             .and_then(|()| self.exchange(tree, kept, limit, ready).inspect_err(|_| self.undo_successor(tree, kept)))
+            .and_then(|()| self.make_durable(tree, kept))
             .inspect_err(|_| suspended.iter().for_each(Suspended::resume))?;
-        self.sync()?;
-        tree::commit(tree)?;
         let tidied = self.leave_project(&kept.root()).and_then(|()| self.clear(tree)).and_then(|()| self.clear(kept));
         if let Err(error) = tidied {
             // It is done all the same, and whoever settles the places tries again.
@@ -102,6 +101,16 @@ impl Reflink {
             .context(|| format!("exchange {} with {}", aside.display(), root.display()))?;
         times.iter().for_each(Times::put_back);
         Ok(())
+    }
+
+    /// Make an exchange durable, or undo it.
+    fn make_durable(&self, tree: &Tree, kept: &Tree) -> Result<()> {
+        self.sync().and_then(|()| tree::commit(tree)).inspect_err(|_| {
+            match durable::exchange(&kept.root(), &tree.root()) {
+                Ok(()) => self.undo_successor(tree, kept),
+                Err(error) => tracing::warn!(%error, "cannot undo an exchange that may not be durable"),
+            }
+        })
     }
 
     /// Clear away a successor that didn't get its place.

@@ -42,6 +42,13 @@ pub(super) fn path(root: &Path) -> PathBuf {
     root.join("trash")
 }
 
+/// What of a tree that has left its root can't be removed: it is gone all the same, and whoever clears its place tries again.
+pub(super) fn leave(removed: Result<()>) {
+    if let Err(error) = removed {
+        tracing::warn!(%error, "cannot clear away what is left of a removed tree");
+    }
+}
+
 fn manifest_of(trashed: &Path) -> PathBuf {
     trashed.with_extension("manifest")
 }
@@ -70,11 +77,13 @@ impl Reflink {
             }
             Err(e) => return Err(e).context(|| format!("rename {} to {}", root.display(), trashed.display())),
         }
-        match durable::rename_new(&manifest, &manifest_of(&trashed)) {
+        let moved = match durable::rename_new(&manifest, &manifest_of(&trashed)) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(Errno::NOSPC | Errno::DQUOT) => self.forget(&manifest),
             Err(e) => Err(e).context(|| format!("rename {} into the trash", manifest.display())),
-        }
+        };
+        leave(moved);
+        Ok(())
     }
 
     /// Remove the tree at `root` here and now: what was never whole, or what there is no room to move.
@@ -82,11 +91,14 @@ impl Reflink {
         let Some(manifest) = place::manifest_path(root)? else { return Ok(()) };
         place::unlock(root)?;
         let spare = Tree::new(root.parent().unwrap_or(root), None).spare();
-        let moved = if root == spare { Ok(()) } else { durable::rename_new(root, &spare) };
-        match moved {
+        let removed = || remove::remove_tree(&spare).and_then(|_| self.forget(&manifest));
+        if root == spare {
+            return removed();
+        }
+        match durable::rename_new(root, &spare) {
             Ok(()) => {
-                remove::remove_tree(&spare)?;
-                self.forget(&manifest)
+                leave(removed());
+                Ok(())
             }
             // Btrfs has room for removals only. Without its manifest nobody takes what a crash leaves for a tree.
             Err(Errno::NOSPC | Errno::DQUOT) => {
@@ -191,7 +203,7 @@ impl Reflink {
             }
         }
         if removed > 0 {
-            self.sync_to_count()?;
+            self.sync_to_count();
             self.free_preallocated()?;
         }
         Ok(removed)

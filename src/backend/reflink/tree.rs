@@ -104,8 +104,15 @@ impl Reflink {
         durable::exchange(&spare, &root)
             .context(|| format!("exchange {} with {}", spare.display(), root.display()))
             .inspect_err(|_| self.undo(&spare))?;
-        commit(fresh)?;
-        self.discard(&spare)
+        commit(fresh).inspect_err(|_| match durable::exchange(&spare, &root) {
+            Ok(()) => self.undo(&spare),
+            Err(error) => tracing::warn!(%error, "cannot undo an exchange that may not be durable"),
+        })?;
+        if let Err(error) = self.discard(&spare) {
+            // Whoever settles the place tries again.
+            tracing::warn!(%error, "cannot clear away a tree that was replaced");
+        }
+        Ok(())
     }
 
     /// Make a clone, or a fork, of `from` at the spare of `to`, whole and durable. Nothing is left of it on failure.

@@ -59,8 +59,13 @@ impl Keyspace<'_> {
         match self.make_applied(&mut work, &held, tar) {
             Ok(summary) => {
                 let (_, replaced) = engine.store.publish_over(work, held)?;
-                engine.destroy_tree(replaced.record())?;
-                engine.store.finish_removal(replaced)?;
+                let uuid = replaced.record().uuid;
+                let cleared =
+                    engine.destroy_tree(replaced.record()).and_then(|()| engine.store.finish_removal(replaced));
+                if let Err(e) = cleared {
+                    // It is on its way out by its row.
+                    tracing::warn!("what a layer was unpacked over stays at {uuid} for now: {e}");
+                }
                 Ok(summary.bytes)
             }
             Err(e) => {
@@ -99,8 +104,14 @@ impl Keyspace<'_> {
             // Of two trees with one key the older one would keep it.
             engine.store.disown(held)?;
         }
-        engine.store.confirm(work)?;
-        Ok(summary)
+        let confirmed = engine.store.confirm(work);
+        if confirmed.is_err()
+            && begun
+            && let Err(e) = engine.store.take_back(held)
+        {
+            tracing::warn!("cannot write down again whose {} is: {e}", held.record().uuid);
+        }
+        confirmed.map(|()| summary)
     }
 }
 

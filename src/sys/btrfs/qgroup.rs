@@ -43,7 +43,7 @@ pub enum QuotaCtl {
 /// # Errors
 /// EINVAL or EOPNOTSUPP from a kernel that doesn't know the command; EBUSY; EPERM; EROFS.
 pub fn quota_ctl(any: &BtrfsFd, what: QuotaCtl) -> nix::Result<()> {
-    durable::step("switch", Path::new("quotas"));
+    durable::step("switch", Path::new("quotas"))?;
     let cmd = match what {
         QuotaCtl::Enable => raw::QUOTA_CTL_ENABLE,
         QuotaCtl::EnableSimple => raw::QUOTA_CTL_ENABLE_SIMPLE_QUOTA,
@@ -75,7 +75,7 @@ pub fn quota_rescan_wait(any: &BtrfsFd) -> nix::Result<()> {
 /// # Errors
 /// EEXIST; ENOTCONN if quotas are off; EINVAL for a group of level 0.
 pub fn create(any: &BtrfsFd, id: u64) -> nix::Result<()> {
-    durable::step("create", Path::new("group"));
+    durable::step("create", Path::new("group"))?;
     let args = raw::QgroupCreateArgs { create: 1, qgroupid: id };
     // SAFETY: the kernel reads one btrfs_ioctl_qgroup_create_args.
     unsafe { raw::qgroup_create(any.raw(), &raw const args) }?;
@@ -87,7 +87,7 @@ pub fn create(any: &BtrfsFd, id: u64) -> nix::Result<()> {
 /// # Errors
 /// ENOENT; EBUSY if it has members, a subvolume or, with simple quotas, a charge; ENOTCONN if quotas are off.
 pub fn remove(any: &BtrfsFd, id: u64) -> nix::Result<()> {
-    durable::step("remove", Path::new("group"));
+    durable::step("remove", Path::new("group"))?;
     let args = raw::QgroupCreateArgs { create: 0, qgroupid: id };
     // SAFETY: the kernel reads one btrfs_ioctl_qgroup_create_args.
     unsafe { raw::qgroup_create(any.raw(), &raw const args) }?;
@@ -100,7 +100,7 @@ pub fn remove(any: &BtrfsFd, id: u64) -> nix::Result<()> {
 /// # Errors
 /// ENOENT if it isn't, or one of them doesn't exist; ENOTCONN if quotas are off.
 pub fn unassign(any: &BtrfsFd, member: u64, group: u64) -> nix::Result<()> {
-    durable::step("unassign", Path::new("group"));
+    durable::step("unassign", Path::new("group"))?;
     let args = raw::QgroupAssignArgs { assign: 0, src: member, dst: group };
     // SAFETY: the kernel reads one btrfs_ioctl_qgroup_assign_args.
     unsafe { raw::qgroup_assign(any.raw(), &raw const args) }?;
@@ -121,7 +121,7 @@ pub enum LimitOn {
 /// # Errors
 /// ENOENT if there is no such group; ENOTCONN if quotas are off.
 pub fn limit(any: &BtrfsFd, group: u64, on: LimitOn, bytes: Option<u64>) -> nix::Result<()> {
-    durable::step("limit", Path::new("group"));
+    durable::step("limit", Path::new("group"))?;
     let mut lim = raw::QgroupLimit::default();
     // u64::MAX clears a limit (CLEAR_VALUE in the kernel's qgroup.c).
     let value = bytes.unwrap_or(u64::MAX);

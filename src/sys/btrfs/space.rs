@@ -9,7 +9,7 @@ use crate::sys::durable;
 /// `BTRFS_IOC_SYNC` (linux/btrfs.h): commit, and wake the transaction thread, which wakes the cleaner.
 /// Quota numbers want syncfs(2) on top.
 pub fn sync(any: &BtrfsFd) -> nix::Result<()> {
-    durable::step("sync", Path::new("filesystem"));
+    durable::step("sync", Path::new("filesystem"))?;
     // SAFETY: the request takes no argument.
     unsafe { raw::sync(any.raw()) }?;
     Ok(())

@@ -59,7 +59,7 @@ fn set_inherit(args: &mut raw::VolArgsV2, inherit: &mut raw::QgroupInherit) {
 /// EEXIST; ENOSPC; EDQUOT; EROFS; ENOENT if the inherited group doesn't exist (newer kernels; older ones
 /// ignore it silently); EINVAL for a name with a slash.
 pub fn subvol_create(parent: &BtrfsFd, name: &OsStr, how: &Create) -> nix::Result<()> {
-    durable::step("create subvolume", Path::new(name));
+    durable::step("create subvolume", Path::new(name))?;
     let mut args = vol_args(name)?;
     let mut inherit = how.inherit();
     if let Some(inherit) = &mut inherit {
@@ -79,7 +79,7 @@ pub fn subvol_create(parent: &BtrfsFd, name: &OsStr, how: &Create) -> nix::Resul
 /// EEXIST; ETXTBSY for an active swapfile in `source`; EXDEV for another filesystem; EINVAL if `source` is no
 /// subvolume's root; ENOSPC; EDQUOT; EROFS; ENOENT as [`subvol_create`].
 pub fn snap_create(source: &BtrfsFd, parent: &BtrfsFd, name: &OsStr, how: &Create) -> nix::Result<()> {
-    durable::step("snapshot", Path::new(name));
+    durable::step("snapshot", Path::new(name))?;
     let mut args = vol_args(name)?;
     args.fd = source.raw().into();
     if how.read_only {
@@ -129,7 +129,7 @@ fn is_at_least(major: u32, minor: u32) -> bool {
 /// an active swapfile in it, a running send of it, or the default subvolume; EROFS if `parent` is in a read-only
 /// subvolume; EINVAL or ENOTDIR if it is no subvolume.
 pub fn snap_destroy(parent: &BtrfsFd, name: &OsStr) -> nix::Result<()> {
-    durable::step("destroy subvolume", Path::new(name));
+    durable::step("destroy subvolume", Path::new(name))?;
     let args = vol_args(name)?;
     // SAFETY: args is a whole btrfs_ioctl_vol_args_v2 with a terminated name.
     unsafe { raw::snap_destroy_v2(parent.raw(), &raw const args) }?;
@@ -141,7 +141,7 @@ pub fn snap_destroy(parent: &BtrfsFd, name: &OsStr) -> nix::Result<()> {
 /// # Errors
 /// As [`snap_destroy`], and ENAMETOOLONG if its path is longer than PATH_MAX; EOPNOTSUPP on an idmapped mount.
 pub fn snap_destroy_by_id(any: &BtrfsFd, id: u64) -> nix::Result<()> {
-    durable::step("destroy subvolume", Path::new("ID"));
+    durable::step("destroy subvolume", Path::new("ID"))?;
     let mut args = vol_args(OsStr::new("-"))?;
     args.flags = raw::SUBVOL_SPEC_BY_ID;
     args.name[..8].copy_from_slice(&id.to_ne_bytes());
@@ -162,7 +162,7 @@ pub fn is_read_only(subvolume: &BtrfsFd) -> nix::Result<bool> {
 /// `BTRFS_IOC_SUBVOL_SETFLAGS` (linux/btrfs.h). Neither flushes dirty data nor stops descriptors that are open
 /// for writing. EPERM during a send.
 pub fn set_read_only(subvolume: &BtrfsFd, read_only: bool) -> nix::Result<()> {
-    durable::step("set flags", Path::new("subvolume"));
+    durable::step("set flags", Path::new("subvolume"))?;
     let flags = if read_only { raw::SUBVOL_RDONLY } else { 0 };
     // SAFETY: the kernel reads one u64.
     unsafe { raw::subvol_setflags(subvolume.raw(), &raw const flags) }?;

@@ -182,7 +182,7 @@ impl ProjectQuotas {
     /// # Errors
     /// As [`ProjectQuotas::get`]; EPERM without CAP_SYS_ADMIN in the initial namespace; EROFS.
     pub fn set_limit(&self, project: u32, limit: Option<u64>) -> nix::Result<()> {
-        durable::step("limit", Path::new("project"));
+        durable::step("limit", Path::new("project"))?;
         // 0 stands for none: the smallest limit is one block.
         let blocks = limit.map_or(0, |bytes| bytes.div_ceil(BASIC_BLOCK).max(1));
         let mut raw = DiskQuota {

@@ -167,7 +167,7 @@ impl Btrfs {
         };
         if sizes && !nested.is_empty() {
             // The snapshot wrote out the tree's own data; what isn't written out has no size yet.
-            self.sync()?;
+            self.sync_to_count();
         }
         let mut counted = Sizes::new(self, parent.map(|parent| &parent.info), &live.info, snapshot.info.id);
         let mut size = |found: &Found| {

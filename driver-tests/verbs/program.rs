@@ -1,4 +1,4 @@
-//! One verb of a front door on a store, in a process of its own that a test can end: what `reflinkd serve` does for one call.
+//! One verb of a front door on a store, in a process of its own that a test can end, or let fail: what `reflinkd serve` does for one call.
 //!
 //! ```text
 //! reflinkd-verbs ROOT docker     reserve KEY [PARENT] | prepare KEY [PARENT] | apply KEY TAR [PARENT] | remove KEY
@@ -6,8 +6,11 @@
 //!                                label KEY NAME VALUE | remove KEY
 //! ```
 
+#![allow(clippy::print_stderr)]
+
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::process::ExitCode;
 
 use reflinkd::engine::containerd::{LabelChange, Labels, Space};
 use reflinkd::engine::keyed::NewKeyed;
@@ -17,7 +20,20 @@ use reflinkd::store::Owner;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    let Err(error) = run() else { return ExitCode::SUCCESS };
+    // As the command line would say it.
+    match error.downcast::<reflinkd::Error>() {
+        Ok(error) => {
+            eprintln!("reflinkd: {error}");
+            error.hint().into_iter().for_each(|hint| eprintln!("hint: {hint}"));
+        }
+        Err(error) => eprintln!("{error}"),
+    }
+    ExitCode::FAILURE
+}
+
+fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let [root, door, rest @ ..] = arguments.as_slice() else { return Err("usage: see the source".into()) };

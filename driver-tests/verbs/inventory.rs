@@ -15,6 +15,8 @@ pub(crate) struct Inventory {
     images: BTreeMap<String, String>,
     /// Pictures of trees by name. No name looks like the beginning of an ID.
     containers: BTreeMap<String, String>,
+    /// Bytes that containers may write, by name, for those that have a limit.
+    pub(crate) limits: BTreeMap<String, u64>,
     /// Container and label.
     snapshots: Vec<String>,
     layers: usize,
@@ -34,7 +36,9 @@ pub(crate) fn inventory(world: &World) -> Inventory {
         .iter()
         .map(|row| (format!("{}:{}", text(row, "repository"), text(row, "tag")), text(row, "layers")))
         .collect();
-    let containers = world.rows(&["ps"]).into_iter().map(|row| text(&row, "name"));
+    let rows = world.rows(&["ps"]);
+    let limits = rows.iter().filter_map(|row| Some((text(row, "name"), row["size_limit"].as_u64()?))).collect();
+    let containers = rows.iter().map(|row| text(row, "name"));
     let containers: BTreeMap<_, _> = containers.map(|name| (name.clone(), picture(&world.tree(&name)))).collect();
     let mut snapshots: Vec<String> = Vec::new();
     for container in containers.keys() {
@@ -51,6 +55,7 @@ pub(crate) fn inventory(world: &World) -> Inventory {
     Inventory {
         images,
         containers,
+        limits,
         snapshots,
         layers: layers.len(),
         keys: keyed.iter().map(told).collect(),
@@ -88,6 +93,13 @@ impl Inventory {
     pub(crate) fn without(mut self, owner: &str, key: &str) -> Self {
         self.keys.remove(&format!("{owner} {key}")).expect("it is there");
         self.places -= 1;
+        self
+    }
+
+    /// The same with a key's tree committed.
+    pub(crate) fn sealed(mut self, owner: &str, key: &str) -> Self {
+        let told = self.keys.get_mut(&format!("{owner} {key}")).expect("it is there");
+        *told = told.replacen("\"container\"", "\"layer\"", 1);
         self
     }
 }

@@ -1,0 +1,188 @@
+//! Letting each step of a verb fail.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Output, Stdio};
+
+use crate::support::{arg, run};
+use crate::verbs::{Inventory, MOST_STEPS, Verb, command, inventory};
+use crate::world::{Ground, World};
+
+/// How a step fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// This one alone.
+    Once(&'static str),
+    /// This one and all that come after it.
+    Forever(&'static str),
+}
+
+/// What is done after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    Nothing,
+    /// Nobody remembers that it was at work, and the index is made from the records.
+    Reboot,
+}
+
+const ALL: &[Way] = &[
+    Way::Once("ENOSPC"),
+    Way::Once("EDQUOT"),
+    Way::Once("EIO"),
+    Way::Forever("ENOSPC"),
+    Way::Forever("EDQUOT"),
+    Way::Forever("EIO"),
+];
+
+impl Way {
+    fn errno(self) -> &'static str {
+        match self {
+            Self::Once(errno) | Self::Forever(errno) => errno,
+        }
+    }
+
+    fn variable(self) -> &'static str {
+        match self {
+            Self::Once(_) => "REFLINKD_FAIL_AT",
+            Self::Forever(_) => "REFLINKD_FAIL_FROM",
+        }
+    }
+}
+
+fn thorough() -> bool {
+    std::env::var_os("REFLINKD_FULL").is_some_and(|value| value == "all")
+}
+
+/// In which ways a step fails, and what comes after: all, or one of them that is another one for the next step.
+fn attempts(step: usize) -> Vec<(Way, After)> {
+    if thorough() {
+        return ALL.iter().flat_map(|way| [(*way, After::Nothing), (*way, After::Reboot)]).collect();
+    }
+    let after = if step.is_multiple_of(2) { After::Reboot } else { After::Nothing };
+    vec![(ALL[step / 2 % ALL.len()], after)]
+}
+
+/// Let each step of each of these verbs fail, and say how often.
+pub(crate) fn each(world: &World, verbs: &[Verb]) {
+    let mut failures = 0;
+    for verb in verbs {
+        let own = fail_at_each(world, verb);
+        assert!(own > 0, "{:?} has steps", verb.args);
+        failures += own;
+    }
+    let names: Vec<_> = verbs.iter().map(Verb::name).collect();
+    let _ =
+        writeln!(std::io::stderr(), "   {failures} failures of steps of {} on {:?}", names.join(", "), world.ground);
+}
+
+/// Let a verb's first step fail, its second, and so on, until it has no more. How often one failed.
+fn fail_at_each(world: &World, verb: &Verb) -> usize {
+    let (undone, done) = verb.learn(world);
+    let mut failures = 0;
+    for step in 1..MOST_STEPS {
+        for (way, after) in attempts(step) {
+            if !fail_at(world, verb, step, (way, after), (&undone, &done)) {
+                return failures;
+            }
+            failures += 1;
+        }
+    }
+    panic!("{:?} has no end", verb.args);
+}
+
+/// One attempt; `false` if the verb has no such step.
+fn fail_at(
+    world: &World,
+    verb: &Verb,
+    step: usize,
+    (way, after): (Way, After),
+    (undone, done): (&Inventory, &Inventory),
+) -> bool {
+    let names = world.files.path().join("steps");
+    verb.prepare(world);
+    fs::write(&names, "").expect("write");
+    let mut command = command(world, &verb.args);
+    command.env(way.variable(), step.to_string()).env("REFLINKD_FAIL_WITH", way.errno());
+    let output = command.env("REFLINKD_STEPS", &names).stdin(Stdio::null()).output().expect("run it");
+    let steps = fs::read_to_string(&names).expect("read");
+    let Some(name) = steps.lines().nth(step - 1) else {
+        assert!(output.status.success(), "{:?}: {output:?}", verb.args);
+        verb.undo(world);
+        return false;
+    };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let what = format!("{:?}, {way:?} at step {step} ({name}), {after:?}: {said}", verb.args);
+    let acknowledged = answered(&output, way, &what);
+    // Whoever only looks finds nothing half-made.
+    world.ok(&["ps"]);
+    world.ok(&["images"]);
+    if after == After::Reboot {
+        forget(world);
+    }
+    world.ok(&["df"]);
+    let cleared = world.ok(&["gc", "--format", "json"]);
+    let found = inventory(world);
+    let fine = match (acknowledged, way) {
+        (true, _) => found == *done,
+        // What failed can't be undone either.
+        (false, Way::Forever(_)) if found == *done => true,
+        (false, Way::Once(_)) if found == *done => verb.is_in_place(),
+        (false, _) => found == *undone || verb.other(undone).as_ref() == Some(&found),
+    };
+    assert!(fine, "{what}\ngc: {cleared}\n{found:#?}\nis not it; before: {undone:#?}\nafterwards: {done:#?}");
+    holds_limits(world, &found, &what);
+    let left = world.rows(&["gc", "--dry-run"]);
+    assert!(left.is_empty(), "{what}: {left:#?}");
+    let checked = world.ask(&["check"]);
+    assert_eq!(checked.status, Some(0), "{what}, after gc: {}", checked.stdout);
+    if after == After::Nothing {
+        // What the records say is the same.
+        forget(world);
+        world.ok(&["gc"]);
+        let again = inventory(world);
+        let fine = again == found || verb.other(undone).as_ref() == Some(&again);
+        assert!(fine, "{what}, and a reboot after gc\n{again:#?}\nis not what it was:\n{found:#?}");
+    }
+    verb.undo(world);
+    true
+}
+
+/// Whether it was acknowledged; if not, by an error that says enough.
+fn answered(output: &Output, way: Way, what: &str) -> bool {
+    if output.status.success() {
+        return true;
+    }
+    assert_eq!(output.status.code(), Some(1), "{what}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let error = said.lines().find(|line| line.starts_with("reflinkd: ")).unwrap_or_else(|| panic!("{what}"));
+    assert!(error.starts_with("reflinkd: cannot "), "what failed, on which object? {what}");
+    let (why, has_hint) = match way.errno() {
+        "ENOSPC" => ("No space left on device", false),
+        "EDQUOT" => ("Disk quota exceeded", true),
+        _ => ("Input/output error", true),
+    };
+    assert!(error.contains(why), "why? {what}");
+    assert!(!has_hint || said.contains("\nhint: "), "the way out? {what}");
+    false
+}
+
+/// As after a reboot: the index is of before it.
+fn forget(world: &World) {
+    for name in ["index.current", "index.db", "index.db-journal"] {
+        let _ = fs::remove_file(world.root().join(name));
+    }
+}
+
+/// The limits in force are those that containers have.
+fn holds_limits(world: &World, found: &Inventory, what: &str) {
+    if world.ground != Ground::SIMPLE {
+        return;
+    }
+    let table = run("btrfs", &["qgroup", "show", "-r", "--raw", arg(world.fs.path())]);
+    let of = |line: &str| line.split_whitespace().nth(3).and_then(|limit| limit.parse::<u64>().ok());
+    let mut in_force: Vec<u64> = table.lines().filter(|line| line.starts_with("1/")).filter_map(of).collect();
+    in_force.sort_unstable();
+    let mut said: Vec<u64> = found.limits.values().copied().collect();
+    said.sort_unstable();
+    assert_eq!(in_force, said, "limits in force, {what}");
+}
