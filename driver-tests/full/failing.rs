@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use crate::support::{arg, run};
 use crate::verbs::{Inventory, MOST_STEPS, Verb, command, inventory};
@@ -10,7 +10,7 @@ use crate::world::{Ground, World};
 
 /// How a step fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     /// This one alone.
     Once(&'static str),
     /// This one and all that come after it.
@@ -25,7 +25,7 @@ enum After {
     Reboot,
 }
 
-const ALL: &[Way] = &[
+pub(crate) const ALL: &[Way] = &[
     Way::Once("ENOSPC"),
     Way::Once("EDQUOT"),
     Way::Once("EIO"),
@@ -35,13 +35,13 @@ const ALL: &[Way] = &[
 ];
 
 impl Way {
-    fn errno(self) -> &'static str {
+    pub(crate) fn errno(self) -> &'static str {
         match self {
             Self::Once(errno) | Self::Forever(errno) => errno,
         }
     }
 
-    fn variable(self) -> &'static str {
+    pub(crate) fn variable(self) -> &'static str {
         match self {
             Self::Once(_) => "REFLINKD_FAIL_AT",
             Self::Forever(_) => "REFLINKD_FAIL_FROM",
@@ -49,7 +49,7 @@ impl Way {
     }
 }
 
-fn thorough() -> bool {
+pub(crate) fn thorough() -> bool {
     std::env::var_os("REFLINKD_FULL").is_some_and(|value| value == "all")
 }
 
@@ -112,7 +112,7 @@ fn fail_at(
     };
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let what = format!("{:?}, {way:?} at step {step} ({name}), {after:?}: {said}", verb.args);
-    let acknowledged = answered(&output, way, &what);
+    let acknowledged = answered(output.status.code(), &said, way, &what);
     // Whoever only looks finds nothing half-made.
     world.ok(&["ps"]);
     world.ok(&["images"]);
@@ -148,26 +148,25 @@ fn fail_at(
 }
 
 /// Whether it was acknowledged; if not, by an error that says enough.
-fn answered(output: &Output, way: Way, what: &str) -> bool {
-    if output.status.success() {
+pub(crate) fn answered(status: Option<i32>, said: &str, way: Way, what: &str) -> bool {
+    if status == Some(0) {
         return true;
     }
-    assert_eq!(output.status.code(), Some(1), "{what}");
-    let said = String::from_utf8_lossy(&output.stderr);
-    let error = said.lines().find(|line| line.starts_with("reflinkd: ")).unwrap_or_else(|| panic!("{what}"));
-    assert!(error.starts_with("reflinkd: cannot "), "what failed, on which object? {what}");
+    assert_eq!(status, Some(1), "{what}: {said}");
+    let error = said.lines().find(|line| line.starts_with("reflinkd: ")).unwrap_or_else(|| panic!("{what}: {said}"));
+    assert!(error.starts_with("reflinkd: cannot "), "what failed, on which object? {what}: {said}");
     let (why, has_hint) = match way.errno() {
         "ENOSPC" => ("No space left on device", false),
         "EDQUOT" => ("Disk quota exceeded", true),
         _ => ("Input/output error", true),
     };
-    assert!(error.contains(why), "why? {what}");
-    assert!(!has_hint || said.contains("\nhint: "), "the way out? {what}");
+    assert!(error.contains(why), "why? {what}: {said}");
+    assert!(!has_hint || said.contains("\nhint: "), "the way out? {what}: {said}");
     false
 }
 
 /// As after a reboot: the index is of before it.
-fn forget(world: &World) {
+pub(crate) fn forget(world: &World) {
     for name in ["index.current", "index.db", "index.db-journal"] {
         let _ = fs::remove_file(world.root().join(name));
     }

@@ -18,5 +18,6 @@ mod world;
 mod verbs;
 
 mod failing;
+mod looks;
 
 for_each_table!(crate::failing::each);
