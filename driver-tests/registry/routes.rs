@@ -149,12 +149,14 @@ impl Authority {
         self.0.join(name)
     }
 
-    fn issue(&self, name: &str) {
+    /// For a server at that address, or a client.
+    fn issue(&self, name: &str, address: &str) {
         let [key, csr, crt, ext] = ["key", "csr", "crt", "ext"].map(|kind| self.file(&format!("{name}.{kind}")));
         let subject = format!("/CN={name}");
         let args = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", &subject];
         run("openssl", &[&args[..], &["-keyout", arg(&key), "-out", arg(&csr)]].concat());
-        fs::write(&ext, "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").expect("write");
+        let extensions = format!("subjectAltName=IP:{address}\nbasicConstraints=CA:FALSE\n");
+        fs::write(&ext, extensions).expect("write");
         let (ca, ca_key) = (self.file("ca.crt"), self.file("ca.key"));
         let args = ["x509", "-req", "-days", "2", "-CAcreateserial", "-in", arg(&csr), "-out", arg(&crt)];
         run("openssl", &[&args[..], &["-CA", arg(&ca), "-CAkey", arg(&ca_key), "-extfile", arg(&ext)]].concat());
@@ -165,8 +167,8 @@ impl Authority {
         pem.collect::<Result<_, _>>().expect("PEM")
     }
 
-    /// A server's side, for `127.0.0.1`; with `clients`, only for those that this authority vouches for.
-    fn server(&self, clients: bool) -> Arc<ServerConfig> {
+    /// The side of the server `name`; with `clients`, only for those that this authority vouches for.
+    fn server(&self, name: &str, clients: bool) -> Arc<ServerConfig> {
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
         let builder = builder.with_safe_default_protocol_versions().expect("versions");
@@ -178,8 +180,8 @@ impl Authority {
         } else {
             builder.with_no_client_auth()
         };
-        let key = PrivateKeyDer::from_pem_file(self.file("server.key")).expect("a key");
-        Arc::new(builder.with_single_cert(self.chain("server"), key).expect("a pair"))
+        let key = PrivateKeyDer::from_pem_file(self.file(&format!("{name}.key"))).expect("a key");
+        Arc::new(builder.with_single_cert(self.chain(name), key).expect("a pair"))
     }
 }
 
@@ -192,19 +194,19 @@ fn copy(from: &Path, to: &Path) {
 fn certificates_have_to_be_vouched_for() {
     let ground = Ground::new();
     let authority = Authority::new(ground.home().join("authority"));
-    for name in ["server", "client"] {
-        authority.issue(name);
+    for (name, address) in [("server", "127.0.0.1"), ("client", "127.0.0.1"), ("other", "192.0.2.1")] {
+        authority.issue(name, address);
     }
     let certs = ground.home().join("certs.d");
     let config = ground.config("certs.toml", &format!("registry_certs = [{:?}]", arg(&certs)));
-    let start = |clients: bool| {
+    let start = |name: &str, clients: bool| {
         let content = Content::default().image("team/app", "v1", &image("one"));
-        Server::start_with(Some(authority.server(clients)), move |asked| content.answer(asked))
+        Server::start_with(Some(authority.server(name, clients)), move |asked| content.answer(asked))
     };
     let pull = |server: &Server| {
         ground.ask(&["--config", arg(&config), "pull", "-q", &format!("{}/team/app:v1", server.address())])
     };
-    let server = start(false);
+    let server = start("server", false);
     let refused = pull(&server);
     assert_eq!((refused.status, server.asked().len()), (Some(1), 0), "{}", refused.stderr);
     assert!(refused.stderr.contains("its certificate isn't to be believed"), "{}", refused.stderr);
@@ -216,7 +218,7 @@ fn certificates_have_to_be_vouched_for() {
     ground.assert_empty_again();
 
     // One that wants to know who asks.
-    let server = start(true);
+    let server = start("server", true);
     let known = certs.join(server.address());
     copy(&authority.file("ca.crt"), &known.join("ca.crt"));
     let refused = pull(&server);
@@ -232,8 +234,16 @@ fn certificates_have_to_be_vouched_for() {
     assert_eq!(pulled.status, Some(0), "{}", pulled.stderr);
     ground.assert_empty_again();
 
+    // One that is vouched for as somebody else: no file would help.
+    let server = start("other", false);
+    copy(&authority.file("ca.crt"), &certs.join(server.address()).join("ca.crt"));
+    let refused = pull(&server);
+    assert_eq!((refused.status, server.asked().len()), (Some(1), 0), "{}", refused.stderr);
+    assert!(refused.stderr.contains("certificate not valid for name \"127.0.0.1\""), "{}", refused.stderr);
+    assert!(!refused.stderr.contains("hint:"), "{}", refused.stderr);
+
     // One that nobody vouches for, and that the administrator takes all the same.
-    let server = start(false);
+    let server = start("server", false);
     let config = ground.config("any.toml", &format!("[registry.\"{}\"]\ninsecure = true", server.address()));
     ground.ok(&["--config", arg(&config), "pull", "-q", &format!("{}/team/app:v1", server.address())]);
     ground.assert_empty_again();
@@ -244,9 +254,10 @@ fn certificates_have_to_be_vouched_for() {
 fn tls_is_not_left_for_plain_http() {
     let ground = Ground::new();
     let authority = Authority::new(ground.home().join("authority"));
-    authority.issue("server");
+    authority.issue("server", "127.0.0.1");
     let certs = ground.home().join("certs.d");
-    let server = Server::start_with(Some(authority.server(false)), |_| Reply::redirect("http://192.0.2.1/x"));
+    let server =
+        Server::start_with(Some(authority.server("server", false)), |_| Reply::redirect("http://192.0.2.1/x"));
     copy(&authority.file("ca.crt"), &certs.join(server.address()).join("ca.crt"));
     let config = ground.config("certs.toml", &format!("registry_certs = [{:?}]", arg(&certs)));
     let refused = ground.ask(&["--config", arg(&config), "pull", "-q", &format!("{}/a", server.address())]);

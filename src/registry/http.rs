@@ -320,10 +320,17 @@ fn connection_failure(error: &io::Error) -> Failure {
 
 fn tls_failure(origin: &Origin, error: &rustls::Error) -> Failure {
     match error {
-        rustls::Error::InvalidCertificate(why) => {
+        rustls::Error::InvalidCertificate(reason) => {
+            // It may quote all names that a certificate has.
+            let why: String = reason.to_string().chars().filter(|c| !c.is_control()).take(300).collect();
             let error = Error::new(Kind::Denied, format!("its certificate isn't to be believed: {why}"));
-            let file = format!("/etc/docker/certs.d/{origin}/ca.crt");
-            error.with_hint(format!("if you know who vouches for it, put their certificate at {file}")).into()
+            match reason {
+                rustls::CertificateError::UnknownIssuer => {
+                    let file = format!("/etc/docker/certs.d/{origin}/ca.crt");
+                    error.with_hint(format!("if you know who vouches for it, put their certificate at {file}")).into()
+                }
+                _ => error.into(),
+            }
         }
         rustls::Error::AlertReceived(alert) => {
             Error::new(Kind::Denied, format!("it refuses TLS with us: {alert:?}")).into()
