@@ -3,7 +3,8 @@
 //! on working, and so do they after a reboot.
 //!
 //! The steps are those of `sys::durable`, counted anew for each verb and ground: a new step is covered without a word here.
-//! Each test prints how many failures there were. With `REFLINKD_FULL=all` each step fails in each way, else in one.
+//! Each test prints how many failures there were. With `REFLINKD_FULL=all` each step fails in each way, else every
+//! other one in one.
 
 #[path = "../support/mod.rs"]
 mod support;

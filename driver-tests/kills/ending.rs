@@ -30,6 +30,7 @@ fn end_before_each(world: &World, verb: &Verb) -> usize {
     let (undone, done) = verb.learn(world);
     let mut states = vec![undone.clone(), done.clone()];
     states.extend(verb.other(&undone));
+    states.extend(verb.stuck(&undone));
     let names = world.files.path().join("steps");
     for step in 1..MOST_STEPS {
         verb.prepare(world);

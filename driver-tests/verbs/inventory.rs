@@ -96,6 +96,13 @@ impl Inventory {
         self
     }
 
+    /// The same without a key and its tree.
+    pub(crate) fn without_tree(self, owner: &str, key: &str) -> Self {
+        let mut without = self.without(owner, key);
+        without.trees -= 1;
+        without
+    }
+
     /// The same with a key's tree committed.
     pub(crate) fn sealed(mut self, owner: &str, key: &str) -> Self {
         let told = self.keys.get_mut(&format!("{owner} {key}")).expect("it is there");
