@@ -4,12 +4,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
 
 use reflinkd::engine::pool::{Creation, Pool, PoolFs};
 use reflinkd::sys::loopdev;
 
-use crate::support::{MIB, Scratch, arg, require_root, run, scratch};
+use crate::support::{MIB, Scratch, arg, require_root, run, scratch, wait_until};
 
 /// What tests ask of a pool's filesystem.
 pub(crate) trait Promises: Copy {
@@ -194,12 +193,4 @@ pub(crate) fn names(directory: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
-}
-
-pub(crate) fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(60);
-    while !happened() {
-        assert!(Instant::now() < end, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

@@ -11,8 +11,8 @@ use reflinkd::Kind;
 use reflinkd::engine::pool::{Creation, PoolFs};
 use reflinkd::sys::loopdev;
 
-use crate::fixture::{Fixture, Promises as _, names, wait_until};
-use crate::support::{GIB, MIB, Process, arg, random_bytes, run};
+use crate::fixture::{Fixture, Promises as _, names};
+use crate::support::{GIB, MIB, Process, arg, random_bytes, run, wait_until};
 
 pub(crate) fn data_outlives_detach_and_attach(kind: PoolFs) {
     let fixture = Fixture::attached(kind, GIB);

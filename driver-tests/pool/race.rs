@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use reflinkd::engine::pool::{Creation, Pool, PoolFs};
 
-use crate::fixture::{Fixture, names, wait_until};
-use crate::support::{GIB, Process};
+use crate::fixture::{Fixture, names};
+use crate::support::{GIB, Process, wait_until};
 
 /// Where the race's children find the pool.
 const RACE_ROOT: &str = "REFLINKD_TEST_RACE_ROOT";

@@ -102,6 +102,15 @@ pub(crate) fn unmount(path: &Path) {
     panic!("{} stays in use", path.display());
 }
 
+/// Wait until this has happened, a minute at most.
+pub(crate) fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !happened() {
+        assert!(start.elapsed().as_secs() < 60, "waited in vain until {what}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
 /// A path as an argument of [`run`].
 pub(crate) fn arg(path: &Path) -> &str {
     path.to_str().expect("paths of tests are UTF-8")
