@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::support::{MB, Process, reflinkd, run, tree_digest, write_random};
+use crate::support::{MB, Process, reflinkd, reflinkd_command, run, tree_digest, write_random};
 use crate::world::{Ground, World, bytes};
 
 on_btrfs_and_xfs! {
@@ -14,6 +14,7 @@ on_btrfs_and_xfs! {
     writes_survive_a_remount_and_rm_loses_them_all
     rename_is_kept
     what_a_process_uses_is_not_removed
+    a_command_of_ours_is_waited_for
     several_are_removed_even_if_one_is_not_there
     a_bundle_is_run_by_runc
 }
@@ -197,6 +198,24 @@ fn what_a_process_uses_is_not_removed(ground: Ground) {
     }
     world.ok(&["rm", "--force", "c"]);
     assert!(world.fails(&["rm", "c"]).contains("cannot remove container c: there is no container c"));
+}
+
+fn a_command_of_ours_is_waited_for(ground: Ground) {
+    let world = World::on(ground).with_base();
+    world.ok(&["create", "--image", "base", "c"]);
+    world.ok(&["create", "--image", "base", "other"]);
+    // It goes on for as long as its standard input does.
+    let open = File::open(world.tree("c").join("etc/passwd")).expect("open");
+    let copy = |open: File| {
+        let mut command = reflinkd_command(world.root(), &["cp", "-", "other:/"]);
+        Process::spawn(command.stdin(Stdio::piped()).stderr(Stdio::from(open)))
+    };
+    let copying = copy(open);
+    let mut removing = Process::spawn(reflinkd_command(world.root(), &["rm", "c"]).stdin(Stdio::null()));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    drop(copying);
+    assert!(removing.child().wait().expect("wait").success());
+    assert_eq!(world.rows(&["ps"]).len(), 1);
 }
 
 fn several_are_removed_even_if_one_is_not_there(ground: Ground) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::image::short;
 use super::{Engine, names, tree_at};
@@ -10,6 +11,10 @@ use crate::backend::{Access, Guarantee, Tree};
 use crate::store::{Container, Content, Draft, Held, New, NewGroup, Owner, Record, TreeKind};
 use crate::sys::users;
 use crate::{Context, Error, Kind, Result};
+
+/// How long a removal waits for another command of ours that has a file of the tree open, and how soon it looks again.
+const PATIENCE_WITH_US: Duration = Duration::from_secs(5);
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// What a new container is to be.
 #[derive(Debug, Clone, Default)]
@@ -361,14 +366,27 @@ impl Engine {
         Ok(())
     }
 
-    /// Nothing in the kernel protects a running container: look for its users.
+    /// Nothing in the kernel protects a running container: look for its users. A command of ours that copies or compares is
+    /// waited for, for a while.
     pub(super) fn check_unused(&self, record: &Record) -> Result<()> {
         let tree = self.tree(record);
-        let user =
-            if record.is_view() { self.user_of_view(record)? } else { users::user_of(&tree.root(), tree.place())? };
-        match user {
-            None => Ok(()),
-            Some(user) => Err(Error::new(Kind::InUse, user.to_string()).with_hint("stop it first, or use --force")),
+        let until = Instant::now() + PATIENCE_WITH_US;
+        loop {
+            let user = if record.is_view() {
+                self.user_of_view(record)?
+            } else {
+                users::user_of(&tree.root(), tree.place())?
+            };
+            match user {
+                None => return Ok(()),
+                Some(user) if user.is_of_this_program() && Instant::now() < until => {
+                    self.check_cancelled()?;
+                    std::thread::sleep(GLANCE);
+                }
+                Some(user) => {
+                    return Err(Error::new(Kind::InUse, user.to_string()).with_hint("stop it first, or use --force"));
+                }
+            }
         }
     }
 }

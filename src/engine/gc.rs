@@ -105,6 +105,12 @@ impl Engine {
             reason: "no image names it",
             size: None,
         }));
+        garbage.extend(self.store.collect_drafts(&guard, dry_run)?.into_iter().map(|name| Garbage {
+            kind: "draft",
+            id: name,
+            reason: "whoever wrote this image's file died at it",
+            size: None,
+        }));
         drop(guard);
         garbage.extend(leftovers.into_iter().map(|leftover| Garbage {
             kind: leftover.kind,

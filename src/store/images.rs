@@ -115,6 +115,23 @@ impl Store {
         Ok(unused)
     }
 
+    /// Files that were being written for images by who died at it, by name; removed unless `dry_run`. Only while images are
+    /// locked, as nobody else writes then.
+    pub fn collect_drafts(&self, _: &ImagesGuard<'_>, dry_run: bool) -> Result<Vec<String>> {
+        let directory = self.images_directory();
+        let mut drafts = Vec::new();
+        for entry in std::fs::read_dir(&directory).context(|| format!("read {}", directory.display()))? {
+            let path = entry.context(|| format!("read {}", directory.display()))?.path();
+            if path.extension().is_some_and(|extension| extension == "new") {
+                if !dry_run {
+                    files::remove(&path)?;
+                }
+                drafts.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+            }
+        }
+        Ok(drafts)
+    }
+
     fn images_directory(&self) -> PathBuf {
         self.root.join("images")
     }

@@ -474,6 +474,23 @@ fn images_are_listed_when_nobody_changes_them() {
 }
 
 #[test]
+fn what_was_being_written_for_an_image_is_collected() {
+    let world = World::new();
+    let store = world.store();
+    let guard = store.lock_images().expect("lock");
+    let kept = image("01", &[]);
+    guard.put(&kept).expect("put");
+    let draft = world.root().join("images").join(format!("{}.new", Uuid::new_v4()));
+    fs::write(&draft, "half").expect("write");
+    let name = draft.file_name().expect("a name").to_str().expect("text");
+    assert_eq!(store.collect_drafts(&guard, true).expect("look"), [name]);
+    assert!(draft.exists());
+    assert_eq!(store.collect_drafts(&guard, false).expect("collect"), [name]);
+    assert!(!draft.exists());
+    assert_eq!(guard.list().expect("list"), [kept]);
+}
+
+#[test]
 fn blobs_stay_while_an_image_names_them() {
     let world = World::new();
     let store = world.store();

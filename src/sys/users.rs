@@ -28,6 +28,15 @@ pub struct User {
     pub how: How,
 }
 
+impl User {
+    /// Whether it runs the program that this process runs.
+    #[must_use]
+    pub fn is_of_this_program(&self) -> bool {
+        let program = |pid: &str| fs::metadata(format!("/proc/{pid}/exe")).map(|file| (file.dev(), file.ino()));
+        program(&self.pid.to_string()).is_ok_and(|its| program("self").is_ok_and(|ours| its == ours))
+    }
+}
+
 /// In what way a process uses a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
