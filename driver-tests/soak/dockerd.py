@@ -140,8 +140,12 @@ class Worker(load.Client):
         new = self.fresh()
         tar = self.load.asked(self, "Diff", lambda: self.server.tar(key, parent))
         put = images.fact(INIT[".dockerenv"])
-        tree = {path: fact for path, fact in container.actual.items()
-                if not (init and path == ".dockerenv" and fact == put)}
+        tree = dict(container.actual)
+        if init and tree.get(".dockerenv") == put:
+            # What the layer below has of that name, if anything, is there as before.
+            del tree[".dockerenv"]
+            if fact := self.layers[below].get(".dockerenv"):
+                tree[".dockerenv"] = fact
         facts = {"kind": "layer", "parent": below, "diff": images.digest(tar)}
         self.do(f"commit {key} as {new}", lambda: self.server.layer(new, below, tar), composite=True,
                 changes={f"key {new}": {"tree": tree, "facts": facts}})
