@@ -262,6 +262,29 @@ impl World {
     }
 }
 
+impl World {
+    /// Everything that the store has but its index and lock files (which are made when they are first needed), and the
+    /// filesystem's subvolumes.
+    pub(crate) fn stored(&self) -> Vec<String> {
+        let mut found = self.all_trees();
+        let mut below = vec![self.root.clone()];
+        while let Some(directory) = below.pop() {
+            for path in entries(&directory) {
+                let name = path.strip_prefix(&self.root).expect("below").display().to_string();
+                if name.starts_with("index.db") || name.ends_with("lock") {
+                    continue;
+                }
+                if path.is_dir() {
+                    below.push(path);
+                }
+                found.push(name);
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
 /// What is in a directory; nothing if there is none.
 fn entries(directory: &Path) -> Vec<PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()

@@ -51,7 +51,7 @@ impl Guard {
         rustix::fs::setxattr(canary.join("file"), "user.canary", b"sings", flags).expect("setxattr");
         let mut guard = Self { world, canary: BTreeMap::new(), store: Vec::new(), config: None };
         guard.canary = tree_digest(&canary);
-        guard.store = guard.stored();
+        guard.store = guard.world.stored();
         guard
     }
 
@@ -111,7 +111,7 @@ impl Guard {
         assert!(first.contains(why), "{what}: not refused for {why:?}: {error}");
         assert!(error.lines().skip(1).all(|line| line.starts_with("hint: ")), "{what}: more than one error: {error}");
         self.assert_harmless(what, &answer, peak, memory);
-        assert_eq!(self.stored(), self.store, "{what} left something");
+        assert_eq!(self.world.stored(), self.store, "{what} left something");
         answer.stderr
     }
 
@@ -126,7 +126,7 @@ impl Guard {
             self.world.ok(&["rmi", "-f", image["id"].as_str().expect("an ID")]);
         }
         self.world.ok(&["gc"]);
-        assert_eq!(self.stored(), self.store, "{what}: removed, it left something");
+        assert_eq!(self.world.stored(), self.store, "{what}: removed, it left something");
     }
 
     #[track_caller]
@@ -138,26 +138,5 @@ impl Guard {
         let canary = self.canary();
         crate::support::digest::assert_same(what, &self.canary, &tree_digest(&canary));
         assert_eq!(fs::metadata(canary.join("file")).expect("stat").nlink(), 1, "{what}: linked to");
-    }
-
-    /// Everything that the store has but its index, and the filesystem's subvolumes.
-    fn stored(&self) -> Vec<String> {
-        let mut found = self.world.all_trees();
-        let mut below = vec![self.world.root().to_path_buf()];
-        while let Some(dir) = below.pop() {
-            for entry in fs::read_dir(&dir).expect("list") {
-                let path = entry.expect("list").path();
-                let name = path.strip_prefix(self.world.root()).expect("below").display().to_string();
-                if name.starts_with("index.db") {
-                    continue;
-                }
-                if path.is_dir() {
-                    below.push(path);
-                }
-                found.push(name);
-            }
-        }
-        found.sort();
-        found
     }
 }

@@ -26,7 +26,7 @@ impl Ground {
         world.ok(&["images"]);
         fs::create_dir(world.files.path().join("home")).expect("mkdir");
         let mut ground = Self { world, empty: Vec::new() };
-        ground.empty = ground.stored();
+        ground.empty = ground.world.stored();
         ground
     }
 
@@ -92,29 +92,7 @@ impl Ground {
     #[track_caller]
     pub(crate) fn assert_untouched(&self, when: &str) {
         self.ok(&["gc"]);
-        assert_eq!(self.stored(), self.empty, "{when}");
-    }
-
-    /// Everything that the store has but its index.
-    fn stored(&self) -> Vec<String> {
-        let mut found = self.world.all_trees();
-        let mut below = vec![self.world.root().to_path_buf()];
-        while let Some(dir) = below.pop() {
-            for entry in fs::read_dir(&dir).expect("list") {
-                let path = entry.expect("list").path();
-                let name = path.strip_prefix(self.world.root()).expect("below").display().to_string();
-                // Lock files are made when they are first needed.
-                if name.starts_with("index.db") || name.ends_with("lock") {
-                    continue;
-                }
-                if path.is_dir() {
-                    below.push(path);
-                }
-                found.push(name);
-            }
-        }
-        found.sort();
-        found
+        assert_eq!(self.world.stored(), self.empty, "{when}");
     }
 }
 
