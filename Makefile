@@ -8,7 +8,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-registry test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-full-disks test-hardening test-deb test-proto test-full crashtest soak fuzz audit vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-docker bench-containerd build image deb install uninstall clean
+.PHONY: help demo test test-registry test-clients test-docker test-docker-faults test-graphdriver test-containerd test-containerd-faults test-snapshotter test-full-disks test-hardening test-deb test-proto test-full crashtest soak fuzz audit vmtest vmtest-quick vm-shell vm-lock proto lint bench bench-pull bench-docker bench-containerd build image deb install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ lint: ## Check the format and run clippy; warnings are errors
 
 bench: ## Measure this project, the floor and its peers on one filesystem (needs root)
 	@driver-tests/bench/run.sh
+
+bench-pull: ## Measure pulls from a registry on loopback, beside load, podman and Docker: part of bench (needs root)
+	@driver-tests/bench/pull.sh
 
 bench-docker: ## Measure Docker on this project's plugin, its btrfs and its overlay2 on one filesystem (needs root)
 	@driver-tests/bench/docker.sh

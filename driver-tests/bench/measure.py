@@ -120,7 +120,7 @@ class Filesystem:
         self.file = os.path.join(directory, f"filesystem.{kind}")
         self.mount = os.path.join(directory, f"mnt.{kind}")
         self.size, self.kind, self.simple_quotas = size, kind, simple_quotas
-        self.device = None
+        self.device, self.quotas = None, "none"
 
     def __enter__(self):
         os.makedirs(self.mount, exist_ok=True)
@@ -215,11 +215,11 @@ def raw_limits(tree, directory, count=30):
 
 
 def decode(archive):
-    """Decompress and hash every layer of ARCHIVE (`docker save` form): both digests of each."""
+    """Decompress and hash every gzip layer of ARCHIVE (in any form of an image): both digests of each."""
     digests = []
     with tarfile.open(archive) as tar:
         for member in tar:
-            if not member.name.endswith("/layer.tar"):
+            if not member.isfile() or tar.extractfile(member).read(2) != b"\x1f\x8b":
                 continue
             packed, plain = hashlib.sha256(), hashlib.sha256()
             chunks = queue.Queue(8)
@@ -242,24 +242,40 @@ def decode(archive):
     return digests
 
 
+def unpacking(layers, tree):
+    """The command that unpacks LAYERS, plain tars, into TREE and syncs it."""
+    script = " && ".join(f"tar -xpf '{layer}' --numeric-owner -C '{tree}'" for layer in layers)
+    return ["sh", "-c", f"{script} && sync --file-system '{tree}'"]
+
+
+def decoding(archive):
+    """The command that does what `decode` says."""
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import measure; measure.decode(sys.argv[2])"
+    return ["python3", "-B", "-c", script, os.path.dirname(os.path.abspath(__file__)), archive]
+
+
+def together(*commands):
+    """Milliseconds until the last of COMMANDS, all begun at once, has ended."""
+    start = time.monotonic()
+    others = [subprocess.Popen(command, stdin=subprocess.DEVNULL) for command in commands[1:]]
+    Ran(commands[0])
+    for command, other in zip(commands[1:], others, strict=True):
+        if other.wait():
+            raise Failed(f"`{command[0]}` ended with status {other.returncode}")
+    return (time.monotonic() - start) * 1000
+
+
 def load_floor(image, tree):
     """The least that a load can be: `tar -x` of the plain layers into TREE, decompression and
     sha256. Each alone, and both at once; the last is the limit (ms)."""
     layers = sorted(os.path.join(image, name) for name in os.listdir(image) if name.startswith("layer"))
-    for path in [*layers, os.path.join(image, "docker.tar")]:
+    archive = os.path.join(image, "docker.tar")
+    for path in [*layers, archive]:
         warm(path)
-    script = " && ".join(f"tar -xpf '{layer}' --numeric-owner -C '{tree}'" for layer in layers)
-    unpack = ["sh", "-c", f"{script} && sync --file-system '{tree}'"]
-    decoder = ["python3", "-B", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import measure; measure.decode(sys.argv[2])",
-               os.path.dirname(os.path.abspath(__file__)), os.path.join(image, "docker.tar")]
+    unpack, decoder = unpacking(layers, tree), decoding(archive)
     tar_ms = Ran(unpack).ms
     decode_ms = Ran(decoder).ms
     # Into an empty tree again, for the overlapped run.
     subprocess.run(["find", tree, "-mindepth", "1", "-delete"], check=True)
     sync(tree)
-    start = time.monotonic()
-    other = subprocess.Popen(decoder)
-    Ran(unpack)
-    if other.wait():
-        raise Failed("decompressing the layers failed")
-    return {"tar_ms": tar_ms, "decode_ms": decode_ms, "overlapped_ms": (time.monotonic() - start) * 1000}
+    return {"tar_ms": tar_ms, "decode_ms": decode_ms, "overlapped_ms": together(unpack, decoder)}

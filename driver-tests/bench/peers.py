@@ -79,6 +79,16 @@ class Peer:
             raise Failed(f"{command[0]} didn't start: {log.read()[-400:].strip()}")
 
 
+class Pulling:
+    """What Docker and podman have in common once they have pulled."""
+
+    def image_id(self, reference):
+        return Ran([*self.client, "image", "inspect", "-f", "{{.Id}}", reference]).text
+
+    def unload(self, reference):
+        Ran([*self.client, "rmi", reference])
+
+
 class Editable:
     """What Docker and podman have in common for the table `changes`."""
 
@@ -99,7 +109,7 @@ class Editable:
         """Give back what `root_of` needed."""
 
 
-class Docker(Editable, Peer):
+class Docker(Editable, Pulling, Peer):
     program = "docker"
     # More arguments of the daemon.
     flags = ()
@@ -114,6 +124,10 @@ class Docker(Editable, Peer):
 
     def load(self, archive):
         return Ran([*self.client, "load", "-q", "-i", archive])
+
+    def pull(self, reference):
+        # On loopback it asks without TLS by itself.
+        return Ran([*self.client, "pull", "-q", reference])
 
     def create(self, name):
         return Ran([*self.client, "create", "--network", "none", "--name", name, "bench:latest"])
@@ -132,7 +146,7 @@ class Docker(Editable, Peer):
             return f"{data}/{self.driver}/subvolumes/{file.read()}"
 
 
-class Podman(Editable, Peer):
+class Podman(Editable, Pulling, Peer):
     program = "podman"
     archive = "oci.tar"
 
@@ -143,6 +157,9 @@ class Podman(Editable, Peer):
 
     def load(self, archive):
         return Ran([*self.client, "load", "-q", "-i", archive])
+
+    def pull(self, reference):
+        return Ran([*self.client, "pull", "-q", "--tls-verify=false", reference])
 
     def create(self, name):
         return Ran([*self.client, "create", "--network", "none", "--name", name, "docker.io/library/bench:latest"])
