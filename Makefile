@@ -19,8 +19,8 @@ demo: ## Build all of it and run five containers of a real nginx image (needs ro
 test: ## Run every test suite on real loop devices (needs root)
 	@driver-tests/tools/test.sh
 
-test-registry: ## Pull from Debian's docker-registry: plain, with TLS, passwords and tokens (needs root)
-	@driver-tests/registry/run.sh
+test-registry: ## Pull from Debian's docker-registry what skopeo, podman, buildah and Docker push: LANE=token QUICK=1 (needs root)
+	@driver-tests/registry/run.sh $(if $(QUICK),--quick) $(if $(LANE),--lane $(LANE))
 
 test-clients: ## Have real podman and Docker load, run and save again what `save` wrote (needs root)
 	@driver-tests/clients/save.sh
