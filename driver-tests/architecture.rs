@@ -277,7 +277,6 @@ fn every_durable_call_has_a_failpoint() {
         "snap_destroy_v2",
         "subvol_setflags",
         "qgroup_create",
-        "qgroup_assign",
         "qgroup_limit",
         "quota_ctl",
     ];

@@ -17,6 +17,7 @@ mod world;
 mod verbs;
 
 mod ending;
+mod groups;
 mod store;
 
 for_each_table!(crate::ending::each);

@@ -87,7 +87,7 @@ impl Btrfs {
         for (id, info) in self.groups()? {
             let mut left = 0_usize;
             for member in members.remove(&info.id).unwrap_or_default() {
-                left += usize::from(!self.drop_member(member, info.id)?);
+                left += usize::from(!self.drop_member(member)?);
             }
             if left == 0 && !live.contains(&id) && self.remove_group(info.id)? {
                 dropped += 1;
@@ -96,17 +96,13 @@ impl Btrfs {
         Ok(dropped)
     }
 
-    /// Drop a subvolume's group if the subvolume is gone and nothing is charged to it; whether it is dropped.
-    fn drop_member(&self, member: u64, group: u64) -> Result<bool> {
+    /// Drop a subvolume's group if the subvolume is gone and nothing is charged to it; whether it is dropped. The kernel
+    /// takes it out of ours by the same transaction: taken out first, nobody would know whose it is if we died then.
+    fn drop_member(&self, member: u64) -> Result<bool> {
         if self.is_charged(member)? || self.has_subvolume(member)? {
             return Ok(false);
         }
-        match qgroup::unassign(&self.fd, member, group) {
-            Ok(()) | Err(Errno::ENOENT) => {}
-            Err(e) => return Err(e).context(|| self.call("BTRFS_IOC_QGROUP_ASSIGN")),
-        }
-        self.remove_group(member)?;
-        Ok(true)
+        Ok(self.remove_group(member)? || self.qgroup_infos(member..=member)?.is_empty())
     }
 
     /// Whether anything was charged to a group as of the last commit.
@@ -118,7 +114,7 @@ impl Btrfs {
         search::has_root(&self.fd, id).context(|| self.call("BTRFS_IOC_TREE_SEARCH_V2"))
     }
 
-    /// Remove a quota group; `false` if the kernel still needs it.
+    /// Remove a quota group; `false` if the kernel still needs it, or has removed it.
     fn remove_group(&self, id: u64) -> Result<bool> {
         match qgroup::remove(&self.fd, id) {
             Ok(()) => Ok(true),

@@ -94,19 +94,6 @@ pub fn remove(any: &BtrfsFd, id: u64) -> nix::Result<()> {
     Ok(())
 }
 
-/// `BTRFS_IOC_QGROUP_ASSIGN` (linux/btrfs.h): `member` is no longer in `group`. With full quotas the numbers may be
-/// wrong from then on.
-///
-/// # Errors
-/// ENOENT if it isn't, or one of them doesn't exist; ENOTCONN if quotas are off.
-pub fn unassign(any: &BtrfsFd, member: u64, group: u64) -> nix::Result<()> {
-    durable::step("unassign", Path::new("group"))?;
-    let args = raw::QgroupAssignArgs { assign: 0, src: member, dst: group };
-    // SAFETY: the kernel reads one btrfs_ioctl_qgroup_assign_args.
-    unsafe { raw::qgroup_assign(any.raw(), &raw const args) }?;
-    Ok(())
-}
-
 /// Which of a group's two numbers a limit is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitOn {

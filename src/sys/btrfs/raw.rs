@@ -123,14 +123,6 @@ pub(super) struct QgroupLimitArgs {
     pub(super) lim: QgroupLimit,
 }
 
-/// `struct btrfs_ioctl_qgroup_assign_args`: `src` is the member, `dst` its group.
-#[repr(C)]
-pub(super) struct QgroupAssignArgs {
-    pub(super) assign: u64,
-    pub(super) src: u64,
-    pub(super) dst: u64,
-}
-
 /// `struct btrfs_ioctl_qgroup_create_args`.
 #[repr(C)]
 pub(super) struct QgroupCreateArgs {
@@ -308,7 +300,6 @@ const _: () = {
     assert!(size_of::<QgroupLimit>() == 40);
     assert!(size_of::<QgroupInherit>() == 72 + 8);
     assert!(size_of::<QgroupLimitArgs>() == 48);
-    assert!(size_of::<QgroupAssignArgs>() == 24);
     assert!(size_of::<QgroupCreateArgs>() == 16);
     assert!(size_of::<QuotaCtlArgs>() == 16);
     assert!(size_of::<QuotaRescanArgs>() == 64);
@@ -342,7 +333,6 @@ nix::ioctl_read!(fs_info, MAGIC, 31, FsInfoArgs);
 nix::ioctl_readwrite!(balance_v2, MAGIC, 32, BalanceIoctlArgs);
 nix::ioctl_write_ptr!(send, MAGIC, 38, SendArgs);
 nix::ioctl_readwrite!(quota_ctl, MAGIC, 40, QuotaCtlArgs);
-nix::ioctl_write_ptr!(qgroup_assign, MAGIC, 41, QgroupAssignArgs);
 nix::ioctl_write_ptr!(qgroup_create, MAGIC, 42, QgroupCreateArgs);
 nix::ioctl_read!(qgroup_limit, MAGIC, 43, QgroupLimitArgs);
 nix::ioctl_write_ptr!(quota_rescan, MAGIC, 44, QuotaRescanArgs);
@@ -366,7 +356,6 @@ mod tests {
         assert_eq!(size_of::<QgroupLimit>(), size_of::<k::btrfs_qgroup_limit>());
         assert_eq!(size_of::<QgroupInherit>(), size_of::<k::btrfs_qgroup_inherit>() + 8);
         assert_eq!(size_of::<QgroupLimitArgs>(), size_of::<k::btrfs_ioctl_qgroup_limit_args>());
-        assert_eq!(size_of::<QgroupAssignArgs>(), size_of::<k::btrfs_ioctl_qgroup_assign_args>());
         assert_eq!(size_of::<QgroupCreateArgs>(), size_of::<k::btrfs_ioctl_qgroup_create_args>());
         assert_eq!(size_of::<QuotaCtlArgs>(), size_of::<k::btrfs_ioctl_quota_ctl_args>());
         assert_eq!(size_of::<QuotaRescanArgs>(), size_of::<k::btrfs_ioctl_quota_rescan_args>());
@@ -419,7 +408,6 @@ mod tests {
             (request_code_read!(MAGIC, 31, size_of::<FsInfoArgs>()), op::BTRFS_IOC_FS_INFO),
             (request_code_write!(MAGIC, 38, size_of::<SendArgs>()), op::BTRFS_IOC_SEND),
             (request_code_readwrite!(MAGIC, 40, size_of::<QuotaCtlArgs>()), op::BTRFS_IOC_QUOTA_CTL),
-            (request_code_write!(MAGIC, 41, size_of::<QgroupAssignArgs>()), op::BTRFS_IOC_QGROUP_ASSIGN),
             (request_code_write!(MAGIC, 42, size_of::<QgroupCreateArgs>()), op::BTRFS_IOC_QGROUP_CREATE),
             (request_code_read!(MAGIC, 43, size_of::<QgroupLimitArgs>()), op::BTRFS_IOC_QGROUP_LIMIT),
             (request_code_write!(MAGIC, 44, size_of::<QuotaRescanArgs>()), op::BTRFS_IOC_QUOTA_RESCAN),
