@@ -19,7 +19,7 @@ demo: ## Build all of it and run five containers of a real nginx image (needs ro
 test: ## Run every test suite on real loop devices (needs root)
 	@driver-tests/tools/test.sh
 
-test-registry: ## Pull from Debian's docker-registry what skopeo, podman, buildah and Docker push: LANE=token QUICK=1 (needs root)
+test-registry: ## Pull from Debian's docker-registry, and push to it, with skopeo, podman, buildah and Docker: LANE=token QUICK=1 (needs root)
 	@driver-tests/registry/run.sh $(if $(QUICK),--quick) $(if $(LANE),--lane $(LANE))
 
 test-clients: ## Have real podman and Docker load, run and save again what `save` wrote (needs root)

@@ -1,4 +1,4 @@
-//! `pull` against registries on loopback that the tests make up: good ones, and ones that misbehave.
+//! `pull` and `push` against registries on loopback that the tests make up: good ones, and ones that misbehave.
 //!
 //! `make test-registry` has Debian's docker-registry, with logins and TLS.
 
@@ -10,6 +10,10 @@ mod world;
 mod fetching;
 mod ground;
 mod logins;
+mod pushing;
+mod pushing_ways;
 mod refused;
+mod refusing;
 mod routes;
 mod server;
+mod taking;

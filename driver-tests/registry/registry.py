@@ -1,4 +1,4 @@
-"""`reflinkd pull` from Debian's docker-registry: what skopeo pushed there is what is here, whatever the registry asks for.
+"""`reflinkd pull` from Debian's docker-registry and `push` to it: what skopeo pushed there is what is here, and the other way round.
 
 One line for each step. The first that fails ends the test, with the end of the registry's log.
 """
@@ -292,9 +292,74 @@ def pulls(lane, work):
     step("nothing is left")
 
 
+def pushes(lane, work):
+    """What is the same of all registries: what is pushed there is what skopeo finds, and what is pulled again."""
+    one, many = work / "push-one", work / "push-many"
+    layout, index = Layout(one, [ARCHITECTURE]), Layout(many, ["s390x", ARCHITECTURE])
+    blobs = json.loads((one / "blobs/sha256" / layout.top.split(":")[1]).read_text())["layers"]
+    lane.push(one, "push/one:v1")
+    lane.push(many, "push/many:v1", "--multi-arch=all")
+    storage = lane.registry.directory / "blobs/docker/registry/v2/repositories"
+
+    def raw(name):
+        return lane.skopeo("inspect", "--raw", f"docker://{lane.name(name)}")
+
+    def digest(name):
+        return json.loads(lane.skopeo("inspect", f"docker://{lane.name(name)}"))["Digest"]
+
+    lane.reflinkd("pull", lane.name("push/one:v1"))
+    said = lane.reflinkd("push", lane.name("push/one:v1"), lane.name("push/two:v2"))
+    expect(said.split()[:3], ["v2:", "digest:", layout.top], "what is said of the push")
+    expect(digest("push/two:v2"), layout.top, "the digest that skopeo finds")
+    for blob in blobs:
+        expect((storage / "push/two/_layers/sha256" / blob["digest"].split(":")[1] / "link").exists(), True, "a mounted layer")
+    step("a pulled image is pushed with its digest")
+    with Registry(lane.options.programs, work / "second") as second:
+        elsewhere = f"{second.address}/other/one:v1"
+        said = lane.reflinkd("push", lane.name("push/one:v1"), elsewhere)
+        expect(said.split()[2], layout.top, "the digest in another registry")
+        sh("skopeo", "--insecure-policy", "copy", "--src-tls-verify=false", f"docker://{elsewhere}", f"oci:{work / 'second-out'}:it",
+           env=lane.environment)
+    step("also to another registry, from where skopeo copies it")
+    lane.reflinkd("create", "--image", lane.name("push/one:v1"), "changed")
+    (Path(lane.reflinkd("mount", "changed")) / "etc/own").write_text("own")
+    lane.reflinkd("commit", "changed", lane.name("push/own:v1"))
+    lane.reflinkd("rm", "changed")
+    lane.reflinkd("push", lane.name("push/own:v1"))
+    own = lane.image_id(lane.name("push/own:v1"))
+    pushed = json.loads(raw("push/own:v1"))
+    expect([layer["digest"] for layer in pushed["layers"]][:3], [blob["digest"] for blob in blobs], "the base's layers")
+    expect((pushed["config"]["digest"], len(pushed["layers"])), (own, 4), "configuration and layers")
+    first = digest("push/own:v1")
+    expect(lane.reflinkd("push", lane.name("push/own:v1")).split()[2], first, "the digest of another push")
+    step("of a committed one the base's layers are what they were")
+    lane.reflinkd("push", "--compress", "zstd", lane.name("push/own:v1"), lane.name("push/own:zstd"))
+    lane.skopeo("copy", f"docker://{lane.name('push/own:zstd')}", f"oci:{work / 'zstd-out'}:it", side="src-")
+    lane.remove_images()
+    for tag in ("v1", "zstd"):
+        lane.reflinkd("pull", lane.name(f"push/own:{tag}"))
+        expect(lane.image_id(lane.name(f"push/own:{tag}")), own, "the ID of what is pulled again")
+        expect(lane.file(lane.name(f"push/own:{tag}"), "etc/own"), b"own", "a file of it")
+    step("pulled again, gzip and zstd, it is the same image; skopeo copies it")
+    lane.reflinkd("pull", lane.name("push/many:v1"))
+    lane.reflinkd("push", "--all-platforms", lane.name("push/many:v1"), lane.name("push/all:v1"))
+    expect(f"sha256:{hashlib.sha256(raw('push/all:v1').encode()).hexdigest()}", index.top, "the digest of the index")
+    lane.skopeo("copy", "--multi-arch=all", f"docker://{lane.name('push/all:v1')}", f"oci:{work / 'all-out'}:it", side="src-")
+    step("an index goes with all its machines")
+    lane.remove_images()
+    lane.reflinkd("gc")
+    expect(sorted(os.listdir(lane.root / "blobs/sha256")), [], "blobs")
+    left = [path for path in storage.glob("**/_uploads/*")]
+    expect(left, [], "uploads that were begun and not ended")
+    lane.reflinkd("destroy", "--yes")
+    step("nothing is left, here and there")
+
+
 def plain(options, fs, work):
     with Registry(options.programs, work / "registry") as registry:
-        pulls(Lane(options, fs, registry, False), work)
+        lane = Lane(options, fs, registry, False)
+        pulls(lane, work)
+        pushes(lane, work)
 
 
 def tls(options, fs, work):
@@ -306,6 +371,7 @@ def tls(options, fs, work):
         step("a certificate of nobody is refused")
         lane.believe()
         pulls(lane, work)
+        pushes(lane, work)
 
 
 def logged_in(lane, work):
@@ -323,6 +389,7 @@ def logged_in(lane, work):
        env=lane.environment)
     step("`skopeo login` wrote a right one")
     pulls(lane, work)
+    pushes(lane, work)
 
 
 def htpasswd(options, fs, work):
@@ -350,6 +417,9 @@ def token(options, fs, work):
             for scope in ("repository:team/one:pull", "repository:team/many:pull"):
                 expect(scope in asked, True, f"{scope} among {asked}")
             step("tokens are asked for one repository, to pull")
+            for scope in ("repository:push/two:pull,push", "repository:push/one:pull"):
+                expect(scope in server.scopes, True, f"{scope} among {server.scopes}")
+            step("and for another one to push, with the one to mount from")
     finally:
         server.close()
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Behind `make test-registry`: `reflinkd pull` from Debian's docker-registry, which skopeo, podman, buildah and Docker fill.
+# Behind `make test-registry`: `reflinkd pull` from Debian's docker-registry and `push` to it, which skopeo, podman, buildah and Docker fill.
 #
 #   run.sh [--quick] [--lane plain|tls|htpasswd|token|clients]
 #

@@ -19,11 +19,27 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What was asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
+    pub(crate) method: String,
     /// With the query.
     pub(crate) path: String,
     /// By names in lower case.
     pub(crate) headers: BTreeMap<String, String>,
+    /// As text, and as it came.
     pub(crate) body: String,
+    pub(crate) bytes: Arc<Vec<u8>>,
+}
+
+/// What happens to a request whose head was read, and whose body wasn't.
+#[derive(Debug, Clone)]
+pub(crate) enum Early {
+    /// It is read.
+    Read,
+    /// So much of it is; then the connection breaks.
+    Break(usize),
+    /// It is answered, and the connection closed.
+    Refuse(Reply),
+    /// Nothing happens.
+    Stall,
 }
 
 impl Asked {
@@ -112,6 +128,7 @@ impl Reply {
 }
 
 type Answering = dyn Fn(&Asked) -> Reply + Send + Sync;
+type Looking = dyn Fn(&Asked) -> Early + Send + Sync;
 
 /// A server; ended with all its connections when dropped.
 pub(crate) struct Server {
@@ -122,6 +139,7 @@ pub(crate) struct Server {
 
 struct Shared {
     answer: Box<Answering>,
+    early: Box<Looking>,
     tls: Option<Arc<ServerConfig>>,
     asked: Mutex<Vec<Asked>>,
     stopped: AtomicBool,
@@ -137,10 +155,19 @@ impl Server {
         tls: Option<Arc<ServerConfig>>,
         answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
     ) -> Self {
+        Self::start_looking(tls, |_| Early::Read, answer)
+    }
+
+    /// One that looks at each request before it reads its body.
+    pub(crate) fn start_looking(
+        tls: Option<Arc<ServerConfig>>,
+        early: impl Fn(&Asked) -> Early + Send + Sync + 'static,
+        answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
         let address = listener.local_addr().expect("an address");
         let (asked, open, stopped) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
-        let shared = Arc::new(Shared { answer: Box::new(answer), tls, asked, stopped, open });
+        let shared = Arc::new(Shared { answer: Box::new(answer), early: Box::new(early), tls, asked, stopped, open });
         let of_thread = Arc::clone(&shared);
         let accepting = std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -174,6 +201,11 @@ impl Server {
     /// How often something whose path has this was asked for.
     pub(crate) fn count(&self, part: &str) -> usize {
         self.asked().iter().filter(|asked| asked.path.contains(part)).count()
+    }
+
+    /// How often that was done to something whose path has this.
+    pub(crate) fn count_of(&self, method: &str, part: &str) -> usize {
+        self.asked().iter().filter(|asked| asked.method == method && asked.path.contains(part)).count()
     }
 }
 
@@ -211,7 +243,28 @@ impl Shared {
 
     fn converse(&self, wire: Box<dyn Wire>) -> io::Result<()> {
         let mut wire = BufReader::new(wire);
-        while let Some(asked) = read_request(&mut wire)? {
+        while let Some(mut asked) = read_head(&mut wire)? {
+            let length = asked.header("content-length").parse().unwrap_or(0);
+            match (self.early)(&asked) {
+                Early::Read => {
+                    if asked.header("expect") == "100-continue" {
+                        wire.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+                        wire.get_mut().flush()?;
+                    }
+                    let mut body = vec![0; length];
+                    wire.read_exact(&mut body)?;
+                    asked.body = String::from_utf8_lossy(&body).into_owned();
+                    asked.bytes = Arc::new(body);
+                }
+                early => {
+                    self.asked.lock().expect("lock").push(asked);
+                    return match early {
+                        Early::Break(after) => wire.read_exact(&mut vec![0; after.min(length)]),
+                        Early::Refuse(reply) => self.write(wire.get_mut(), &reply).map(drop),
+                        _ => self.stall().map(drop),
+                    };
+                }
+            }
             self.asked.lock().expect("lock").push(asked.clone());
             let reply = (self.answer)(&asked);
             if !self.write(wire.get_mut(), &reply)? {
@@ -285,24 +338,28 @@ impl Shared {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
         206 => "Partial Content",
         401 => "Unauthorized",
         403 => "Forbidden",
+        400 => "Bad Request",
         404 => "Not Found",
+        413 => "Payload Too Large",
         429 => "Too Many Requests",
         503 => "Service Unavailable",
         _ => "Something",
     }
 }
 
-fn read_request(wire: &mut impl BufRead) -> io::Result<Option<Asked>> {
+fn read_head(wire: &mut impl BufRead) -> io::Result<Option<Asked>> {
     let mut line = String::new();
     if wire.read_line(&mut line)? == 0 {
         return Ok(None);
     }
     let mut words = line.split_whitespace();
     let mut next = || words.next().unwrap_or_default().to_string();
-    let (_method, path) = (next(), next());
+    let (method, path) = (next(), next());
     let mut headers = BTreeMap::new();
     loop {
         let mut line = String::new();
@@ -310,15 +367,12 @@ fn read_request(wire: &mut impl BufRead) -> io::Result<Option<Asked>> {
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         headers.insert(name.to_lowercase(), value.trim().to_string());
     }
-    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-    let mut body = vec![0; length];
-    wire.read_exact(&mut body)?;
-    Ok(Some(Asked { path, headers, body: String::from_utf8_lossy(&body).into_owned() }))
+    Ok(Some(Asked { method, path, headers, body: String::new(), bytes: Arc::default() }))
 }
 
 /// What a good registry has, by path, with its media type.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Content(BTreeMap<String, (String, Vec<u8>)>);
+pub(crate) struct Content(pub(crate) BTreeMap<String, (String, Vec<u8>)>);
 
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";

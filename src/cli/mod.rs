@@ -64,6 +64,7 @@ enum Command {
     Rm(c::rm::Rm),
     // Images
     Pull(c::pull::Pull),
+    Push(c::push::Push),
     Load(c::load::Load),
     Import(c::import::Import),
     Save(c::save::Save),
@@ -156,6 +157,7 @@ impl Cli {
             Command::Reset(args) => args.run(&engine, out),
             Command::Rm(args) => args.run(&engine, out),
             Command::Pull(args) => args.run(&engine, out),
+            Command::Push(args) => args.run(&engine, out),
             Command::Load(args) => args.run(&engine, out),
             Command::Import(args) => args.run(&engine, out),
             Command::Save(args) => args.run(&engine),
@@ -187,7 +189,7 @@ impl Cli {
 impl Command {
     /// Whether there is no room in the store if there is none for it.
     fn writes_to_the_store(&self) -> bool {
-        self.leaves_work() || matches!(self, Self::Tag(_) | Self::Rename(_) | Self::Update(_))
+        self.leaves_work() || matches!(self, Self::Push(_) | Self::Tag(_) | Self::Rename(_) | Self::Update(_))
     }
 
     /// Whether it may leave something to do for whoever tends the store.

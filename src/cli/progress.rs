@@ -1,4 +1,4 @@
-//! How a load or a pull goes on: a bar per layer on a terminal, plain lines elsewhere. On standard error.
+//! How a load, a pull or a push goes on: a bar per layer on a terminal, plain lines elsewhere. On standard error.
 #![allow(clippy::print_stderr)]
 
 use std::collections::HashMap;
@@ -10,16 +10,16 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::format::size;
-use crate::engine::check;
 use crate::engine::load::Progress;
+use crate::engine::{check, push};
 
 /// A layer's bar, the counter that it follows, and whether that is the last one.
 type Watched = (ProgressBar, Arc<AtomicU64>, bool);
 
 /// Bars or lines.
 pub(super) struct Layers {
-    /// Whether each layer keeps its line from the beginning, as Docker's do that are pulled.
-    pulling: bool,
+    /// Whether each layer keeps its line from the beginning, as Docker's do that are pulled or pushed.
+    keeping: bool,
     bars: Option<MultiProgress>,
     watched: Arc<Mutex<HashMap<String, Watched>>>,
     done: Arc<AtomicBool>,
@@ -36,12 +36,17 @@ impl Layers {
         Self::start(quiet, true)
     }
 
-    fn start(quiet: bool, pulling: bool) -> Option<Self> {
+    /// Of a push; `quiet` shows nothing.
+    pub(super) fn pushing(quiet: bool) -> Option<Self> {
+        Self::start(quiet, true)
+    }
+
+    fn start(quiet: bool, keeping: bool) -> Option<Self> {
         if quiet {
             return None;
         }
         let layers = Self {
-            pulling,
+            keeping,
             bars: std::io::stderr().is_terminal().then(MultiProgress::new),
             watched: Arc::default(),
             done: Arc::default(),
@@ -62,7 +67,7 @@ impl Layers {
 
     /// What a layer comes to, in its own line if it has one.
     fn say(&self, layer: &str, what: &str) {
-        if let (true, Some(bars)) = (self.pulling, &self.bars) {
+        if let (true, Some(bars)) = (self.keeping, &self.bars) {
             let bar = self.take(layer).unwrap_or_else(|| bars.add(ProgressBar::new(0)));
             bar.set_style(style("{msg}"));
             return bar.finish_with_message(format!("{layer}: {what}"));
@@ -132,14 +137,14 @@ impl Progress for Layers {
     }
 
     fn started(&self, layer: &str, total: Option<u64>, read: &Arc<AtomicU64>) {
-        let look = match (total, self.pulling) {
+        let look = match (total, self.keeping) {
             (Some(_), true) => "{msg}: Extracting  {bar:30} {decimal_bytes}/{decimal_total_bytes}",
             (Some(_), false) => "{msg}: {bar:40} {decimal_bytes}/{decimal_total_bytes}",
             (None, _) => "{msg}: {decimal_bytes} {spinner}",
         };
         self.watch(layer, look, total, read, true);
         // What is pulled has its lines already.
-        if !self.pulling {
+        if !self.keeping {
             let of = total.map(|total| format!(" {}", size(total)));
             self.say_plainly(layer, &format!("Loading{}", of.unwrap_or_default()));
         }
@@ -150,7 +155,31 @@ impl Progress for Layers {
     }
 
     fn finished(&self, layer: &str) {
-        self.say(layer, if self.pulling { "Pull complete" } else { "Load complete" });
+        self.say(layer, if self.keeping { "Pull complete" } else { "Load complete" });
+    }
+}
+
+impl push::Progress for Layers {
+    fn preparing(&self, layer: &str) {
+        self.watch(layer, "{msg}: Preparing", None, &Arc::default(), false);
+        self.say_plainly(layer, "Preparing");
+    }
+
+    fn pushing(&self, layer: &str, total: u64, sent: &Arc<AtomicU64>) {
+        let look = "{msg}: Pushing {bar:30} {decimal_bytes}/{decimal_total_bytes}";
+        self.watch(layer, look, Some(total), sent, false);
+    }
+
+    fn pushed(&self, layer: &str) {
+        self.say(layer, "Pushed");
+    }
+
+    fn exists(&self, layer: &str) {
+        self.say(layer, "Layer already exists");
+    }
+
+    fn mounted(&self, layer: &str, from: &str) {
+        self.say(layer, &format!("Mounted from {from}"));
     }
 }
 

@@ -54,7 +54,8 @@ impl Engine {
             self.guard_host()?;
             let from = self.find_tree(&wanted.container)?;
             refuse_view(&from)?;
-            let parent = self.image_config_bytes(&self.container_of(&from)?.image_id)?;
+            let image_id = self.container_of(&from)?.image_id;
+            let parent = self.image_config_bytes(&image_id)?;
             let commit = Commit { message: &wanted.message, author: &wanted.author, changes: &wanted.changes };
             let config = |diff_id| ImageConfig::with_layer(&parent, diff_id, &commit);
             // A bad instruction is found before anything is done.
@@ -66,12 +67,16 @@ impl Engine {
             let diff_id = layer.as_ref().and_then(Record::layer).map(|layer| layer.diff_id.parse()).transpose()?;
             let config = config(diff_id)?;
             let names: Vec<_> = wanted.image.iter().cloned().collect();
+            let base = self.store.images()?.into_iter().find(|image| image.id == image_id);
             let image = self.put_image(&NewImage {
                 id: Digest::of(&config),
                 config: &config,
                 manifest: None,
                 top: layer.map_or(from.parent, |layer| Some(layer.uuid)),
                 names: &names,
+                index: None,
+                // Its base's layers are where they were.
+                blobs: base.map_or_else(Vec::new, |base| base.blobs),
             })?;
             drop(loading);
             Ok(Committed { image, warnings })

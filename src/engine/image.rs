@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::Engine;
 use crate::oci::{Digest, ImageConfig, Reference};
-use crate::store::{Image, Record, TreeKind};
+use crate::store::{Image, ImageIndex, LayerBlob, Record, TreeKind};
 use crate::{Context, Error, Kind, Result};
 
 /// An image with what its users ask for.
@@ -203,6 +203,9 @@ impl Engine {
         if let Some((digest, bytes)) = &new.manifest {
             guard.put_blob(&digest.hex(), bytes)?;
         }
+        if let Some((digest, bytes, _)) = &new.index {
+            guard.put_blob(&digest.hex(), bytes)?;
+        }
         let (now, named) = (jiff::Timestamp::now(), guard.time()?);
         let known = guard.list()?.into_iter().find(|image| image.id == new.id.to_string());
         let mut image = known.unwrap_or_else(|| Image {
@@ -212,11 +215,17 @@ impl Engine {
             top: new.top,
             loaded: now,
             names: BTreeMap::new(),
+            index: None,
+            blobs: Vec::new(),
         });
         image.top = new.top;
         if let Some((digest, _)) = &new.manifest {
             image.manifest = Some(digest.to_string());
         }
+        if let Some((digest, _, repository)) = &new.index {
+            image.index = Some(ImageIndex { digest: digest.to_string(), repository: repository.clone() });
+        }
+        new.blobs.iter().for_each(|blob| image.remember(blob));
         image.names.extend(new.names.iter().map(|name| (name.canonical(), named)));
         guard.put(&image)?;
         Ok(image)
@@ -264,6 +273,10 @@ pub(super) struct NewImage<'a> {
     pub manifest: Option<(Digest, &'a [u8])>,
     pub top: Option<Uuid>,
     pub names: &'a [Reference],
+    /// The index it came through, with its bytes and the repository that has it.
+    pub index: Option<(Digest, &'a [u8], String)>,
+    /// What is known of its layers' blobs.
+    pub blobs: Vec<LayerBlob>,
 }
 
 /// A name to give to an image: a tag is needed, a digest can't be given.

@@ -18,9 +18,11 @@ use super::{Engine, tree_at};
 use crate::backend::Access;
 use crate::layer::{self, IdMaps};
 use crate::oci::{
-    ChainId, DiffId, Expected, Input, LayerStream, Reference, Source, SourceImage, Verified, chain_ids,
+    ChainId, DiffId, Expected, Input, LayerStream, NamedDocument, Reference, Source, SourceImage, Verified, chain_ids,
 };
-use crate::store::{self, Content, Draft, Image, Layer, Lock, New, NewGroup, Owner, Record, State, TreeKind};
+use crate::store::{
+    self, Content, Draft, Image, Layer, LayerBlob, Lock, New, NewGroup, Owner, Record, State, TreeKind,
+};
 use crate::{Context, Error, Kind, Result};
 
 /// How often to try to clear up what a dead process left of a layer. Others may be at it.
@@ -62,6 +64,30 @@ pub(super) struct Incoming<'a> {
     pub(super) progress: &'a dyn Progress,
 }
 
+/// Where an image is fetched from.
+pub(super) struct Origin<'a> {
+    /// With its registry: `localhost:5000/team/app`.
+    pub(super) repository: String,
+    /// What it has under the name that was asked for.
+    pub(super) named: &'a NamedDocument,
+}
+
+impl Origin<'_> {
+    /// What it has of an image's layers.
+    fn blobs(&self, image: &SourceImage) -> Vec<LayerBlob> {
+        let known = image.layers.iter().filter_map(|layer| Some((layer.diff_id, layer.blob.as_ref()?)));
+        known
+            .map(|(diff_id, blob)| LayerBlob {
+                diff_id: diff_id.to_string(),
+                digest: blob.digest.to_string(),
+                media_type: blob.media_type.clone(),
+                size: blob.size,
+                repositories: vec![self.repository.clone()],
+            })
+            .collect()
+    }
+}
+
 impl Engine {
     /// Where an input that can't seek may be kept while it is read: on the store's own filesystem.
     #[must_use]
@@ -81,7 +107,7 @@ impl Engine {
     /// Load all images of a source.
     pub fn load(&self, source: &Source, progress: &dyn Progress) -> Result<Vec<Image>> {
         let one = |image: &SourceImage| {
-            self.load_image(image, &|at| source.layer_reader(&image.layers[at]), progress)
+            self.load_image(image, &|at| source.layer_reader(&image.layers[at]), None, progress)
                 .context(|| format!("cannot load image {}", describe(image)))
         };
         self.while_loading(|| source.images().iter().map(one).collect())
@@ -104,6 +130,7 @@ impl Engine {
         &self,
         image: &SourceImage,
         open: &OpenLayer<'_>,
+        origin: Option<&Origin<'_>>,
         progress: &dyn Progress,
     ) -> Result<Image> {
         // The kernel takes its time over a tree whose files are in memory: the next layer needn't wait for it.
@@ -116,6 +143,10 @@ impl Engine {
             manifest: image.manifest.as_ref().map(|(digest, bytes)| (*digest, bytes.as_slice())),
             top,
             names: &image.names,
+            index: origin.and_then(|origin| {
+                Some((origin.named.digest, origin.named.index.as_deref()?, origin.repository.clone()))
+            }),
+            blobs: origin.map_or_else(Vec::new, |origin| origin.blobs(image)),
         })
     }
 
@@ -329,6 +360,8 @@ impl Engine {
                 manifest: None,
                 top: Some(record.uuid),
                 names: &names,
+                index: None,
+                blobs: Vec::new(),
             })
         };
         self.while_loading(|| imported().context(|| "cannot import"))

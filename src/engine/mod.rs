@@ -37,6 +37,7 @@ pub mod load;
 pub mod open;
 pub mod pool;
 pub mod pull;
+pub mod push;
 pub mod quota;
 pub mod room;
 pub mod save;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::fetch::Fetch;
-use super::load::Progress;
+use super::load::{Origin, Progress};
 use crate::oci::{Digest, Reference, Source, SourceImage, SourceLayer, beyond, chain_ids};
 use crate::registry::Repository;
 use crate::store::{Image, Owner, TreeKind};
@@ -41,9 +41,10 @@ impl Engine {
     pub fn pull(&self, name: &Reference, progress: &dyn Progress) -> Result<Pulled> {
         (|| {
             let source = self.remote_source(name)?;
-            let (Some(image), Some(digest)) = (source.images().first(), source.named_digest()) else {
+            let (Some(image), Some(named)) = (source.images().first(), source.named()) else {
                 return Err(Error::new(Kind::BadInput, "it is no image"));
             };
+            let origin = Origin { repository: name.repository(), named };
             let _alone = self.wait_for_pulls(image)?;
             self.check_size(image)?;
             let up_to_date = self.is_known(image)?;
@@ -55,9 +56,9 @@ impl Engine {
                 let directory = self.spool_directory();
                 let room = || self.guard_host();
                 let fetch = Fetch::new(&source, image, &wanted, directory, progress, &room, self.cancellation());
-                fetch.during(|open| self.load_image(image, open, progress))
+                fetch.during(|open| self.load_image(image, open, Some(&origin), progress))
             })?;
-            Ok(Pulled { image, digest, up_to_date })
+            Ok(Pulled { image, digest: named.digest, up_to_date })
         })()
         // Whoever ends us is to hear of that, and not of what it broke.
         .map_err(|e| if self.is_cancelled() { Error::new(Kind::Interrupted, "interrupted") } else { e })

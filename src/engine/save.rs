@@ -26,7 +26,7 @@ struct Trees<'e> {
 }
 
 /// Where a layer's tar is to come from.
-struct Saved {
+pub(super) struct Saved {
     recipe: PathBuf,
     root: PathBuf,
     /// Of its tar, in bytes.
@@ -78,6 +78,22 @@ impl Engine {
 
     /// Find all layers of an image, and read its configuration.
     fn add_layers(&self, image: &Image, trees: &mut Trees<'_>) -> Result<TargetImage> {
+        let (config, chain) = self.layers_of(image)?;
+        let shown = shown(image);
+        for (diff_id, record) in &chain {
+            if !trees.layers.contains_key(diff_id) {
+                trees.layers.insert(*diff_id, self.layer_to_save(*diff_id, record, &shown)?);
+            }
+        }
+        let diff_ids = chain.into_iter().map(|(diff_id, _)| diff_id).collect();
+        Ok(TargetImage { config, diff_ids, names: Vec::new() })
+    }
+
+    /// The bytes of an image's configuration, and its layers, the lowest first: what it says they are, and their trees.
+    ///
+    /// # Errors
+    /// [`Kind::Damaged`] if either isn't what it was.
+    pub(super) fn layers_of(&self, image: &Image) -> Result<(Vec<u8>, Vec<(DiffId, Record)>)> {
         let config = self.image_config_bytes(&image.id)?;
         let damaged = |why: String| {
             Error::new(Kind::Damaged, why).with_hint("remove the image and load it again, to have it anew")
@@ -91,46 +107,63 @@ impl Engine {
         if !found.eq(diff_ids.iter().map(ToString::to_string)) {
             return Err(damaged("its layers are not those of its configuration".into()));
         }
-        let shown = image.names.keys().next().map_or_else(|| short(&image.id).to_string(), |name| familiar(name));
-        for (record, diff_id) in chain.iter().zip(&diff_ids) {
-            if !trees.layers.contains_key(diff_id) {
-                let layer = self.layer_to_save(record, &shown).context(|| format!("layer {}", diff_id.0.short()))?;
-                trees.layers.insert(*diff_id, layer);
-            }
-        }
-        Ok(TargetImage { config, diff_ids, names: Vec::new() })
+        Ok((config, diff_ids.into_iter().zip(chain).collect()))
     }
 
-    fn layer_to_save(&self, record: &Record, image: &str) -> Result<Saved> {
+    /// Where the tar of a layer is to come from. `image` includes it, for messages.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] for a layer without a recipe.
+    pub(super) fn layer_to_save(&self, diff_id: DiffId, record: &Record, image: &str) -> Result<Saved> {
         let recipe = store::recipe(&self.store.place(record.uuid));
         let size = match recipe::plain_size(&recipe) {
             Err(e) if e.kind() == Kind::NotFound => {
                 let why = "it was loaded by an older reflinkd, which kept no recipe of its tar";
-                return Err(Error::new(Kind::Unsupported, why).with_hint(format!(
+                Err(Error::new(Kind::Unsupported, why).with_hint(format!(
                     "remove all images with this layer (reflinkd rmi {image}) and load them again"
-                )));
+                )))
             }
-            size => size.map_err(|e| made_anew(e, image))?,
+            size => size.map_err(|e| made_anew(e, image)),
         };
+        let size = size.context(|| format!("layer {}", diff_id.0.short()))?;
         Ok(Saved { recipe, root: self.tree(record).root(), size, image: image.to_string() })
     }
+
+    /// Write a layer's tar. `spooled` says whether it goes into the store, where room is to be left.
+    ///
+    /// # Errors
+    /// [`Kind::Damaged`] if it isn't what it was; then it has been written all the same.
+    pub(super) fn restore_layer(
+        &self,
+        layer: DiffId,
+        saved: &Saved,
+        spooled: bool,
+        out: &mut dyn Write,
+    ) -> Result<()> {
+        let restored = || {
+            let mut out = Digesting::new(out);
+            let mut restore = |stop: &dyn Fn() -> bool| recipe::restore(&saved.recipe, &saved.root, &mut out, stop);
+            if spooled { self.while_room(restore) } else { restore(&|| self.is_cancelled()) }?;
+            let digest = out.into_inner().1.finish();
+            if digest == layer.0 {
+                return Ok(());
+            }
+            let (why, tree) = ("its tree was changed after it was loaded", saved.root.display());
+            Err(Error::new(Kind::Damaged, format!("{why}: from {tree} comes a tar with the digest {digest}")))
+        };
+        let context = || format!("layer {} of image {}", layer.0.short(), saved.image);
+        restored().map_err(|e| made_anew(e, &saved.image)).context(context)
+    }
+}
+
+/// What an image is called in messages.
+pub(super) fn shown(image: &Image) -> String {
+    image.names.keys().next().map_or_else(|| short(&image.id).to_string(), |name| familiar(name))
 }
 
 impl Trees<'_> {
     fn saved(&self, layer: DiffId) -> Result<&Saved> {
         self.layers.get(&layer).ok_or_else(|| Error::new(Kind::System, format!("layer {layer} was not looked for")))
-    }
-
-    fn restore(&self, layer: DiffId, saved: &Saved, out: &mut dyn Write) -> Result<()> {
-        let mut out = Digesting::new(out);
-        let mut restore = |stop: &dyn Fn() -> bool| recipe::restore(&saved.recipe, &saved.root, &mut out, stop);
-        if self.spooled { self.engine.while_room(restore) } else { restore(&|| self.engine.is_cancelled()) }?;
-        let digest = out.into_inner().1.finish();
-        if digest == layer.0 {
-            return Ok(());
-        }
-        let (why, tree) = ("its tree was changed after it was loaded", saved.root.display());
-        Err(Error::new(Kind::Damaged, format!("{why}: from {tree} comes a tar with the digest {digest}")))
     }
 }
 
@@ -140,10 +173,7 @@ impl Layers for Trees<'_> {
     }
 
     fn write(&self, layer: DiffId, out: &mut dyn Write) -> Result<()> {
-        let saved = self.saved(layer)?;
-        self.restore(layer, saved, out)
-            .map_err(|e| made_anew(e, &saved.image))
-            .context(|| format!("layer {} of image {}", layer.0.short(), saved.image))
+        self.engine.restore_layer(layer, self.saved(layer)?, self.spooled, out)
     }
 }
 

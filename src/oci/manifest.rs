@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::digest::{Digest, quoted};
 use super::json::{self, null_default};
+use super::limits::SourceLimits;
 use super::platform::Platform;
 use crate::{Error, Kind, Result};
 
@@ -31,6 +32,12 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// A blob of that form.
+    #[must_use]
+    pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
+        Self { media_type: media_type.to_string(), ..Self::bare(digest, size) }
+    }
+
     /// A blob that only its name and length are known of.
     pub(super) fn bare(digest: Digest, size: u64) -> Self {
         Self { media_type: String::new(), digest, size, platform: None, annotations: BTreeMap::new() }
@@ -97,6 +104,37 @@ pub(super) struct Index {
 pub(super) struct Manifest {
     pub(super) config: Descriptor,
     pub(super) layers: Vec<Descriptor>,
+}
+
+/// What a manifest or an index names, in its order.
+#[derive(Clone, Debug, Default)]
+pub struct Named {
+    /// Of what kind it is, by its own word or else by its shape.
+    pub media_type: String,
+    /// Manifests and indexes: those of an index.
+    pub manifests: Vec<Descriptor>,
+    /// Blobs: a manifest's configuration first, then its layers.
+    pub blobs: Vec<Descriptor>,
+}
+
+impl Named {
+    /// By a document that is kept or was fetched, within the limits on its shape.
+    ///
+    /// # Errors
+    /// [`Kind::BadInput`] for what is neither a manifest nor an index, [`Kind::Unsupported`] for other kinds of either.
+    pub fn by(bytes: &[u8], limits: &SourceLimits) -> Result<Self> {
+        json::check(bytes, limits)?;
+        let media_type = own_media_type(bytes)?;
+        match Media::of(&media_type) {
+            Media::Index => Ok(Self { manifests: Index::parse(bytes)?.manifests, media_type, blobs: Vec::new() }),
+            Media::Manifest => {
+                let Manifest { config, layers } = Manifest::parse(bytes)?;
+                let blobs = std::iter::once(config).chain(layers).collect();
+                Ok(Self { blobs, media_type, manifests: Vec::new() })
+            }
+            _ => Err(Error::new(Kind::Unsupported, format!("it is of an unknown kind ({})", quoted(&media_type)))),
+        }
+    }
 }
 
 /// Either, before it is known to be one of them.

@@ -53,6 +53,12 @@ impl Reference {
         &self.path
     }
 
+    /// The repository with its registry: `docker.io/library/nginx`. It is a name itself, with the default tag.
+    #[must_use]
+    pub fn repository(&self) -> String {
+        format!("{}/{}", self.domain, self.path)
+    }
+
     /// The tag. Not made up where the name has a digest.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {

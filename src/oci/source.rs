@@ -102,7 +102,15 @@ impl SourceLayer {
 pub struct Source {
     files: Files,
     images: Vec<SourceImage>,
-    named: Option<Digest>,
+    named: Option<NamedDocument>,
+}
+
+/// What a repository has under the name that was asked for.
+#[derive(Clone, Debug)]
+pub struct NamedDocument {
+    pub digest: Digest,
+    /// Its bytes, if it is an index: a manifest is its image's.
+    pub index: Option<Vec<u8>>,
 }
 
 impl Source {
@@ -151,14 +159,14 @@ impl Source {
     /// As of [`Source::open`], and the repository's own. The message doesn't have the name; the caller's does.
     pub fn remote(repository: Arc<dyn Remote>, name: &Reference, limits: &SourceLimits) -> Result<Self> {
         let files = Files::Remote(Arc::clone(&repository));
-        let (digest, image) = remote::image(&mut Loader::new(&files, limits), repository.as_ref(), name)?;
-        Ok(Self { files, images: vec![image], named: Some(digest) })
+        let (named, image) = remote::image(&mut Loader::new(&files, limits), repository.as_ref(), name)?;
+        Ok(Self { files, images: vec![image], named: Some(named) })
     }
 
-    /// Digest of the manifest or index that a repository has under the name: what `NAME@DIGEST` means there.
+    /// The manifest or index that a repository has under the name: what `NAME@DIGEST` means there.
     #[must_use]
-    pub fn named_digest(&self) -> Option<Digest> {
-        self.named
+    pub fn named(&self) -> Option<&NamedDocument> {
+        self.named.as_ref()
     }
 
     /// The images, at least one, in the input's order.

@@ -5,7 +5,8 @@
 //!              └ 401, WWW-Authenticate: Bearer realm="https://..." ─ GET realm ─ token
 //! ```
 //!
-//! The scope asked of a token server is always that of reading one repository, whatever the registry suggests.
+//! The scopes asked of a token server are what is to be done, whatever the registry suggests: reading one repository, or
+//! writing to it, and reading another where a blob is to be mounted from there.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,7 +15,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
 use super::endpoint::{Endpoint, Origin, Url};
-use super::http::{Http, Request};
+use super::http::{Content, Http, Request};
 use super::logins::{self, Login};
 use crate::oci::quoted;
 use crate::{Context, Error, Kind, Result};
@@ -22,9 +23,10 @@ use crate::{Context, Error, Kind, Result};
 /// Most bytes of a token server's answer.
 const MOST: u64 = 1 << 20;
 
-/// What one endpoint is shown.
-#[derive(Default)]
+/// What one endpoint is shown for some scopes.
 pub(super) struct Auth {
+    /// What a token is to be good for.
+    scopes: Vec<String>,
     shown: Mutex<Option<Shown>>,
 }
 
@@ -45,6 +47,10 @@ impl std::fmt::Debug for Auth {
 }
 
 impl Auth {
+    pub(super) fn for_scopes(scopes: Vec<String>) -> Self {
+        Self { scopes, shown: Mutex::default() }
+    }
+
     pub(super) fn shown(&self) -> Option<Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -58,7 +64,6 @@ impl Auth {
         http: &Http,
         endpoint: &Endpoint,
         origin: &Origin,
-        repository: &str,
         challenges: &[Challenge],
         before: Option<&str>,
     ) -> Result<()> {
@@ -67,10 +72,10 @@ impl Auth {
         if shown.as_ref().map(|shown| shown.value.as_str()) != before {
             return Ok(());
         }
-        let login = logins::find(&http.settings.logins, &endpoint.name, repository)?;
+        let login = logins::find(&http.settings.logins, &endpoint.name, &endpoint.repository)?;
         let find = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
         let value = if let Some(bearer) = find("bearer") {
-            format!("Bearer {}", token(http, (&endpoint.name, origin), repository, bearer, login.as_ref())?)
+            format!("Bearer {}", token(http, (&endpoint.name, origin), &self.scopes, bearer, login.as_ref())?)
         } else if find("basic").is_some() {
             match &login {
                 Some(Login::Password { user, password, .. }) => basic(user, password),
@@ -112,11 +117,11 @@ struct Token {
     access_token: Option<String>,
 }
 
-/// A token for reading the repository, from where the registry says.
+/// A token for these scopes, from where the registry says.
 fn token(
     http: &Http,
     (name, origin): (&str, &Origin),
-    repository: &str,
+    scopes: &[String],
     asked: &Challenge,
     login: Option<&Login>,
 ) -> Result<String> {
@@ -132,15 +137,15 @@ fn token(
         return Err(Error::new(Kind::Denied, why));
     }
     let service = asked.parameter("service").unwrap_or_default();
-    let scope = format!("repository:{repository}:pull");
-    let mut query = format!("scope={}", encoded(&scope));
-    if !service.is_empty() {
-        query = format!("service={}&{query}", encoded(service));
-    }
+    let service = if service.is_empty() { String::new() } else { format!("service={}&", encoded(service)) };
+    let scope = |scopes: &str| format!("scope={}", encoded(scopes));
+    let query = scopes.iter().map(|one| scope(one)).collect::<Vec<_>>().join("&");
+    let query = format!("{service}{query}");
     let form = match login {
         Some(Login::Identity { token, .. }) => {
-            let token = encoded(token);
-            Some(format!("grant_type=refresh_token&client_id=reflinkd&{query}&refresh_token={token}"))
+            // RFC 6749, 3.3: one parameter for all scopes.
+            let (token, scope) = (encoded(token), scope(&scopes.join(" ")));
+            Some(format!("grant_type=refresh_token&client_id=reflinkd&{service}{scope}&refresh_token={token}"))
         }
         _ => None,
     };
@@ -151,10 +156,15 @@ fn token(
     let joint = if realm.path.contains('?') { '&' } else { '?' };
     let path = if form.is_some() { realm.path.clone() } else { format!("{}{joint}{query}", realm.path) };
     let url = Url { path, origin: realm.origin };
-    let answer = http.steady(|| {
-        let (authorization, form) = (authorization.as_deref(), form.as_deref());
-        http.request(&Request { url: url.clone(), accept: "application/json", authorization, from: 0, form })
-    });
+    let content = form.as_deref().map_or(Content::Nothing, Content::Form);
+    let method = if form.is_some() { "POST" } else { "GET" };
+    let request = Request {
+        accept: "application/json",
+        authorization: authorization.as_deref(),
+        content,
+        ..Request::new(method)
+    };
+    let answer = http.steady(|| http.request(&url, &request)).map_err(|failure| failure.error);
     let answer = answer.context(|| format!("its token server {server}"))?;
     if answer.status() != 200 {
         let denied = matches!(answer.status(), 400 | 401 | 403);
@@ -173,7 +183,7 @@ fn token(
 }
 
 /// Text as a part of a query or form.
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }

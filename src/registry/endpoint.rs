@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use ureq::http::Uri;
 
-use super::auth::Auth;
-use super::http::{Answer, Failure, Http, Request};
+use super::auth::{self, Auth, Challenge, Shown};
+use super::http::{Answer, Content, Failure, Http, Request};
 use super::{Host, Settings};
 use crate::oci::{Reference, quoted};
 use crate::{Context, Error, Kind, Result};
@@ -15,6 +15,15 @@ use crate::{Context, Error, Kind, Result};
 const DOCKER: &str = "docker.io";
 /// Where the images of `docker.io` are, which is a website.
 const DOCKER_HOST: &str = "registry-1.docker.io";
+
+/// What may be done in a repository, as token servers are asked for it.
+pub(super) const PULL: &str = "pull";
+pub(super) const PUSH: &str = "pull,push";
+
+/// What a token server is asked for, to do these things in a repository.
+pub(super) fn scope(repository: &str, actions: &str) -> String {
+    format!("repository:{repository}:{actions}")
+}
 
 /// Whether a host is this machine's loopback, by its name or address.
 pub(super) fn is_loopback(host: &str) -> bool {
@@ -123,12 +132,31 @@ pub(super) struct Endpoint {
     bases: Vec<Url>,
     /// Which of them it is, once it has answered.
     settled: Mutex<Option<Url>>,
-    pub(super) auth: Auth,
+    /// The repository there: `library/nginx`.
+    pub(super) repository: String,
+    /// What is shown for that repository.
+    auth: Auth,
+}
+
+/// Whom of an endpoint to ask.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// Below the repository: `manifests/latest`.
+    Below(&'a str),
+    /// Where an earlier answer led. Another host isn't shown anything.
+    At(&'a Url),
+}
+
+/// What an endpoint said, whatever that is, and what it was shown.
+pub(super) struct Answered {
+    pub(super) answer: Answer,
+    shown: Option<Shown>,
 }
 
 impl Endpoint {
-    fn new(name: &str, bases: Vec<Url>) -> Self {
-        Self { name: name.to_string(), bases, settled: Mutex::default(), auth: Auth::default() }
+    fn new(name: &str, bases: Vec<Url>, repository: &str, actions: &str) -> Self {
+        let auth = Auth::for_scopes(vec![scope(repository, actions)]);
+        Self { name: name.to_string(), bases, settled: Mutex::default(), repository: repository.to_string(), auth }
     }
 
     /// Where to ask for an image: mirrors first.
@@ -140,16 +168,22 @@ impl Endpoint {
         let mut endpoints = Vec::new();
         for mirror in settings.hosts.get(domain).map_or(&[][..], |host| &host.mirrors) {
             let url = Url::parse(mirror).context(|| format!("mirror of {domain}"))?;
-            endpoints.push(Self::new(&url.origin.to_string(), vec![url]));
+            endpoints.push(Self::new(&url.origin.to_string(), vec![url], name.path(), PULL));
         }
+        endpoints.push(Self::registry(name, settings, PULL)?);
+        Ok(endpoints)
+    }
+
+    /// The registry itself, for what may be done in the repository: [`PULL`] or [`PUSH`].
+    pub(super) fn registry(name: &Reference, settings: &Settings, actions: &str) -> Result<Self> {
+        let domain = name.domain();
         let host = if domain == DOCKER { DOCKER_HOST } else { domain };
         let secure = Url::parse(&format!("https://{host}"))?;
         let mut bases = vec![secure.clone()];
         if secure.origin.may_be_plain(settings) || settings.hosts.get(domain).is_some_and(|host| host.insecure) {
             bases.push(Url::parse(&format!("http://{host}"))?);
         }
-        endpoints.push(Self::new(domain, bases));
-        Ok(endpoints)
+        Ok(Self::new(domain, bases, name.path(), actions))
     }
 
     /// Whether an answer from there is this endpoint's own.
@@ -157,23 +191,65 @@ impl Endpoint {
         self.bases.iter().any(|base| base.origin == *origin)
     }
 
-    /// Ask it for a path below `/v2/`.
-    pub(super) fn get(
+    /// What the endpoint itself is shown there.
+    pub(super) fn shown_at(&self, url: &Url) -> Option<Shown> {
+        self.auth.shown().filter(|_| self.is_at(&url.origin))
+    }
+
+    /// [`Endpoint::ask_as`], with what is shown for the repository alone.
+    pub(super) fn ask(&self, http: &Http, place: Place<'_>, request: Request<'_>) -> Result<Answered, Failure> {
+        self.ask_as(&self.auth, http, place, request)
+    }
+
+    /// Ask it, and log in if it wants that. What has a reader for its content is asked once, and the caller sees to another
+    /// try; all else is [`Http::steady`].
+    pub(super) fn ask_as(
         &self,
+        auth: &Auth,
         http: &Http,
-        path: &str,
-        accept: &str,
-        authorization: Option<&str>,
-        from: u64,
-    ) -> Result<Answer, Failure> {
+        place: Place<'_>,
+        request: Request<'_>,
+    ) -> Result<Answered, Failure> {
+        let is_once = matches!(request.content, Content::Stream { .. });
+        let mut challenged = false;
+        loop {
+            let shown = auth.shown().filter(|_| match place {
+                Place::At(url) => self.is_at(&url.origin),
+                Place::Below(_) => true,
+            });
+            let value = shown.as_ref().map(|shown| shown.value.clone());
+            let ask = |request: &Request<'_>| match place {
+                Place::At(url) => http.request(url, request),
+                Place::Below(what) => self.ask_below(http, what, request),
+            };
+            let answer = {
+                let request = Request { authorization: value.as_deref(), ..request };
+                if is_once { ask(&request)? } else { http.steady(|| ask(&request))? }
+            };
+            // What another host asks for, to which we were redirected, is not for it to have.
+            if answer.status() != 401 || challenged || !self.is_at(&answer.url.origin) {
+                return Ok(Answered { answer, shown });
+            }
+            challenged = true;
+            let challenges: Vec<_> = answer.headers("www-authenticate").flat_map(Challenge::all).collect();
+            if challenges.is_empty() {
+                return Ok(Answered { answer, shown });
+            }
+            let origin = answer.url.origin.clone();
+            // Its connection is free for another request then.
+            drop(answer);
+            auth.answer(http, self, &origin, &challenges, value.as_deref())?;
+        }
+    }
+
+    fn ask_below(&self, http: &Http, what: &str, request: &Request<'_>) -> Result<Answer, Failure> {
         let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let bases = settled.as_ref().map_or(&self.bases[..], std::slice::from_ref);
         let mut left = bases.len();
         for base in bases {
             left -= 1;
-            let url =
-                Url { origin: base.origin.clone(), path: format!("{}/v2/{path}", base.path.trim_end_matches('/')) };
-            match http.request(&Request { url, accept, authorization, from, form: None }) {
+            let path = format!("{}/v2/{}/{what}", base.path.trim_end_matches('/'), self.repository);
+            match http.request(&Url { origin: base.origin.clone(), path }, request) {
                 Err(failure) if left > 0 && failure.plain => {
                     tracing::debug!("{} doesn't speak TLS, so it is asked without: {}", self.name, failure.error);
                 }
@@ -185,6 +261,33 @@ impl Endpoint {
             }
         }
         unreachable!("an endpoint has an address")
+    }
+}
+
+impl Answered {
+    pub(super) fn status(&self) -> u16 {
+        self.answer.status()
+    }
+
+    /// A status that isn't what was hoped for, in the registry's own words.
+    pub(super) fn refusal(self, endpoint: &Endpoint) -> Error {
+        let Self { answer, shown } = self;
+        let (status, wait) = (answer.status(), answer.header("retry-after").to_string());
+        let kind = match status {
+            401 | 403 => Kind::Denied,
+            404 => Kind::NotFound,
+            _ => Kind::System,
+        };
+        let error = Error::new(kind, answer.complaint());
+        match (status, shown.and_then(|shown| shown.whose)) {
+            (401 | 403, Some(whose)) => error.with_hint(format!("it was shown {whose}")),
+            (401 | 403, None) => error.with_hint(auth::how_to_log_in(&endpoint.name)),
+            (429, _) if !wait.is_empty() && wait.bytes().all(|c| c.is_ascii_digit()) => {
+                error.with_hint(format!("it asks to wait {wait} s"))
+            }
+            (429, _) => error.with_hint("it has had too many requests from here: try again later, or log in there"),
+            _ => error,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One request after the other: time limits, redirects, another try where it is worth one.
 //!
 //! Redirects are followed here and not by the HTTP library: a login goes with a request to one [`Origin`] only, and from TLS
-//! the way never leads to plain HTTP.
+//! the way never leads to plain HTTP. What is sent is never redirected: only who was asked is to have it.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, Body, Proxy, SendBody};
 
 use super::endpoint::{Origin, Url};
 use super::{Settings, certs, words};
@@ -26,28 +26,58 @@ const REDIRECTS: usize = 10;
 /// How soon a signal is noticed.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// A `GET`, or a `POST` of a form.
+/// What is asked for, wherever that is.
+#[derive(Clone, Copy)]
 pub(super) struct Request<'a> {
-    pub(super) url: Url,
+    pub(super) method: &'static str,
     pub(super) accept: &'a str,
-    /// For the URL's origin alone.
+    /// For the first URL's origin alone.
     pub(super) authorization: Option<&'a str>,
     /// The byte to begin with.
     pub(super) from: u64,
-    pub(super) form: Option<&'a str>,
+    pub(super) content: Content<'a>,
+}
+
+/// What is sent along.
+#[derive(Clone, Copy)]
+pub(super) enum Content<'a> {
+    Nothing,
+    Form(&'a str),
+    /// With its media type.
+    Bytes(&'a str, &'a [u8]),
+    /// So many bytes of a reader. With `ask_first` nothing is sent before the server has had a look at the rest
+    /// (RFC 9110, 10.1.1): what it says when it refuses is lost otherwise, should it hang up on the sender.
+    Stream {
+        size: u64,
+        open: &'a Open<'a>,
+        ask_first: bool,
+    },
+}
+
+/// Makes what is to be sent readable from its beginning.
+pub type Open<'a> = dyn Fn() -> Result<Box<dyn io::Read + Send>> + 'a;
+
+impl<'a> Request<'a> {
+    pub(super) fn new(method: &'static str) -> Self {
+        Self { method, accept: "*/*", authorization: None, from: 0, content: Content::Nothing }
+    }
+
+    pub(super) fn get(accept: &'a str) -> Self {
+        Self { accept, ..Self::new("GET") }
+    }
 }
 
 /// An answer whose body isn't read yet.
 pub(super) struct Answer {
-    /// Who gave it, in the end.
-    pub(super) origin: Origin,
+    /// Where it is from, in the end.
+    pub(super) url: Url,
     response: Response<Body>,
 }
 
 /// No answer, and whether it is worth another try.
 pub(super) struct Failure {
     pub(super) error: Error,
-    again: bool,
+    pub(super) again: bool,
     /// Whether there may be an answer without TLS.
     pub(super) plain: bool,
 }
@@ -93,6 +123,18 @@ impl Answer {
         let status = self.response.status();
         let body = self.read(words::MOST).unwrap_or_default();
         format!("{status}: {}", words::of(&body))
+    }
+
+    /// The same for an answer that isn't the one that was due, by its status.
+    pub(super) fn unexpected(self, due: &str) -> Error {
+        Error::new(Kind::BadInput, format!("it answers {} where {due} was due", self.complaint()))
+    }
+
+    /// Whether another try may come to something else, and after what pause: the one that was asked for, or our own.
+    pub(super) fn worth_another(&self) -> Option<Option<Duration>> {
+        let is = matches!(self.status(), 408 | 429 | 500 | 502..=504);
+        let wait = self.retry_after();
+        (is && wait.is_none_or(|wait| wait <= LONGEST_PAUSE)).then_some(wait)
     }
 
     /// What it asks to wait (RFC 9110, 10.2.3): seconds or a date.
@@ -166,64 +208,80 @@ impl Http {
     }
 
     /// Ask until there is an answer that another try wouldn't change.
-    pub(super) fn steady(&self, ask: impl Fn() -> Result<Answer, Failure>) -> Result<Answer> {
+    pub(super) fn steady(&self, ask: impl Fn() -> Result<Answer, Failure>) -> Result<Answer, Failure> {
         let mut attempt = 0;
         loop {
             self.check()?;
-            let last = attempt + 1 == ATTEMPTS;
-            let asked = match ask() {
-                Ok(answer) if matches!(answer.status(), 408 | 429 | 500 | 502..=504) => {
-                    let asked = answer.retry_after();
-                    if last || asked.is_some_and(|asked| asked > LONGEST_PAUSE) {
-                        return Ok(answer);
-                    }
-                    tracing::debug!("{}: {}, another try", answer.origin, answer.response.status());
-                    asked
-                }
-                Ok(answer) => return Ok(answer),
-                Err(failure) if failure.again && !last => {
-                    tracing::debug!("{}, another try", failure.error);
-                    None
-                }
-                Err(failure) => {
-                    self.check()?;
-                    return Err(failure.error);
-                }
+            let asked = ask();
+            let another = match &asked {
+                Ok(answer) => answer.worth_another(),
+                Err(failure) => failure.again.then_some(None),
             };
-            self.pause(attempt, asked)?;
-            attempt += 1;
+            match another {
+                Some(wait) if attempt + 1 < ATTEMPTS => {
+                    match asked {
+                        Ok(answer) => {
+                            tracing::debug!("{}: {}, another try", answer.url.origin, answer.response.status());
+                        }
+                        Err(failure) => tracing::debug!("{}, another try", failure.error),
+                    }
+                    self.pause(attempt, wait)?;
+                    attempt += 1;
+                }
+                _ => {
+                    if asked.is_err() {
+                        self.check()?;
+                    }
+                    return asked;
+                }
+            }
         }
     }
 
     /// Send a request, and follow where its answer leads. Errors name who is to blame unless that is who was asked.
-    pub(super) fn request(&self, request: &Request<'_>) -> Result<Answer, Failure> {
-        let mut url = request.url.clone();
+    pub(super) fn request(&self, to: &Url, request: &Request<'_>) -> Result<Answer, Failure> {
+        let mut url = to.clone();
         for _ in 0..=REDIRECTS {
-            let is_first = url.origin == request.url.origin;
+            let is_first = url.origin == to.origin;
             let blame = |error: Error| if is_first { error } else { error.context(&url.origin) };
             let sent = self.send(request, &url, request.authorization.filter(|_| is_first));
             let response = sent.map_err(|failure| Failure { error: blame(failure.error), ..failure })?;
-            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Answer { origin: url.origin, response });
+            let status = response.status().as_u16();
+            if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+                return Ok(Answer { url, response });
             }
             let bad = |why: String| Failure::from(blame(Error::new(Kind::BadInput, why)));
-            if request.form.is_some() {
-                return Err(bad("it redirects what holds a login".into()));
+            match request.content {
+                Content::Form(_) => return Err(bad("it redirects what holds a login".into())),
+                Content::Bytes(..) | Content::Stream { .. } => return Err(bad("it redirects what is sent".into())),
+                // The others make it a GET.
+                Content::Nothing if !matches!(request.method, "GET" | "HEAD") && !matches!(status, 307 | 308) => {
+                    return Err(bad(format!("it redirects a {} by {status}", request.method)));
+                }
+                Content::Nothing => {}
             }
             let location = header(response.headers(), "location");
             let next = url.join(location).map_err(|e| bad(format!("it redirects nowhere: {e}")))?;
-            if url.origin.tls && !next.origin.tls && !next.origin.may_be_plain(&self.settings) {
-                return Err(bad(format!("it redirects from TLS to plain HTTP at {}", next.origin)));
-            }
+            self.check_way(&url, &next).map_err(|e| blame(e.context("it redirects")))?;
             url = next;
         }
         Err(Error::new(Kind::BadInput, format!("it redirects more than {REDIRECTS} times, last to {}", url.origin))
             .into())
     }
 
+    /// # Errors
+    /// [`Kind::BadInput`] where an answer from one address leads from TLS to plain HTTP at another.
+    pub(super) fn check_way(&self, from: &Url, to: &Url) -> Result<()> {
+        if from.origin.tls && !to.origin.tls && !to.origin.may_be_plain(&self.settings) {
+            return Err(Error::new(Kind::BadInput, format!("from TLS to plain HTTP at {}", to.origin)));
+        }
+        Ok(())
+    }
+
     fn send(&self, request: &Request<'_>, url: &Url, authorization: Option<&str>) -> Result<Response<Body>, Failure> {
         let agent = self.agent(&url.origin)?;
-        let mut call = ureq::http::Request::builder().uri(url.to_string()).header("accept", request.accept);
+        let mut call = ureq::http::Request::builder().method(request.method).uri(url.to_string());
+        call = call.header("accept", request.accept);
         if let Some(authorization) = authorization {
             call = call.header("authorization", authorization);
         }
@@ -231,12 +289,27 @@ impl Http {
             call = call.header("range", format!("bytes={}-", request.from));
         }
         let invalid = |e: ureq::http::Error| Error::new(Kind::Invalid, e.to_string());
-        let sent = match request.form {
-            Some(form) => {
-                call = call.method("POST").header("content-type", "application/x-www-form-urlencoded");
-                agent.run(call.body(form).map_err(invalid)?)
+        let sent = match &request.content {
+            // With the header that says so.
+            Content::Nothing if matches!(request.method, "POST" | "PUT") => {
+                agent.run(call.body("").map_err(invalid)?)
             }
-            None => agent.run(call.body(()).map_err(invalid)?),
+            Content::Nothing => agent.run(call.body(()).map_err(invalid)?),
+            Content::Form(form) => {
+                call = call.header("content-type", "application/x-www-form-urlencoded");
+                agent.run(call.body(*form).map_err(invalid)?)
+            }
+            Content::Bytes(media_type, bytes) => {
+                agent.run(call.header("content-type", *media_type).body(*bytes).map_err(invalid)?)
+            }
+            Content::Stream { size, open, ask_first } => {
+                let mut body = open()?;
+                call = call.header("content-type", "application/octet-stream").header("content-length", *size);
+                if *ask_first {
+                    call = call.header("expect", "100-continue");
+                }
+                agent.run(call.body(SendBody::from_reader(&mut body)).map_err(invalid)?)
+            }
         };
         sent.map_err(|e| self.failure(&url.origin, e))
     }
@@ -290,9 +363,14 @@ impl Http {
             }
             ureq::Error::HostNotFound => fail(Kind::NotFound, "its name leads nowhere".into()),
             ureq::Error::Rustls(e) => tls_failure(origin, &e),
-            ureq::Error::Io(e) => match e.get_ref().and_then(|inner| inner.downcast_ref()) {
-                Some(e) => tls_failure(origin, e),
-                None => connection_failure(&e),
+            ureq::Error::Io(e) => match e.get_ref() {
+                // What was to be sent couldn't be read.
+                Some(inner) if inner.is::<Error>() => Error::system("read", &e).into(),
+                Some(inner) if inner.is::<rustls::Error>() => match inner.downcast_ref() {
+                    Some(e) => tls_failure(origin, e),
+                    None => connection_failure(&e),
+                },
+                _ => connection_failure(&e),
             },
             ureq::Error::ConnectProxyFailed(why) => {
                 fail(Kind::Denied, format!("the proxy refuses: {}", quoted(&why)))

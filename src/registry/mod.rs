@@ -1,13 +1,13 @@
-//! Registries: the wire of the OCI distribution specification, as far as it is needed to fetch images.
+//! Registries: the wire of the OCI distribution specification, as far as it is needed to fetch images and to send them.
 //!
 //! For: finding out where a name leads ([`Endpoint`]: mirrors, the registry itself, TLS or not), getting past its login
 //! (`auth`, `logins`), and handing out one repository's manifests and blobs as they are asked for. It knows no engine, no
 //! store and no image: a [`Repository`] is a [`Remote`], which [`Source::remote`](crate::oci::Source::remote) bounds and
-//! verifies. It never writes a file, never sends a login anywhere but to the registry it is for (and the token server
+//! verifies; a [`Destination`] takes blobs and manifests. It never writes a file, never sends a login anywhere but to the registry it is for (and the token server
 //! that this names), and takes no longer than its [`Settings`] allow.
 //!
 //! What is fetched is asked for by `GET` alone: a repository's manifest by tag or digest, its blobs by digest, from where it
-//! broke off if it did. Pushing would be other verbs on the same [`Endpoint`]s, with the scope `pull,push`.
+//! broke off if it did. Sending is other verbs on the same [`Endpoint`]s, with the scope `pull,push`; mirrors aren't sent to.
 //!
 //! ```no_run
 //! # use std::sync::Arc;
@@ -20,6 +20,22 @@
 //! let image = &source.images()[0]; // of an index, the one for this machine
 //! let mut blob = source.layer_reader(&image.layers[0])?; // goes on where a connection broke
 //! std::io::copy(&mut blob, &mut std::io::sink()).ok(); // an oci::LayerStream would verify it
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use reflinkd::oci::{Descriptor, Digest, Reference};
+//! # use reflinkd::registry::{Destination, Settings};
+//! # fn main() -> reflinkd::Result<()> {
+//! let name: Reference = "localhost:5000/team/app:v1".parse()?;
+//! let destination = Destination::new(&name, &Arc::new(Settings::default()), Arc::default())?;
+//! let bytes = b"{}".to_vec();
+//! let blob = Descriptor::new("application/vnd.oci.empty.v1+json", Digest::of(&bytes), bytes.len() as u64);
+//! if !destination.has_blob(&blob)? && !destination.mount(blob.digest, "team/base")? {
+//!     destination.put_blob(&blob, &|| Ok(Box::new(std::io::Cursor::new(bytes.clone()))))?;
+//! } // and when all that a manifest names is there: destination.put_manifest(...)
 //! # Ok(())
 //! # }
 //! ```
@@ -39,6 +55,7 @@ use std::time::Duration;
 mod auth;
 mod blob;
 mod certs;
+mod destination;
 mod endpoint;
 mod http;
 mod logins;
@@ -46,6 +63,8 @@ mod proxy;
 mod repository;
 mod words;
 
+pub use destination::Destination;
+pub use http::Open;
 pub use logins::files_of_user;
 pub use proxy::Proxies;
 pub use repository::Repository;

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::Settings;
-use super::auth::{self, Challenge, Shown};
 use super::blob::Blob;
-use super::endpoint::Endpoint;
-use super::http::{ATTEMPTS, Answer, Http};
+use super::endpoint::{Endpoint, Place};
+use super::http::{ATTEMPTS, Answer, Http, Request};
 use super::words;
 use crate::oci::{Descriptor, Reference, Remote, beyond};
 use crate::{Context, Error, Kind, Result};
@@ -25,8 +24,6 @@ pub struct Repository(Arc<Shared>);
 #[derive(Debug)]
 pub(super) struct Shared {
     http: Arc<Http>,
-    /// `library/nginx`
-    path: String,
     /// A tag or a digest.
     reference: String,
     /// Mirrors first.
@@ -44,7 +41,6 @@ impl Repository {
         let digest = name.digest().map(|digest| digest.to_string());
         Ok(Self(Arc::new(Shared {
             http: Http::new(settings, cancelled)?,
-            path: name.path().to_string(),
             reference: digest.or_else(|| name.tag().map(str::to_string)).unwrap_or_default(),
             endpoints: Endpoint::all(name, settings)?,
             first: AtomicUsize::new(0),
@@ -151,48 +147,8 @@ impl Shared {
     }
 
     fn ask(&self, endpoint: &Endpoint, what: &str, accept: &str, from: u64) -> Result<Answer> {
-        let path = format!("{}/{what}", self.path);
-        let mut challenged = false;
-        loop {
-            let shown = endpoint.auth.shown();
-            let value = shown.as_ref().map(|shown| shown.value.as_str());
-            let answer = self.http.steady(|| endpoint.get(&self.http, &path, accept, value, from))?;
-            match answer.status() {
-                200 | 206 => return Ok(answer),
-                // What another host asks for, to which we were redirected, is not for it to have.
-                401 if !challenged && endpoint.is_at(&answer.origin) => {
-                    challenged = true;
-                    let challenges: Vec<_> = answer.headers("www-authenticate").flat_map(Challenge::all).collect();
-                    if challenges.is_empty() {
-                        return Err(refusal(answer, endpoint, shown.as_ref()));
-                    }
-                    let origin = answer.origin.clone();
-                    // Its connection is free for another request then.
-                    drop(answer);
-                    endpoint.auth.answer(&self.http, endpoint, &origin, &self.path, &challenges, value)?;
-                }
-                _ => return Err(refusal(answer, endpoint, shown.as_ref())),
-            }
-        }
-    }
-}
-
-/// A status that isn't what was hoped for, in the registry's own words.
-fn refusal(answer: Answer, endpoint: &Endpoint, shown: Option<&Shown>) -> Error {
-    let (status, wait) = (answer.status(), answer.header("retry-after").to_string());
-    let kind = match status {
-        401 | 403 => Kind::Denied,
-        404 => Kind::NotFound,
-        _ => Kind::System,
-    };
-    let error = Error::new(kind, answer.complaint());
-    match (status, shown.and_then(|shown| shown.whose.as_ref())) {
-        (401 | 403, Some(whose)) => error.with_hint(format!("it was shown {whose}")),
-        (401 | 403, None) => error.with_hint(auth::how_to_log_in(&endpoint.name)),
-        (429, _) if !wait.is_empty() && wait.bytes().all(|c| c.is_ascii_digit()) => {
-            error.with_hint(format!("it asks to wait {wait} s"))
-        }
-        (429, _) => error.with_hint("it has had too many requests from here: try again later, or log in there"),
-        _ => error,
+        let request = Request { from, ..Request::get(accept) };
+        let answered = endpoint.ask(&self.http, Place::Below(what), request).map_err(|failure| failure.error)?;
+        if matches!(answered.status(), 200 | 206) { Ok(answered.answer) } else { Err(answered.refusal(endpoint)) }
     }
 }

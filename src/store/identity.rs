@@ -10,7 +10,7 @@ use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
 
 /// The on-disk format that this program reads and writes. What each number brought is told in `upgrade`.
-pub const SCHEMA: u32 = 6;
+pub const SCHEMA: u32 = 7;
 
 /// Below ROOT.
 pub(super) const DIRECTORIES: [&str; 4] = ["snapshots", "images", "blobs", "blobs/sha256"];

@@ -3,7 +3,7 @@
 //! A name belongs to the image that got it last: should a power cut come between giving it to one image and
 //! taking it from another, the newer time decides.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,58 @@ pub struct Image {
     /// Canonical names, each with the time it was given.
     #[serde(default)]
     pub names: BTreeMap<String, jiff::Timestamp>,
+    /// The index that it was pulled through, if it was; the newest one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<ImageIndex>,
+    /// What registries have of its layers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blobs: Vec<LayerBlob>,
+}
+
+/// An index that an image is in. Its bytes are a blob of the store, as a manifest's are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageIndex {
+    pub digest: String,
+    /// The repository that has it, with what it names: `localhost:5000/team/app`.
+    pub repository: String,
+}
+
+/// A layer as a registry has it. Another registry may have it packed otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerBlob {
+    pub diff_id: String,
+    pub digest: String,
+    pub media_type: String,
+    /// In bytes.
+    pub size: u64,
+    /// Where it was when it was last fetched from there or sent there, the latest last: `localhost:5000/team/app`.
+    pub repositories: Vec<String>,
+}
+
+/// Most repositories that are remembered for one blob.
+const REPOSITORIES: usize = 16;
+
+impl Image {
+    /// Remember where a layer's blob is.
+    pub fn remember(&mut self, blob: &LayerBlob) {
+        let same = |known: &&mut LayerBlob| known.diff_id == blob.diff_id && known.digest == blob.digest;
+        let Some(known) = self.blobs.iter_mut().find(same) else {
+            self.blobs.push(blob.clone());
+            return;
+        };
+        for repository in &blob.repositories {
+            known.repositories.retain(|known| known != repository);
+            known.repositories.push(repository.clone());
+        }
+        let surplus = known.repositories.len().saturating_sub(REPOSITORIES);
+        known.repositories.drain(..surplus);
+    }
+
+    /// All blobs of the store that it needs, by digest.
+    pub fn documents(&self) -> impl Iterator<Item = &str> {
+        let index = self.index.as_ref().map(|index| index.digest.as_str());
+        [Some(self.id.as_str()), self.manifest.as_deref(), index].into_iter().flatten()
+    }
 }
 
 /// The right to change images, until dropped.
@@ -72,7 +124,7 @@ impl Store {
         files::try_lock_byte(&path, byte)
     }
 
-    /// A manifest or configuration.
+    /// A manifest, index or configuration.
     pub fn blob(&self, digest_hex: &str) -> Result<Vec<u8>> {
         let path = self.blob_path(digest_hex)?;
         std::fs::read(&path).context(|| format!("read {}", path.display()))
@@ -83,19 +135,15 @@ impl Store {
     /// First it is made durable that images were forgotten: a power cut would bring one back without its configuration, as
     /// the two directories are synced apart. Where there is no room for that, the blobs stay for another collection.
     pub fn collect_blobs(&self, guard: &ImagesGuard<'_>, dry_run: bool) -> Result<Vec<String>> {
-        let used: Vec<String> = guard
-            .list()?
-            .into_iter()
-            .flat_map(|image| [Some(image.id), image.manifest])
-            .flatten()
-            .filter_map(|digest| digest.split_once(':').map(|(_, hex)| hex.to_string()))
-            .collect();
+        let images = guard.list()?;
+        let digests = images.iter().flat_map(Image::documents);
+        let used: HashSet<&str> = digests.filter_map(|digest| Some(digest.split_once(':')?.1)).collect();
         let directory = self.root.join("blobs/sha256");
         let mut unused = Vec::new();
         for entry in std::fs::read_dir(&directory).context(|| format!("read {}", directory.display()))? {
             let entry = entry.context(|| format!("read {}", directory.display()))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !used.contains(&name) {
+            if !used.contains(name.as_str()) {
                 unused.push(name);
             }
         }
@@ -151,7 +199,7 @@ impl ImagesGuard<'_> {
         read_images(&self.store.images_directory())
     }
 
-    /// Keep a manifest or configuration. `digest` is 64 hexadecimal digits, which the caller has verified.
+    /// Keep a manifest, index or configuration. `digest` is 64 hexadecimal digits, which the caller has verified.
     pub fn put_blob(&self, digest_hex: &str, bytes: &[u8]) -> Result<()> {
         let path = self.store.blob_path(digest_hex)?;
         if path.exists() {

@@ -9,7 +9,7 @@
 //! ROOT/images/lock           held exclusively while images change, shared while a container of one is begun
 //! ROOT/images/load.lock      held shared by each running load, so that nobody collects its layers
 //! ROOT/doors/<owner>.json    what the client of a front door said when it began
-//! ROOT/blobs/sha256/<hex>    manifests and configurations, by digest
+//! ROOT/blobs/sha256/<hex>    manifests, indexes and configurations, by digest
 //! ROOT/index.db              SQLite; see `index`
 //! ROOT/index.current         there while the index is as good as the records, with the mount that it was made under;
 //!                            removing it (which works on a full disk) makes the next one who opens rebuild the index
@@ -88,7 +88,7 @@ mod upgrade;
 pub use debris::Stray;
 pub use files::Lock;
 pub use identity::{Identity, SCHEMA};
-pub use images::{Image, ImagesGuard};
+pub use images::{Image, ImageIndex, ImagesGuard, LayerBlob};
 pub use index::State;
 pub use keyed::Streaming;
 pub use record::{

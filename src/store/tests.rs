@@ -423,6 +423,8 @@ fn image(id: &str, names: &[(&str, &str)]) -> Image {
         id: format!("sha256:{id}"),
         manifest: None,
         top: None,
+        index: None,
+        blobs: Vec::new(),
         loaded: "2026-01-01T00:00:00Z".parse().expect("time"),
         names: names.iter().map(|(name, time)| ((*name).to_string(), time.parse().expect("time"))).collect(),
     }

@@ -8,6 +8,7 @@
 //! | 4 | a tree can be a snapshot of a container, and share its own data with relatives. A layer has beside it what its tar is made of again; layers of schema 3 don't, and can't be saved |
 //! | 5 | a tree can be one that the client of a front door knows by a key |
 //! | 6 | such a tree can show its parent's, and has labels |
+//! | 7 | an image can say what registries have of its layers, and the index it was pulled through, whose bytes are a blob. A program of schema 6 would forget the one and remove the other |
 //!
 //! ```text
 //! ROOT/backup-schema-1/store.json      what is changed, as it was: kept until the store is destroyed
@@ -39,12 +40,13 @@ struct Step {
 }
 
 /// In order and without gaps: the last one leads to [`SCHEMA`].
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     Step { from: 1, apply: mark_replaced },
     Step { from: 2, apply: nothing },
     Step { from: 3, apply: nothing },
     Step { from: 4, apply: nothing },
     Step { from: 5, apply: nothing },
+    Step { from: 6, apply: nothing },
 ];
 
 /// Bring the store at `root` up to [`SCHEMA`] if it has an older one; that older one. `None` if nothing was to be done:

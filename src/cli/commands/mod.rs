@@ -26,6 +26,7 @@ pub(super) mod man;
 pub(super) mod mount;
 pub(super) mod ps;
 pub(super) mod pull;
+pub(super) mod push;
 pub(super) mod quota;
 pub(super) mod rename;
 pub(super) mod reset;

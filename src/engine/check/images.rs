@@ -51,8 +51,10 @@ impl Check {
         if let Err(why) = blob(&image.id) {
             add(Code::ConfigUnreadable, why, AGAIN);
         }
-        if let Some(Err(why)) = image.manifest.as_deref().map(blob) {
-            add(Code::ManifestUnreadable, why, AGAIN);
+        for document in image.documents().filter(|digest| *digest != image.id) {
+            if let Err(why) = blob(document) {
+                add(Code::ManifestUnreadable, why, AGAIN);
+            }
         }
         let Some(config) = known.configs.get(&image.id) else { return };
         let mut found: Vec<String> = Vec::new();

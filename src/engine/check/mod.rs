@@ -51,7 +51,7 @@
 //! | `image-missing` | a container's image is gone | the same, if its configuration is there |
 //! | `image-differs` | an image's layers are not those of its configuration | none: load it again |
 //! | `config-unreadable` | an image's configuration is gone or not what its digest says | from an archive |
-//! | `manifest-unreadable` | the same of its manifest | from an archive |
+//! | `manifest-unreadable` | the same of its manifest, or of the index it was pulled through | from an archive |
 //! | `door-unreadable` | what a front door keeps of its client is torn | none: the client says it again when it begins |
 //! | `group-stale` | a quota group without a tree. A leftover, unless nobody was ever given its number | dropped |
 //! | `charge-dead` | leftover: charged to a removed tree for what others still hold | dropped, once nothing is charged |

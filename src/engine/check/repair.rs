@@ -14,7 +14,7 @@ use crate::backend::Tree;
 use crate::engine::gc::PATIENCE;
 use crate::engine::load::Progress;
 use crate::engine::{Engine, Settings};
-use crate::oci::Source;
+use crate::oci::{Digest, Source};
 use crate::store::survey::{Place, Survey};
 use crate::store::{self, Content, Image, Lock, Record, State, mend};
 use crate::{Error, Kind, Result};
@@ -211,6 +211,8 @@ impl Repair<'_> {
                 manifest: self.manifest_of(&id),
                 id,
                 top,
+                index: None,
+                blobs: Vec::new(),
                 loaded: now,
                 names: names.into_iter().map(|name| (name, now)).collect(),
             };
@@ -249,6 +251,7 @@ impl Repair<'_> {
 
     /// A manifest or configuration from the archive.
     fn write_blob(&self, engine: &Engine, finding: &Finding) -> Result<()> {
+        let index = self.source.and_then(Source::named);
         let source = self.source.map(Source::images).unwrap_or_default();
         let files: Vec<&Image> = self.survey.images.iter().filter_map(|file| file.image.as_ref().ok()).collect();
         let guard = engine.store.lock_images()?;
@@ -257,10 +260,13 @@ impl Repair<'_> {
             for archived in source.iter().filter(|archived| archived.id.0.to_string() == image.id) {
                 if finding.code == Code::ConfigUnreadable {
                     written.insert(archived.id.0.hex(), archived.config_bytes.as_slice());
-                } else if let Some((digest, bytes)) = &archived.manifest
-                    && image.manifest.as_deref() == Some(digest.to_string().as_str())
-                {
-                    written.insert(digest.hex(), bytes.as_slice());
+                    continue;
+                }
+                let needed = |digest: &Digest| image.documents().any(|needed| needed == digest.to_string());
+                let manifest = archived.manifest.as_ref().map(|(digest, bytes)| (digest, bytes.as_slice()));
+                let index = index.and_then(|named| Some((&named.digest, named.index.as_deref()?)));
+                for (digest, bytes) in manifest.into_iter().chain(index).filter(|(digest, _)| needed(digest)) {
+                    written.insert(digest.hex(), bytes);
                 }
             }
         }

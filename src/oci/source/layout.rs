@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 
 use super::loader::{Document, Loader, blob_name};
-use super::{SourceImage, SourceLayer};
+use super::{NamedDocument, SourceImage, SourceLayer};
 use crate::oci::digest::{DiffId, Digest, ImageId, quoted};
 use crate::oci::json;
 use crate::oci::limits::beyond;
@@ -75,14 +75,14 @@ pub(super) fn images(loader: &mut Loader<'_>) -> Result<Option<Found>> {
     Ok(Some(Found { images, artifacts: walk.artifacts }))
 }
 
-/// The image for this machine of a manifest or index that has been read, and its digest. `media_type` is what it came as;
+/// The image for this machine of a manifest or index that has been read, and that. `media_type` is what it came as;
 /// `expected` is what its digest has to be, if that is known.
 pub(super) fn named(
     loader: &mut Loader<'_>,
     media_type: &str,
     bytes: Vec<u8>,
     expected: Option<Digest>,
-) -> Result<(Digest, SourceImage)> {
+) -> Result<(NamedDocument, SourceImage)> {
     loader.admit(bytes.len() as u64, Document::Manifest)?;
     json::check(&bytes, loader.limits)?;
     let digest = Digest::of(&bytes);
@@ -95,8 +95,8 @@ pub(super) fn named(
         Media::Other => manifest::own_media_type(&bytes)?,
         _ => media_type.to_string(),
     };
-    let mut entry = Descriptor::bare(digest, bytes.len() as u64);
-    entry.media_type = media_type;
+    let entry = Descriptor::new(&media_type, digest, bytes.len() as u64);
+    let index = (Media::of(&media_type) == Media::Index).then(|| bytes.clone());
     let mut walk = Walk { at_hand: Some((digest, bytes)), ..Walk::new(loader) };
     let Some(image) = walk.visit(&entry, 0)? else {
         return Err(Found { images: Vec::new(), artifacts: walk.artifacts }.no_image());
@@ -105,7 +105,7 @@ pub(super) fn named(
     if !platform.architecture.is_empty() && platform.distance(&walk.host).is_none() {
         return Err(walk.no_platform([platform]));
     }
-    Ok((digest, image))
+    Ok((NamedDocument { digest, index }, image))
 }
 
 /// What an entry of the top index is called.

@@ -5,9 +5,8 @@ use std::io::Read;
 
 use super::layout;
 use super::loader::Loader;
-use super::{SourceImage, SourceLayer};
+use super::{NamedDocument, SourceImage, SourceLayer};
 use crate::Result;
-use crate::oci::digest::Digest;
 use crate::oci::manifest::Descriptor;
 use crate::oci::reference::Reference;
 
@@ -27,12 +26,16 @@ pub trait Remote: Send + Sync + fmt::Debug {
     fn stop(&self);
 }
 
-/// The image of that name for this machine, and the digest of what the name stands for.
-pub(super) fn image(loader: &mut Loader<'_>, remote: &dyn Remote, name: &Reference) -> Result<(Digest, SourceImage)> {
+/// The image of that name for this machine, and what the name stands for.
+pub(super) fn image(
+    loader: &mut Loader<'_>,
+    remote: &dyn Remote,
+    name: &Reference,
+) -> Result<(NamedDocument, SourceImage)> {
     let (media_type, bytes) = remote.named(loader.limits.manifest_bytes)?;
-    let (digest, mut image) = layout::named(loader, &media_type, bytes, name.digest())?;
+    let (named, mut image) = layout::named(loader, &media_type, bytes, name.digest())?;
     image.names = vec![name.kept()];
-    Ok((digest, image))
+    Ok((named, image))
 }
 
 /// What the manifest says of a layer is all that is known of it before it is fetched.

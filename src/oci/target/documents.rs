@@ -8,6 +8,7 @@ use super::TargetImage;
 use super::blob::name;
 use crate::oci::decompress::Compression;
 use crate::oci::digest::{DiffId, Digest};
+use crate::oci::manifest::Descriptor;
 use crate::oci::reference::Reference;
 use crate::{Error, Kind, Result};
 
@@ -15,6 +16,46 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// The media type of a layer that is stored like this.
+#[must_use]
+pub fn layer_type(compression: Compression) -> String {
+    match compression {
+        Compression::Plain => LAYER.to_string(),
+        Compression::Gzip => format!("{LAYER}+gzip"),
+        Compression::Zstd => format!("{LAYER}+zstd"),
+    }
+}
+
+/// OCI's media type for a layer that has Docker's: an OCI manifest has its own.
+#[must_use]
+pub fn oci_layer_type(media_type: &str) -> String {
+    const DOCKER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+    const FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
+    let suffix = |rest: &str| rest.strip_prefix('.').map_or_else(String::new, |how| format!("+{how}"));
+    if let Some(rest) = media_type.strip_prefix(DOCKER) {
+        return format!("{LAYER}{}", suffix(rest));
+    }
+    match media_type.strip_prefix(FOREIGN) {
+        Some(rest) => format!("application/vnd.oci.image.layer.nondistributable.v1.tar{}", suffix(rest)),
+        None => media_type.to_string(),
+    }
+}
+
+/// The manifest of an image with these blobs as its layers, the lowest first: its media type and its bytes.
+///
+/// # Errors
+/// If it can't be written as JSON.
+pub fn image_manifest(config: &[u8], layers: &[Descriptor]) -> Result<(&'static str, Vec<u8>)> {
+    let layer = |blob: &Descriptor| descriptor(&blob.media_type, blob.digest, blob.size);
+    let manifest = bytes(&json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": descriptor(CONFIG, Digest::of(config), config.len() as u64),
+        "layers": layers.iter().map(layer).collect::<Vec<_>>(),
+    }))?;
+    Ok((MANIFEST, manifest))
+}
 
 /// What was written of a layer.
 #[derive(Debug, Clone, Copy)]
@@ -49,18 +90,11 @@ impl Documents {
             .map(|diff_id| blobs.get(diff_id).copied())
             .collect::<Option<_>>()
             .ok_or_else(|| Error::new(Kind::System, "a layer was not written"))?;
-        let media_type = match compression {
-            Compression::Plain => LAYER.to_string(),
-            Compression::Gzip => format!("{LAYER}+gzip"),
-            Compression::Zstd => format!("{LAYER}+zstd"),
-        };
+        let media_type = layer_type(compression);
         let layer = |blob: &Blob| descriptor(&media_type, blob.digest, blob.size);
-        let manifest = bytes(&json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": descriptor(CONFIG, config, image.config.len() as u64),
-            "layers": layers.iter().map(layer).collect::<Vec<_>>(),
-        }))?;
+        let described: Vec<_> =
+            layers.iter().map(|blob| Descriptor::new(&media_type, blob.digest, blob.size)).collect();
+        let manifest = image_manifest(&image.config, &described)?.1;
 
         let listed = descriptor(MANIFEST, Digest::of(&manifest), manifest.len() as u64);
         self.manifests.extend(image.names.iter().map(|name| {

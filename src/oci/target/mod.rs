@@ -41,6 +41,9 @@ mod shelf;
 #[cfg(test)]
 mod tests;
 
+pub use blob::Spooled;
+pub use documents::{image_manifest, layer_type, oci_layer_type};
+
 use documents::{Blob, Documents};
 use shelf::{Archive, Directory, Shelf};
 
@@ -166,7 +169,7 @@ impl Target {
             shelf.file(&blob::name(blob.digest), blob.size, &mut |out| layers.write(diff_id, out))?;
             return Ok(blob);
         }
-        let mut spooled = blob::compress(self.compression, &self.spool, &mut |out| layers.write(diff_id, out))?;
+        let mut spooled = Spooled::compress(self.compression, &self.spool, &mut |out| layers.write(diff_id, out))?;
         let blob = Blob { digest: spooled.digest, size: spooled.size };
         shelf.file(&blob::name(blob.digest), blob.size, &mut |out| spooled.copy(out))?;
         Ok(blob)
