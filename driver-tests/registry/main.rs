@@ -17,3 +17,4 @@ mod refusing;
 mod routes;
 mod server;
 mod taking;
+mod waiting;

@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 
 use crate::ground::{Ground, answer, good, image};
-use crate::server::{Content, Reply, Server};
+use crate::server::{Asked, Content, Reply, Server};
 use crate::support::{arg, run};
 
 #[test]
@@ -107,10 +107,15 @@ fn connect(client: TcpStream, target: &str, seen: &std::sync::Mutex<Vec<String>>
     Ok(())
 }
 
+/// With TLS: what the proxy sees is where to connect to.
 #[test]
 fn a_proxy_leads_to_what_it_knows() {
     let ground = Ground::new();
-    let server = good(&image("one"));
+    let authority = Authority::new(ground.home().join("authority"));
+    authority.issue("server", "127.0.0.1");
+    let content = Content::default().image("team/app", "v1", &image("one"));
+    let tls = Some(authority.server("server", false));
+    let server = Server::start_with(tls, move |asked| content.answer(asked));
     let proxy = ConnectProxy::to(server.address());
     let url = format!("http://{}", proxy.address);
     let config = ground.config("insecure.toml", "[registry.\"registry.test:5000\"]\ninsecure = true");
@@ -129,6 +134,49 @@ fn a_proxy_leads_to_what_it_knows() {
     assert!(asked.iter().all(|line| line == "CONNECT registry.test:5000 HTTP/1.1"), "{asked:?}");
     assert!(!asked.is_empty());
     ground.assert_empty_again();
+}
+
+/// Without TLS a proxy is asked for the whole URL, as curl and Docker do: as they are shipped, they connect to the ports of TLS alone.
+#[test]
+fn a_proxy_is_asked_for_plain_urls() {
+    let ground = Ground::new();
+    let image = image("one");
+    let content = Content::default().image("team/app", "v1", &image);
+    let broken = format!("/v2/team/app/blobs/sha256:{}", crate::support::image::sha256(&image.layers[0].blob));
+    let proxy = Server::start(move |asked| match asked.path.strip_prefix("http://registry.test:5000") {
+        Some(path) => {
+            let reply = content.answer(&Asked { path: path.to_string(), ..asked.clone() });
+            if path == broken && asked.header("range").is_empty() { reply.cut(100_000) } else { reply }
+        }
+        None => Reply::new(403, "text/html", "<html><title>not to that port</title></html>"),
+    });
+    let config = ground.config("insecure.toml", "[registry.\"registry.test:5000\"]\ninsecure = true");
+    let pull = |proxy: &str| {
+        let args = ["--config", arg(&config), "pull", "-q", "registry.test:5000/team/app:v1"];
+        answer(ground.command(&args).env("HTTPS_PROXY", proxy).env("HTTP_PROXY", proxy))
+    };
+    let pulled = pull(&format!("http://me:pass%3Aword@{}", proxy.address()));
+    assert_eq!(pulled.status, Some(0), "{}", pulled.stderr);
+    let asked = proxy.asked();
+    // TLS is tried first.
+    assert_eq!(asked[0].path, "registry.test:5000");
+    for asked in &asked[1..] {
+        assert!(asked.path.starts_with("http://registry.test:5000/v2/team/app/"), "{asked:?}");
+        assert_eq!(asked.header("host"), "registry.test:5000");
+        assert_eq!(asked.header("proxy-authorization"), "Basic bWU6cGFzczp3b3Jk");
+        assert_eq!(asked.header("authorization"), "");
+    }
+    // Manifest, config, three layers, one of them in two pieces.
+    assert_eq!(asked.len(), 7, "{asked:?}");
+    ground.assert_empty_again();
+
+    let nowhere = pull("http://proxy.test:3128");
+    assert!(nowhere.stderr.contains("its name leads nowhere"), "{}", nowhere.stderr);
+    let unknown = pull("socks5://127.0.0.1:1");
+    assert_eq!(unknown.status, Some(1), "{}", unknown.stderr);
+    let said = "the proxy of the environment isn't a URL of http or https";
+    assert!(unknown.stderr.contains(said) && !unknown.stderr.contains("panicked"), "{}", unknown.stderr);
+    ground.assert_untouched("after proxies that are none");
 }
 
 /// An authority, and what it vouches for: `ca.crt`, `NAME.crt`, `NAME.key`.

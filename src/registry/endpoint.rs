@@ -92,6 +92,10 @@ impl Url {
         if host.is_empty() {
             return Err(invalid("it has no host"));
         }
+        let is_number = |port: &str| port.is_empty() || authority.port_u16().is_some();
+        if !authority.as_str().rsplit_once(':').is_none_or(|(_, port)| port.ends_with(']') || is_number(port)) {
+            return Err(invalid("its port is none"));
+        }
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         Ok(Self { origin: Origin { tls, host, port }, path: if path.is_empty() { "/".into() } else { path.into() } })
@@ -305,6 +309,8 @@ mod tests {
         for (location, to) in [
             ("https://b/c?d", "https://b/c?d"),
             ("http://B:80", "http://b/"),
+            ("http://b:/", "http://b/"),
+            ("http://[::1]/", "http://[::1]/"),
             ("//b:1/c#d", "https://b:1/c"),
             ("/c", "https://a:5000/c"),
             ("c", "https://a:5000/v2/x/blobs/c"),
@@ -312,7 +318,15 @@ mod tests {
         ] {
             assert_eq!(from.join(location).expect(location).to_string(), to);
         }
-        for location in ["ftp://b/", "https://user:word@b/", "https://", "http://[::1/", "https://a b/"] {
+        for location in [
+            "ftp://b/",
+            "https://user:word@b/",
+            "https://",
+            "http://[::1/",
+            "https://a b/",
+            "https://b:65536/",
+            "//b:x/",
+        ] {
             assert!(from.join(location).is_err(), "{location}");
         }
     }

@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response};
-use ureq::{Agent, Body, Proxy, SendBody};
+use ureq::{Agent, Body, Proxy, ProxyProtocol, SendBody};
 
+use super::connect::{self, GLANCE, Stop};
 use super::endpoint::{Origin, Url};
 use super::{Settings, certs, words};
 use crate::oci::quoted;
@@ -23,8 +24,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// What a server may ask us to wait; more is for the user to decide.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const REDIRECTS: usize = 10;
-/// How soon a signal is noticed.
-const GLANCE: Duration = Duration::from_millis(50);
 
 /// What is asked for, wherever that is.
 #[derive(Clone, Copy)]
@@ -157,19 +156,18 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
 pub(super) struct Http {
     pub(super) settings: Arc<Settings>,
     agents: Mutex<HashMap<Origin, Agent>>,
-    stopped: AtomicBool,
-    cancelled: Arc<AtomicBool>,
+    stop: Arc<Stop>,
 }
 
 impl Http {
     /// Once `cancelled` is set, all that waits for a server ends.
     pub(super) fn new(settings: &Arc<Settings>, cancelled: Arc<AtomicBool>) -> Result<Arc<Self>> {
         let settings = Arc::clone(settings);
-        let http = Arc::new(Self { settings, agents: Mutex::default(), stopped: AtomicBool::new(false), cancelled });
+        let http = Arc::new(Self { settings, agents: Mutex::default(), stop: Arc::new(Stop::new(cancelled)) });
         let watched = Arc::downgrade(&http);
         let watch = move || {
             while let Some(http) = Weak::upgrade(&watched) {
-                if http.cancelled.load(Ordering::Relaxed) {
+                if http.stop.is_cancelled() {
                     return http.stop();
                 }
                 drop(http);
@@ -182,7 +180,7 @@ impl Http {
 
     /// End all requests and bodies, those of other threads too, and begin no more.
     pub(super) fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
+        self.stop.stop();
         for (_, agent) in self.agents.lock().unwrap_or_else(PoisonError::into_inner).drain() {
             agent.shutdown();
         }
@@ -191,10 +189,7 @@ impl Http {
     /// # Errors
     /// [`Kind::Interrupted`] if all is to end.
     pub(super) fn check(&self) -> Result<()> {
-        if self.stopped.load(Ordering::Relaxed) || self.cancelled.load(Ordering::Relaxed) {
-            return Err(Error::new(Kind::Interrupted, "interrupted"));
-        }
-        Ok(())
+        self.stop.check()
     }
 
     /// Wait before the try after number `attempt` (0, 1, ...), or as long as a server said.
@@ -322,6 +317,7 @@ impl Http {
             return Ok(agent.clone());
         }
         let timeout = Some(self.settings.timeout);
+        let proxy = self.proxy(origin)?;
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -332,13 +328,16 @@ impl Http {
             .timeout_recv_response(timeout)
             .timeout_per_read(timeout)
             .timeout_per_write(timeout)
-            .proxy(self.proxy(origin)?);
+            .proxy(proxy.clone().filter(|_| origin.tls));
         if origin.tls {
             let insecure = origin.settings(&self.settings).is_some_and(|host| host.insecure);
             let tls = certs::tls(&origin.to_string(), &self.settings.certs, insecure);
             config = config.tls_config(tls?);
+        } else if let Some(proxy) = &proxy {
+            let host = format!("{}:{}", proxy.host(), proxy.port());
+            config = config.tls_config(certs::tls(&host, &self.settings.certs, false)?);
         }
-        let agent = Agent::new_with_config(config.build());
+        let agent = connect::agent(config.build(), proxy, origin.tls, &self.stop);
         agents.insert(origin.clone(), agent.clone());
         Ok(agent)
     }
@@ -346,8 +345,12 @@ impl Http {
     fn proxy(&self, origin: &Origin) -> Result<Option<Proxy>> {
         let Some(proxy) = self.settings.proxies.of(origin.tls, &origin.host, origin.port) else { return Ok(None) };
         // What it says may be a password.
-        let invalid = |_| Error::new(Kind::Invalid, "the proxy of the environment isn't a URL of http or https");
-        Proxy::new(proxy).map(Some).map_err(invalid)
+        let invalid = || Error::new(Kind::Invalid, "the proxy of the environment isn't a URL of http or https");
+        let proxy = Proxy::new(proxy).map_err(|_| invalid())?;
+        if !matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https) {
+            return Err(invalid());
+        }
+        Ok(Some(proxy))
     }
 
     /// Why a request came to nothing.
@@ -373,7 +376,8 @@ impl Http {
                 _ => connection_failure(&e),
             },
             ureq::Error::ConnectProxyFailed(why) => {
-                fail(Kind::Denied, format!("the proxy refuses: {}", quoted(&why)))
+                // Of a port without TLS it may refuse that alone.
+                Failure { plain: true, ..fail(Kind::Denied, format!("the proxy refuses: {}", quoted(&why))) }
             }
             ureq::Error::Protocol(why) => fail(Kind::BadInput, format!("it doesn't speak HTTP: {why}")),
             other => fail(Kind::System, other.to_string()),

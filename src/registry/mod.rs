@@ -55,6 +55,7 @@ use std::time::Duration;
 mod auth;
 mod blob;
 mod certs;
+mod connect;
 mod destination;
 mod endpoint;
 mod http;
