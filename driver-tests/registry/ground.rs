@@ -22,7 +22,17 @@ impl Ground {
 
     /// On a filesystem of that many bytes.
     pub(crate) fn of_size(size: u64) -> Self {
-        let world = World::of_size(size, crate::world::Ground::SIMPLE);
+        Self::over(World::of_size(size, crate::world::Ground::SIMPLE))
+    }
+
+    /// In a pool that believes to have more than its host.
+    pub(crate) fn in_pool() -> Self {
+        let world = World::of_size(2048 * MIB, crate::world::Ground::Xfs);
+        world.ok(&["init", "--pool-fs", "btrfs", "--pool-size", "3GB"]);
+        Self::over(world)
+    }
+
+    fn over(world: World) -> Self {
         world.ok(&["images"]);
         fs::create_dir(world.files.path().join("home")).expect("mkdir");
         let mut ground = Self { world, empty: Vec::new() };

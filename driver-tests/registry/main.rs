@@ -7,8 +7,11 @@ mod support;
 #[path = "../e2e/world.rs"]
 mod world;
 
+mod documents;
 mod fetching;
+mod forms;
 mod ground;
+mod hosts;
 mod logins;
 mod pushing;
 mod pushing_ways;

@@ -9,7 +9,7 @@ use crate::ground::{Ground, image};
 use crate::server::{Asked, Content, INDEX, Reply, Server};
 use crate::support::image::{TestImage, sha256};
 
-struct Case {
+pub(crate) struct Case {
     name: &'static str,
     server: Server,
     /// What is pulled; `v1` unless it says otherwise.
@@ -21,7 +21,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(
+    pub(crate) fn new(
         name: &'static str,
         says: &[&str],
         answer: impl Fn(&Asked, Reply) -> Reply + Send + Sync + 'static,
@@ -37,19 +37,19 @@ impl Case {
         self
     }
 
-    fn asking(mut self, part: &'static str, times: usize) -> Self {
+    pub(crate) fn asking(mut self, part: &'static str, times: usize) -> Self {
         self.counts = Some((part, times));
         self
     }
 }
 
 /// The answer for manifests.
-fn manifest(reply: Reply) -> impl Fn(&Asked, Reply) -> Reply {
+pub(crate) fn manifest(reply: Reply) -> impl Fn(&Asked, Reply) -> Reply {
     move |asked, good| if asked.is_manifest() { reply.clone() } else { good }
 }
 
 /// The answer for the layer of `image(name)` in the middle.
-fn layer(name: &'static str, change: impl Fn(Reply) -> Reply) -> impl Fn(&Asked, Reply) -> Reply {
+pub(crate) fn layer(name: &'static str, change: impl Fn(Reply) -> Reply) -> impl Fn(&Asked, Reply) -> Reply {
     let digest = sha256(&image(name).layers[1].blob);
     move |asked, good| if asked.path.ends_with(&digest) { change(good) } else { good }
 }
@@ -252,18 +252,21 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// All at the same time, as some wait before they try again.
 #[test]
 fn each_is_refused_with_one_error_and_leaves_nothing() {
-    let ground = Ground::new();
-    let cases = cases();
+    refuse(&cases(), &Ground::new());
+}
+
+/// All at the same time, as some wait before they try again.
+#[track_caller]
+pub(crate) fn refuse(cases: &[Case], ground: &Ground) {
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    if let Err(why) = look(&ground, case, &[]) {
+                    if let Err(why) = look(ground, case, &[]) {
                         failures.lock().expect("lock").push(why);
                     }
                 }
@@ -275,7 +278,7 @@ fn each_is_refused_with_one_error_and_leaves_nothing() {
     ground.assert_untouched("after all of them");
 }
 
-fn look(ground: &Ground, case: &Case, flags: &[&str]) -> Result<(), String> {
+pub(crate) fn look(ground: &Ground, case: &Case, flags: &[&str]) -> Result<(), String> {
     let name = format!("{}/team/app{}", case.server.address(), case.reference);
     let answer = ground.ask(&[flags, &["pull", "-q", &name]].concat());
     let said = &answer.stderr;

@@ -65,6 +65,8 @@ pub(crate) enum Reply {
     Cut { reply: Box<Reply>, after: usize },
     /// These bytes of a body; then nothing more comes.
     Stall { reply: Box<Reply>, after: usize },
+    /// The body byte by byte, each after that time.
+    Trickle { reply: Box<Reply>, every: Duration },
     /// The body in chunks, and no length.
     Chunked { reply: Box<Reply> },
     /// The body again and again, without a length.
@@ -107,6 +109,10 @@ impl Reply {
         Self::Stall { reply: Box::new(self), after }
     }
 
+    pub(crate) fn trickle(self, every: Duration) -> Self {
+        Self::Trickle { reply: Box::new(self), every }
+    }
+
     pub(crate) fn endless(self) -> Self {
         Self::Endless { reply: Box::new(self) }
     }
@@ -120,6 +126,7 @@ impl Reply {
             Self::Full { status, headers, body } => (*status, headers, body),
             Self::Cut { reply, .. }
             | Self::Stall { reply, .. }
+            | Self::Trickle { reply, .. }
             | Self::Chunked { reply }
             | Self::Endless { reply } => reply.parts(),
             Self::Raw(bytes) => (0, &[], bytes),
@@ -314,6 +321,16 @@ impl Shared {
                 wire.write_all(&body[..*after])?;
                 wire.flush()?;
                 return self.stall();
+            }
+            Reply::Trickle { every, .. } => {
+                for byte in body {
+                    std::thread::sleep(*every);
+                    if self.stopped.load(Ordering::SeqCst) {
+                        return Ok(false);
+                    }
+                    wire.write_all(&[*byte])?;
+                    wire.flush()?;
+                }
             }
             Reply::Endless { .. } => loop {
                 write!(wire, "{:x}\r\n", body.len())?;
