@@ -4,8 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::support::{arg, run};
-use crate::verbs::{Inventory, MOST_STEPS, Verb, command, inventory};
+use crate::verbs::{Inventory, MOST_STEPS, Verb, command, holds_limits, inventory};
 use crate::world::{Ground, World};
 
 /// How a step fails.
@@ -129,15 +128,12 @@ fn fail_at(
     let fine = match (acknowledged, way) {
         (true, _) => found == *done,
         // What failed can't be undone either.
-        (false, Way::Forever(_)) if found == *done || verb.stuck(undone).as_ref() == Some(&found) => true,
+        (false, Way::Forever(_)) if found == *done => true,
         (false, Way::Once(_)) if found == *done => verb.is_in_place(),
         (false, _) => found == *undone || verb.other(undone).as_ref() == Some(&found),
     };
     assert!(fine, "{what}\ngc: {cleared}\n{found:#?}\nis not it; before: {undone:#?}\nafterwards: {done:#?}");
-    // Nobody knows any more that a limit was being changed, which couldn't be undone.
-    if acknowledged || !matches!((way, after), (Way::Forever(_), After::Reboot)) {
-        holds_limits(world, &found, &what);
-    }
+    holds_limits(world, &found, &what);
     let left = world.rows(&["gc", "--dry-run"]);
     assert!(left.is_empty(), "{what}: {left:#?}");
     let checked = world.ask(&["check"]);
@@ -177,18 +173,4 @@ pub(crate) fn forget(world: &World) {
     for name in ["index.current", "index.db", "index.db-journal"] {
         let _ = fs::remove_file(world.root().join(name));
     }
-}
-
-/// The limits in force are those that containers have.
-fn holds_limits(world: &World, found: &Inventory, what: &str) {
-    if world.ground != Ground::SIMPLE {
-        return;
-    }
-    let table = run("btrfs", &["qgroup", "show", "-r", "--raw", arg(world.fs.path())]);
-    let of = |line: &str| line.split_whitespace().nth(3).and_then(|limit| limit.parse::<u64>().ok());
-    let mut in_force: Vec<u64> = table.lines().filter(|line| line.starts_with("1/")).filter_map(of).collect();
-    in_force.sort_unstable();
-    let mut said: Vec<u64> = found.limits.values().copied().collect();
-    said.sort_unstable();
-    assert_eq!(in_force, said, "limits in force, {what}");
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
-use crate::verbs::{Inventory, MOST_STEPS, Verb, command, inventory};
+use crate::verbs::{Inventory, MOST_STEPS, Verb, command, holds_limits, inventory};
 use crate::world::World;
 
 /// End each of these verbs before each of its steps, and say how many there were.
@@ -30,7 +30,6 @@ fn end_before_each(world: &World, verb: &Verb) -> usize {
     let (undone, done) = verb.learn(world);
     let mut states = vec![undone.clone(), done.clone()];
     states.extend(verb.other(&undone));
-    states.extend(verb.stuck(&undone));
     let names = world.files.path().join("steps");
     for step in 1..MOST_STEPS {
         verb.prepare(world);
@@ -59,7 +58,7 @@ fn end_before_each(world: &World, verb: &Verb) -> usize {
 }
 
 /// It is in one of these states, and nothing is left.
-fn is_whole(world: &World, states: &[Inventory], what: &str) {
+pub(crate) fn is_whole(world: &World, states: &[Inventory], what: &str) {
     // Whoever only looks finds nothing half-made.
     world.ok(&["ps"]);
     world.ok(&["images"]);
@@ -69,6 +68,7 @@ fn is_whole(world: &World, states: &[Inventory], what: &str) {
     let cleared = world.ok(&["gc", "--format", "json"]);
     let found = inventory(world);
     assert!(states.contains(&found), "{what}, gc: {cleared}\n{found:#?}\nis none of\n{states:#?}");
+    holds_limits(world, &found, what);
     let left = world.rows(&["gc", "--dry-run"]);
     assert!(left.is_empty(), "{what}: {left:#?}");
     let checked = world.ask(&["check"]);

@@ -16,6 +16,7 @@ mod world;
 #[path = "../verbs/mod.rs"]
 mod verbs;
 
+mod cuts;
 mod ending;
 mod groups;
 mod store;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::tree_digest;
-use crate::world::World;
+use crate::support::{arg, run, tree_digest};
+use crate::world::{Ground, World};
 
 /// All that a user sees of a store, and what is on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +64,20 @@ pub(crate) fn inventory(world: &World) -> Inventory {
     }
 }
 
+/// The limits in force are those that containers have.
+pub(crate) fn holds_limits(world: &World, found: &Inventory, what: &str) {
+    if world.ground != Ground::SIMPLE {
+        return;
+    }
+    let table = run("btrfs", &["qgroup", "show", "-r", "--raw", arg(world.fs.path())]);
+    let of = |line: &str| line.split_whitespace().nth(3).and_then(|limit| limit.parse::<u64>().ok());
+    let mut in_force: Vec<u64> = table.lines().filter(|line| line.starts_with("1/")).filter_map(of).collect();
+    in_force.sort_unstable();
+    let mut said: Vec<u64> = found.limits.values().copied().collect();
+    said.sort_unstable();
+    assert_eq!(in_force, said, "limits in force, {what}");
+}
+
 /// Without times, which each attempt has others of.
 fn picture(tree: &Path) -> String {
     let entries = tree_digest(tree).into_iter().map(|(path, facts)| {
@@ -94,13 +108,6 @@ impl Inventory {
         self.keys.remove(&format!("{owner} {key}")).expect("it is there");
         self.places -= 1;
         self
-    }
-
-    /// The same without a key and its tree.
-    pub(crate) fn without_tree(self, owner: &str, key: &str) -> Self {
-        let mut without = self.without(owner, key);
-        without.trees -= 1;
-        without
     }
 
     /// The same with a key's tree committed.

@@ -13,7 +13,7 @@ use crate::world::World;
 pub(crate) mod inventory;
 pub(crate) mod tables;
 
-pub(crate) use inventory::{Inventory, inventory};
+pub(crate) use inventory::{Inventory, holds_limits, inventory};
 
 /// More than any verb has.
 pub(crate) const MOST_STEPS: usize = 500;
@@ -28,8 +28,6 @@ pub(crate) struct Verb {
     /// What else it may come to, made of what was there before.
     or: Option<fn(Inventory) -> Inventory>,
     cut: Option<fn(Inventory) -> Inventory>,
-    /// What it may come to if it could not even undo what it did.
-    stuck: Option<fn(Inventory) -> Inventory>,
     in_place: bool,
 }
 
@@ -38,15 +36,7 @@ fn owned(args: &[&str]) -> Vec<String> {
 }
 
 pub(crate) fn verb(args: &[&str]) -> Verb {
-    Verb {
-        args: owned(args),
-        before: Vec::new(),
-        after: Vec::new(),
-        or: None,
-        cut: None,
-        stuck: None,
-        in_place: false,
-    }
+    Verb { args: owned(args), before: Vec::new(), after: Vec::new(), or: None, cut: None, in_place: false }
 }
 
 impl Verb {
@@ -64,12 +54,6 @@ impl Verb {
     /// A power cut may leave this of it, made of what was there before, though it was acknowledged.
     pub(crate) fn or_after_a_cut(mut self, more: fn(Inventory) -> Inventory) -> Self {
         self.cut = Some(more);
-        self
-    }
-
-    /// Cut short, so that it can undo nothing, it may also come to this.
-    pub(crate) fn or_if_stuck(mut self, more: fn(Inventory) -> Inventory) -> Self {
-        self.stuck = Some(more);
         self
     }
 
@@ -117,11 +101,6 @@ impl Verb {
     /// What it may come to besides what was there before, and afterwards.
     pub(crate) fn other(&self, undone: &Inventory) -> Option<Inventory> {
         self.or.map(|more| more(undone.clone()))
-    }
-
-    /// What it may come to besides that if it could undo nothing.
-    pub(crate) fn stuck(&self, undone: &Inventory) -> Option<Inventory> {
-        self.stuck.map(|more| more(undone.clone()))
     }
 
     /// What may be there when it was acknowledged and the power was cut.

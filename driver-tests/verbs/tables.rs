@@ -135,11 +135,6 @@ fn forgotten(undone: Inventory) -> Inventory {
     undone.without("docker", "layer2")
 }
 
-/// A tree that a layer is being applied over is nobody's before the layer is there.
-fn given_up(undone: Inventory) -> Inventory {
-    undone.without_tree("docker", "layer2")
-}
-
 pub(crate) fn dockers_layers(ground: Ground) -> Table {
     let (world, [one, two]) = with_tars(ground);
     ok(&world, &owned(&["docker", "reserve", "layer1"]));
@@ -151,7 +146,7 @@ pub(crate) fn dockers_layers(ground: Ground) -> Table {
     let verbs = vec![
         verb(&second).or_after_a_cut(|undone| undone).after(&gone),
         verb(&apply).or(forgotten).before(&second).after(&gone),
-        verb(&apply).or_if_stuck(given_up).before(&begun).after(&gone),
+        verb(&apply).before(&begun).after(&gone),
         verb(&gone).before(&second).before(&apply).after(&gone),
     ];
     (world, verbs)

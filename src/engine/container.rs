@@ -263,13 +263,18 @@ impl Engine {
         })
     }
 
-    /// Set the limit that a container's record says: who was changing both died.
-    pub(super) fn limit_again(&self, record: &Record) {
-        if record.container().is_some()
-            && record.has_tree()
-            && let Err(e) = self.set_limit(&self.tree(record), own_limit(record))
-        {
-            tracing::warn!("cannot limit {} as its record says: {e}", record.uuid);
+    /// Set the limit that a container's record says: who was changing both died, or couldn't even undo it.
+    pub(super) fn limit_again(&self, record: &Record) -> Result<()> {
+        if record.container().is_none() || !record.has_tree() {
+            return Ok(());
+        }
+        match self.set_limit(&self.tree(record), own_limit(record)) {
+            // Quotas were switched since: nothing would hold it.
+            Err(e) if e.kind() == Kind::Unsupported => {
+                tracing::warn!("cannot limit {} as its record says: {e}", record.uuid);
+                Ok(())
+            }
+            set => set,
         }
     }
 

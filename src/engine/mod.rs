@@ -117,10 +117,10 @@ impl Engine {
     fn tidy_one(&self, held: Held) -> Result<()> {
         match held.state() {
             State::Replacing => return self.settle(held, false),
-            State::Ready => {
-                self.limit_again(held.record());
-                return self.store.take_back(&held);
+            State::Ready if held.record().container().is_some() && held.record().has_tree() => {
+                return self.store.take_back_with(&held, |record| self.limit_again(record));
             }
+            State::Ready => return self.store.take_back(&held),
             State::Making | State::Removing => {}
         }
         self.destroy_tree(held.record())?;
@@ -138,13 +138,16 @@ impl Engine {
         self.backend.destroy(&tree)
     }
 
-    /// Whichever tree stayed when one was replaced: write down which group it is charged to. It is the fresh one if that is
-    /// known, or the group is another one than before.
+    /// Whichever tree stayed when one was replaced: write down which group it is charged to. It is the fresh one, with its limit,
+    /// if that is known, or the group is another one than before.
     fn settle(&self, held: Held, fresh: bool) -> Result<()> {
         let group = self.backend.settle(held.place())?.map(|group| group.0);
         // That it is sealed is written down, or hasn't been.
         if held.record().keyed().is_some_and(|keyed| keyed.stage == Stage::Active) {
             self.backend.set_read_only(&self.tree(held.record()), false)?;
+        }
+        if !fresh {
+            self.limit_again(&Record { group, ..held.record().clone() })?;
         }
         let fresh = fresh || group.is_some() && group != held.record().group;
         self.store.settle(held, group, fresh).map(|_| ())

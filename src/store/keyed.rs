@@ -5,6 +5,7 @@
 //! let mut draft = store.begin(New { content: Content::Work, .. })?;
 //! ... unpack, seal ...
 //! draft.set_content(Content::Keyed(..));          // with the same key
+//! draft.set_instead_of(&held);
 //! store.confirm(&draft)?;                         // the one durable step
 //! let (record, held) = store.publish_over(draft, held)?;
 //! backend.destroy(held); store.finish_removal(held)?;
@@ -14,7 +15,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::index::State;
-use super::record::{Content, Owner, Record};
+use super::record::{Owner, Record};
 use super::{Draft, Held, Store, files, open_place};
 use crate::sys::durable;
 use crate::{Context, Error, Kind, Result};
@@ -56,22 +57,14 @@ pub(super) fn stream_note(place: &Path) -> PathBuf {
 }
 
 impl Store {
-    /// [`Store::publish`] a draft in the place of the tree that has its key, which is on its way out from then on.
+    /// [`Store::publish`] a draft in the place of the tree that has its key, as [`Draft::set_instead_of`] said before it was
+    /// durable. That one is on its way out from then on.
     pub fn publish_over(&self, draft: Draft, replaced: Held) -> Result<(Record, Held)> {
         self.following(|change| {
             change.put_nameless(&replaced.record, State::Removing)?;
-            change.set_changing(replaced.record.uuid, false)?;
             change.put(&draft.record, State::Ready)
         })?;
         Ok((draft.record, Held { state: State::Removing, ..replaced }))
-    }
-
-    /// Say of a tree that only we may touch that it is nobody's once we are gone: before another one of its key is durable.
-    pub fn disown(&self, held: &Held) -> Result<()> {
-        let nobodys = Record { content: Content::Work, ..held.record.clone() };
-        let directory = open_place(&held.place)?;
-        self.announce_change(held)?;
-        nobodys.write(&directory, &held.place)
     }
 
     /// Say of a tree that only we may touch that it is being sealed: should we die before [`Store::amend`] says that it is,

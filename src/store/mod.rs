@@ -39,7 +39,11 @@
 //!
 //! Who changes the record of a tree that is ready writes it within the change of its row, and says before that it is being
 //! changed: should he die when only the record is written, the next verb writes it as the row has it. After a reboot what is
-//! on disk counts.
+//! on disk counts. Who changes a limit, too, which two steps are needed for, lets the record say before that it is being replaced:
+//! whoever comes next sets the limit that it has.
+//!
+//! A tree that takes another's place under its key says so in its record. Once that and its tree are there, the other is
+//! nobody's, whatever its own record says: so there is one of them after any crash.
 //!
 //! Nothing with both a record and a tree is ever taken for debris by its looks alone. If damage gave two trees one
 //! name, both stay ([`index::Change::adopt`]).
@@ -172,6 +176,12 @@ impl Draft {
         self.claimed
     }
 
+    /// Let it take the place of a tree with its key, once it is whole: see [`Store::publish_over`].
+    pub fn set_instead_of(&mut self, replaced: &Held) {
+        self.record.instead_of = Some(replaced.record.uuid);
+        self.changed = true;
+    }
+
     /// The layer's facts, once they are known; [`Store::publish`] writes them.
     pub fn set_content(&mut self, content: Content) {
         self.record.content = content;
@@ -257,6 +267,7 @@ impl Store {
             replacing: false,
             related: false,
             inherits: Vec::new(),
+            instead_of: None,
             content: new.content,
         };
         self.begin_record(record, new.group, |_| Ok(()))

@@ -72,8 +72,8 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<u32>,
     pub created: jiff::Timestamp,
-    /// Its tree is being exchanged for a fresh one: which of the two is at `fs`, and which group it is charged to, only
-    /// the filesystem knows. Since schema 2.
+    /// Its tree, or its limit, is being exchanged for another: which of the two is there, and which group is charged, only the
+    /// filesystem knows. Since schema 2.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replacing: bool,
     /// Whether it was made of a relative (a container of a snapshot, a snapshot or layer of a container), or a relative of
@@ -83,6 +83,10 @@ pub struct Record {
     /// Groups of other trees that what it shares with relatives was first charged to. Since schema 4.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inherits: Vec<u32>,
+    /// The tree that had its key before: nobody's, as soon as this one is whole. So the one takes the other's place by one durable
+    /// step, and of two trees with a key this is the one. Since schema 6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead_of: Option<Uuid>,
     pub content: Content,
 }
 

@@ -54,6 +54,7 @@ impl Store {
             replacing: false,
             related: true,
             inherits,
+            instead_of: None,
             content: new.content,
         };
         let is_first = !source.record.related;

@@ -1,5 +1,6 @@
 //! Making the index from the records.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -187,6 +188,11 @@ pub(super) fn state_of(record: &Record, tree: bool, second: bool) -> State {
     }
 }
 
+/// The trees in whose place whole ones are: nobody's, whatever their records say.
+pub(super) fn replaced<'a>(found: impl Iterator<Item = (&'a Record, State)>) -> HashSet<Uuid> {
+    found.filter(|(_, state)| *state == State::Ready).filter_map(|(record, _)| record.instead_of).collect()
+}
+
 fn read_places(root: &Path) -> Result<Vec<(Record, State)>> {
     let mut found = Vec::new();
     for (uuid, place) in places(root)? {
@@ -210,6 +216,10 @@ fn read_places(root: &Path) -> Result<Vec<(Record, State)>> {
         }
         let state = state_of(&record, place.join("fs").exists(), place.join("fs.new").exists());
         found.push((record, state));
+    }
+    let replaced = replaced(found.iter().map(|(record, state)| (record, *state)));
+    for (record, state) in found.iter_mut().filter(|(record, _)| replaced.contains(&record.uuid)) {
+        (record.content, *state) = (Content::Work, State::Making);
     }
     // Of two records with one name the older keeps it; but not one without a tree: a key that was only reserved, or what a
     // power cut brings back when it was on its way out. Its name may be another's since.

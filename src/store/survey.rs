@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::identity::{DIRECTORIES, LOCK_FILES};
 use super::images::keep_still;
 use super::index::{Index, Looked};
-use super::record::Record;
+use super::record::{Content, Record};
 use super::{Identity, Image, State, Store, places, recipe, record, scan};
 use crate::{Context, Error, Kind, Result};
 
@@ -130,7 +130,8 @@ pub fn look(root: &Path, instance: &str) -> Result<Survey> {
     // The index first: what it says is settled has its record by then.
     let index = look_at_index(root, instance)?;
     let mut foreign = foreign_in(root, &is_ours)?;
-    let (places, strangers) = look_at_places(root)?;
+    let (mut places, strangers) = look_at_places(root)?;
+    disown_replaced(&mut places, &index);
     foreign.extend(strangers);
     foreign.extend(foreign_in(&root.join("images"), &is_of_images)?);
     foreign.extend(foreign_in(&root.join("blobs"), &|name| name == "sha256")?);
@@ -200,6 +201,18 @@ fn look_at_places(root: &Path) -> Result<(Vec<Place>, Vec<PathBuf>)> {
     }
     found.sort_by_key(|place| place.uuid);
     Ok((found, foreign))
+}
+
+/// Let the records of trees that whole ones have taken the place of say what they are: nobody's.
+fn disown_replaced(places: &mut [Place], index: &IndexLook) {
+    // While the index says that a tree is being made, that is who has its key in its place.
+    let whole = places.iter().filter(|place| !matches!(index.row(place.uuid), Some((_, State::Making))));
+    let replaced = scan::replaced(whole.filter_map(|place| Some((place.whole()?, place.state()?))));
+    for place in places.iter_mut().filter(|place| replaced.contains(&place.uuid)) {
+        if let Noted::Whole(record) = &mut place.record {
+            record.content = Content::Work;
+        }
+    }
 }
 
 fn look_at_place(uuid: Uuid, path: PathBuf) -> Place {
@@ -320,7 +333,7 @@ pub fn is_same(row: &Record, record: &Record) -> bool {
     // Two with one name: the index has another for the one that came later.
     let nameless = |record: &Record| {
         let mut record = record.clone();
-        if let super::Content::Container(container) = &mut record.content {
+        if let Content::Container(container) = &mut record.content {
             container.name.clear();
         }
         record

@@ -76,6 +76,7 @@ impl Known {
                 replacing: false,
                 related: false,
                 inherits: Vec::new(),
+                instead_of: None,
                 content: Content::Layer(Layer {
                     diff_id: diff_ids[at].to_string(),
                     chain_id: chain[at].clone(),

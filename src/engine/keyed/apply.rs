@@ -100,18 +100,9 @@ impl Keyspace<'_> {
         let (size_method, apparent_size) = (method.to_string(), Some(summary.bytes));
         let stage = Stage::Committed { size, size_method, apparent_size, inodes: None };
         work.set_content(Content::Keyed(Keyed { stage, label, ..keyed }));
-        if begun {
-            // Of two trees with one key the older one would keep it.
-            engine.store.disown(held)?;
-        }
-        let confirmed = engine.store.confirm(work);
-        if confirmed.is_err()
-            && begun
-            && let Err(e) = engine.store.take_back(held)
-        {
-            tracing::warn!("cannot write down again whose {} is: {e}", held.record().uuid);
-        }
-        confirmed.map(|()| summary)
+        work.set_instead_of(held);
+        engine.store.confirm(work)?;
+        Ok(summary)
     }
 }
 
