@@ -175,6 +175,18 @@ fn what_a_process_uses_is_not_removed(ground: Ground) {
         }
     }
     {
+        // It calls itself what it likes.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r"printf '\033[2Jx' >/proc/$$/comm; read x"]).current_dir(&tree).stdin(Stdio::piped());
+        let process = Process::spawn(&mut shell);
+        let called = || fs::read_to_string(format!("/proc/{}/comm", process.id())).expect("read");
+        while !called().starts_with('\x1b') {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let error = world.fails(&["rm", "c"]);
+        assert!(error.contains(&format!(r"process {} (\u{{1b}}[2Jx) has", process.id())), "{error}");
+    }
+    {
         let open = File::open(tree.join("etc/passwd")).expect("open");
         let process = sleeper(Command::new("sleep").env("X", "").stdin(Stdio::null()).stderr(Stdio::from(open)));
         assert!(

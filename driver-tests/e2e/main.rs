@@ -59,6 +59,7 @@ mod commit;
 mod containers;
 mod cp;
 mod cp_hostile;
+mod deep;
 mod diff;
 mod export;
 mod faults;

@@ -81,20 +81,20 @@ impl Output {
 
     /// Something that the user should know, on standard error.
     pub(super) fn warn(&mut self, warning: impl Display) {
-        eprintln!("warning: {warning}");
+        eprintln!("warning: {}", printable(warning.to_string()));
     }
 
     /// What was done, on standard error.
     pub(super) fn note(&mut self, note: impl Display) {
-        eprintln!("{note}");
+        eprintln!("{}", printable(note.to_string()));
     }
 
-    /// A failure, and the way out.
+    /// A failure, and the way out. Names of processes and subvolumes are in some, and a container chooses those.
     pub(super) fn error(&mut self, error: &Error) {
         let _ = self.out.flush();
-        eprintln!("reflinkd: {error}");
+        eprintln!("reflinkd: {}", printable(error.to_string()));
         if let Some(hint) = error.hint() {
-            eprintln!("hint: {hint}");
+            eprintln!("hint: {}", printable(hint.to_string()));
         }
     }
 

@@ -1,15 +1,14 @@
 //! What is at one place is copied to another: a file, or a tree entry by entry. The rules are in the head of
 //! [`super`].
 //!
-//! A directory that waits to be copied is a path, opened again when its turn comes, on both sides from the top and
-//! through no link: descriptors are bounded whatever the shape of the tree. All entries of a directory are made, then it
+//! A directory that waits to be copied is a way to it, opened again when its turn comes, on both sides from the top and
+//! through no link: descriptors and memory are bounded whatever the shape of the tree. All entries of a directory are made, then it
 //! gets its own attributes, which nothing disturbs afterwards.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, IFlags, Mode, OFlags, RawDir, Statx, Uid, linkat, makedev, mkdirat, mknodat, openat,
@@ -25,6 +24,7 @@ use super::place::{Side, Source, Target};
 use super::{Copied, content, mounted};
 use crate::sys::reflink::{self, Extras};
 use crate::sys::rooted;
+use crate::sys::way::Way;
 use crate::{Context, Error, Kind, Result};
 
 /// Bytes of names read at once.
@@ -74,22 +74,22 @@ struct Copier<'a> {
     copied: Copied,
 }
 
-/// Where the first name of an inode is: the directory's path, and the name.
-type First = (Rc<[u8]>, Box<[u8]>);
+/// Where the first name of an inode is: the directory, and the name.
+type First = (Way, Box<[u8]>);
 
 /// A directory that things are made in.
 struct Into {
     fd: OwnedFd,
     /// Below the copy's top.
-    path: Rc<[u8]>,
+    way: Way,
     /// What is made in it inherits ACLs.
     inherits: bool,
 }
 
 impl Into {
-    fn new(fd: OwnedFd, path: Rc<[u8]>) -> Self {
+    fn new(fd: OwnedFd, way: Way) -> Self {
         let inherits = hands_down_acl(&fd);
-        Self { fd, path, inherits }
+        Self { fd, way, inherits }
     }
 }
 
@@ -127,7 +127,7 @@ impl Copier<'_> {
         if kind_of(&source.facts) == FileType::Socket {
             return Err(Error::new(Kind::Unsupported, "it is a socket: nobody would listen at a copy"));
         }
-        let into = Into::new(fd, Rc::from(&b""[..]));
+        let into = Into::new(fd, Way::default());
         self.make(&source.fd, &source.facts, &into, &name)
     }
 
@@ -156,11 +156,10 @@ impl Copier<'_> {
         }
         let key = Key::of(&facts_of(&copy).context(|| "stat")?);
         let tops = Tops { source: &source.fd, copy, key };
-        let mut waiting: Vec<Rc<[u8]>> = vec![Rc::from(&b""[..])];
+        let mut waiting = vec![Way::default()];
         let mut listing = vec![MaybeUninit::uninit(); LISTING];
-        while let Some(path) = waiting.pop() {
-            let itself = itself || !path.is_empty();
-            self.level(&tops, &path, itself, &mut listing, &mut waiting)?;
+        while let Some(way) = waiting.pop() {
+            self.level(&tops, way, itself, &mut listing, &mut waiting)?;
         }
         Ok(())
     }
@@ -169,11 +168,12 @@ impl Copier<'_> {
     fn level(
         &mut self,
         tops: &Tops<'_>,
-        path: &Rc<[u8]>,
+        way: Way,
         itself: bool,
         listing: &mut [MaybeUninit<u8>],
-        waiting: &mut Vec<Rc<[u8]>>,
+        waiting: &mut Vec<Way>,
     ) -> Result<()> {
+        let path = &way.path()[..];
         let why = |name: &[u8]| {
             let slash = if path.is_empty() || name.is_empty() { "" } else { "/" };
             format!("/{}{slash}{}", path.escape_ascii(), name.escape_ascii())
@@ -185,7 +185,7 @@ impl Copier<'_> {
             source => source.context(|| "open").context(|| why(b""))?,
         };
         let copy = rooted::beneath_by(&tops.copy, path, DIRECTORY, self.to.here);
-        let into = Into::new(copy.map_err(in_the_way).context(|| why(b""))?, Rc::clone(path));
+        let into = Into::new(copy.map_err(in_the_way).context(|| why(b""))?, way);
         let mut listing = RawDir::new(&source, listing);
         while let Some(entry) = listing.next() {
             let entry = match entry {
@@ -194,11 +194,10 @@ impl Copier<'_> {
             };
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." && self.entry(&source, tops, &into, name).context(|| why(name))? {
-                let below = [&path[..], name].join(&b'/');
-                waiting.push(Rc::from(below.strip_prefix(b"/").unwrap_or(&below)));
+                waiting.push(into.way.join(name));
             }
         }
-        if itself {
+        if itself || !path.is_empty() {
             self.describe(&source, &into).context(|| why(b""))?;
         }
         Ok(())
@@ -223,7 +222,7 @@ impl Copier<'_> {
             _ if facts.stx_nlink > 1 => {
                 if !self.link(tops, &facts, into, name)? {
                     self.make(&found, &facts, into, name)?;
-                    let place = (Rc::clone(&into.path), Box::from(name));
+                    let place = (into.way.clone(), Box::from(name));
                     self.links.entry(Key::of(&facts)).or_insert(place);
                 }
                 Ok(false)
@@ -237,7 +236,7 @@ impl Copier<'_> {
         let Some((directory, first)) = self.links.get(&Key::of(facts)) else {
             return Ok(false);
         };
-        let directory = match rooted::beneath_by(&tops.copy, directory, OFlags::PATH, self.to.here) {
+        let directory = match rooted::beneath_by(&tops.copy, &directory.path(), OFlags::PATH, self.to.here) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Ok(false),
             directory => directory.context(|| "open its directory")?,
         };

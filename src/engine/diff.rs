@@ -1,7 +1,5 @@
 //! What a container has changed of its image: `diff`.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use super::Engine;
@@ -71,31 +69,47 @@ impl Engine {
 /// The facts as Docker tells them: a directory in which something changed has changed, one of which only the time of
 /// modification did has not, nor has what a layer only carries along, and the root is not spoken of.
 pub(super) fn folded(changes: &Changes, sizes: bool) -> Diff {
-    let mut lines: BTreeMap<&Path, DiffLine> = BTreeMap::new();
-    let told = changes.list.iter().filter(|change| !matches!(change.what, What::Touched | What::Linked));
-    for change in told {
-        let line =
-            |path: &Path, change, kind| DiffLine { path: path.to_path_buf(), change, kind, size: sizes.then_some(0) };
-        // Parents come before their children, so that what is there already is there with all its parents.
-        for above in change.path.ancestors().skip(1) {
-            match lines.entry(above) {
-                Entry::Occupied(_) => break,
-                Entry::Vacant(absent) => {
-                    absent.insert(line(above, DiffChange::Changed, EntryKind::Directory));
-                }
-            }
+    let line = |path: &Path, change, kind, size: Option<u64>| DiffLine {
+        path: path.to_path_buf(),
+        change,
+        kind,
+        size: sizes.then(|| size.unwrap_or(0)),
+    };
+    let mut lines = vec![line(Path::new(""), DiffChange::Changed, EntryKind::Directory, None)];
+    // The lines on the way to the one that came last.
+    let mut open = vec![0];
+    for change in changes.list.iter().filter(|change| !matches!(change.what, What::Touched | What::Linked)) {
+        let path = change.path.as_path();
+        // They are sorted, parents before their children: what isn't above this is done.
+        while let Some(last) = open.pop_if(|last| *last > 0 && !path.starts_with(&lines[*last].path)) {
+            add_up(&mut lines, last, open.last().copied());
         }
-        lines.insert(&change.path, line(&change.path, letter(change), change.kind));
-        for above in change.path.ancestors() {
-            let size = lines.get_mut(above).and_then(|line| line.size.as_mut());
-            if let (Some(size), Some(own)) = (size, change.size) {
-                *size += own;
-            }
+        let above = open.last().map_or(0, |last| lines[*last].path.iter().count());
+        let missing: Vec<_> = path.ancestors().skip(1).take(path.iter().count().saturating_sub(above + 1)).collect();
+        for absent in missing.into_iter().rev() {
+            open.push(lines.len());
+            lines.push(line(absent, DiffChange::Changed, EntryKind::Directory, None));
         }
+        if path.as_os_str().is_empty() {
+            continue;
+        }
+        open.push(lines.len());
+        lines.push(line(path, letter(change), change.kind, change.size));
     }
-    let size = sizes.then(|| lines.get(Path::new("")).and_then(|root| root.size).unwrap_or(0));
-    lines.remove(Path::new(""));
-    Diff { lines: lines.into_values().collect(), size, method: changes.method }
+    while let Some(last) = open.pop() {
+        add_up(&mut lines, last, open.last().copied());
+    }
+    let root = lines.remove(0);
+    Diff { lines, size: root.size, method: changes.method }
+}
+
+/// Add what a line has to the one above it.
+fn add_up(lines: &mut [DiffLine], last: usize, above: Option<usize>) {
+    if let (Some(above), Some(size)) = (above, lines[last].size)
+        && let Some(sum) = &mut lines[above].size
+    {
+        *sum += size;
+    }
 }
 
 fn letter(change: &Change) -> DiffChange {

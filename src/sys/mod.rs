@@ -15,5 +15,6 @@ pub mod selinux;
 pub mod sqlite;
 pub mod trim;
 pub mod users;
+pub mod way;
 pub mod xattrs;
 pub mod xfs;

@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
 
 use crate::{Context, Error, Kind, Result};
@@ -16,22 +16,31 @@ pub fn read(root: &Path, path: &str, most: u64) -> Result<Option<Vec<u8>>> {
     let shown = || format!("open {} in {}", path, root.display());
     let root_fd =
         openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(shown)?;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match openat2(&root_fd, path, flags, Mode::empty(), resolve) {
-        Ok(file) => File::from(file),
+    let found = match openat2(&root_fd, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        Ok(found) => found,
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
         Err(e) => return Err(e).context(shown),
     };
-    if !file.metadata().context(shown)?.is_file() {
-        return Ok(None);
-    }
+    let Some(file) = regular(&found, OFlags::empty()).context(shown)? else { return Ok(None) };
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).context(shown)?;
     if bytes.len() as u64 > most {
         return Err(Error::new(Kind::BadInput, format!("{path} is longer than {most} bytes")));
     }
     Ok(Some(bytes))
+}
+
+/// Open for reading, with these flags too, what an O_PATH descriptor stands for; `None` if that is no regular file. Opening
+/// anything else may do anything: wait, rewind a tape, start a watchdog.
+pub fn regular(found: impl AsFd, flags: OFlags) -> rustix::io::Result<Option<File>> {
+    if !FileType::from_raw_mode(fstat(&found)?.st_mode).is_file() {
+        return Ok(None);
+    }
+    // What is there is a link, though one that leads to the inode itself.
+    let path = format!("/proc/self/fd/{}", found.as_fd().as_raw_fd());
+    let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC | flags, Mode::empty())?;
+    Ok(Some(file.into()))
 }
 
 /// The directory `path` below `root`, found with links followed only inside of it. `None` if there is no such directory.
@@ -121,4 +130,34 @@ pub fn above(directory: impl AsFd, steps: u32) -> rustix::io::Result<OwnedFd> {
         left = left.saturating_sub(MOST);
     }
     Ok(reached)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+    use rustix::fs::{RawMode, makedev, mknodat};
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_not_even_opened() {
+        let root = tempfile::tempdir_in(std::env::temp_dir()).expect("a directory");
+        let device = |name: &str, kind: FileType, major| {
+            let mode = Mode::from_raw_mode(0o666 as RawMode);
+            mknodat(CWD, root.path().join(name), kind, mode, makedev(major, 3)).expect("mknod");
+        };
+        device("null", FileType::CharacterDevice, 1);
+        device("fifo", FileType::Fifo, 0);
+        std::fs::write(root.path().join("file"), "content").expect("write");
+        let watch = init(CreateFlags::NONBLOCK).expect("inotify");
+        for name in ["null", "fifo"] {
+            add_watch(&watch, root.path().join(name), WatchFlags::OPEN).expect("watch");
+            assert_eq!(read(root.path(), name, 9).expect("no error"), None, "{name}");
+        }
+        let opened = rustix::io::read(&watch, &mut [0_u8; 4096][..]);
+        assert_eq!(opened, Err(Errno::AGAIN), "somebody opened them");
+        assert_eq!(read(root.path(), "file", 7).expect("read"), Some(b"content".to_vec()));
+        let found = node(rustix::fs::open(root.path(), OFlags::PATH, Mode::empty()).expect("open"), b"file");
+        assert!(regular(found.expect("a node"), OFlags::NOATIME).expect("open").is_some());
+    }
 }

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use super::entry::{Difference, Entry, Facts, compare};
 use super::links::{Inode, Links};
 use super::side::{Side, join};
-use super::{EntryKind, What};
+use super::{EntryKind, Remembered, What};
+use crate::sys::way::Way;
 use crate::{Context, Result};
 
 /// What may differ at a name.
@@ -49,7 +50,7 @@ pub(in crate::backend) struct Found {
 
 /// A directory to compare.
 struct Job {
-    path: Vec<u8>,
+    way: Way,
     /// Whether the old tree has it.
     old: bool,
     /// Whether it is compared as such. Else whoever put it here has done that.
@@ -62,19 +63,21 @@ struct Job {
 pub(in crate::backend) struct Comparer<'a> {
     old: Option<&'a Side<'a>>,
     new: &'a Side<'a>,
-    found: BTreeMap<Vec<u8>, Found>,
+    found: BTreeMap<Vec<u8>, (What, Facts)>,
     links: Links,
+    remembered: Remembered,
     jobs: Vec<Job>,
 }
 
 impl<'a> Comparer<'a> {
     pub(in crate::backend) fn new(old: Option<&'a Side<'a>>, new: &'a Side<'a>) -> Self {
-        Self { old, new, found: BTreeMap::new(), links: Links::default(), jobs: Vec::new() }
+        let (links, remembered) = (Links::default(), Remembered::default());
+        Self { old, new, found: BTreeMap::new(), links, remembered, jobs: Vec::new() }
     }
 
     /// Compare everything.
     pub(in crate::backend) fn everything(mut self) -> Result<Vec<Found>> {
-        self.jobs.push(Job { path: Vec::new(), old: self.old.is_some(), itself: true, names: None });
+        self.jobs.push(Job { way: Way::default(), old: self.old.is_some(), itself: true, names: None });
         self.work()?;
         self.finish()
     }
@@ -83,7 +86,7 @@ impl<'a> Comparer<'a> {
     pub(in crate::backend) fn planned(mut self, mut plan: Plan, names: &Names<'_>) -> Result<Vec<Found>> {
         while !plan.is_empty() {
             self.jobs.extend(plan.into_iter().map(|(path, Directory { itself, names })| Job {
-                path,
+                way: Way::default().join(&path),
                 old: true,
                 itself,
                 names: Some(names),
@@ -104,9 +107,10 @@ impl<'a> Comparer<'a> {
     /// What was found, in order.
     fn finish(mut self) -> Result<Vec<Found>> {
         self.add_names(self.links.moved().map(<[u8]>::to_vec).collect(), What::Modified)?;
-        let made = |path: &[u8]| self.found.get(path).is_some_and(|found| found.what.is_made());
+        let made = |path: &[u8]| self.found.get(path).is_some_and(|(what, _)| what.is_made());
         self.add_names(self.links.along(made), What::Linked)?;
-        let mut found: Vec<Found> = self.found.into_values().collect();
+        let found = self.found.into_iter().map(|(path, (what, facts))| Found { path, what, facts });
+        let mut found: Vec<_> = found.collect();
         found.sort_by(|a, b| components(&a.path).cmp(components(&b.path)));
         Ok(found)
     }
@@ -117,7 +121,7 @@ impl<'a> Comparer<'a> {
             let (directory, name) = split(&path);
             let Some(open) = self.new.directory(directory)? else { continue };
             if let Some(facts) = self.new.facts(&open, &path, name)? {
-                self.add(path, what, facts);
+                self.add(path, what, facts)?;
             }
         }
         Ok(())
@@ -131,7 +135,8 @@ impl<'a> Comparer<'a> {
     }
 
     fn directory(&mut self, job: Job) -> Result<()> {
-        let Job { path, old, itself, names } = job;
+        let Job { way, old, itself, names } = job;
+        let path = way.path();
         let Some(new) = self.new.directory(&path)? else { return Ok(()) };
         let old = match self.old.filter(|_| old) {
             Some(side) => side.directory(&path)?.map(|directory| (side, directory)),
@@ -140,7 +145,7 @@ impl<'a> Comparer<'a> {
         if itself {
             let is = self.new.itself(&new, &path)?;
             match &old {
-                None => self.add(path.clone(), What::Added, is),
+                None => self.add(path.clone(), What::Added, is)?,
                 Some((side, directory)) => {
                     let was = side.itself(directory, &path)?;
                     let entry = |directory, facts| Entry { directory, name: b".", facts };
@@ -166,7 +171,7 @@ impl<'a> Comparer<'a> {
                 None => None,
             };
             let is = self.new.facts(&new, &path, &name)?;
-            self.name(path, &name, was, is.map(|facts| (&new, facts)), look)?;
+            self.name((&way, path), &name, was, is.map(|facts| (&new, facts)), look)?;
         }
         Ok(())
     }
@@ -174,7 +179,7 @@ impl<'a> Comparer<'a> {
     /// A name that is in one of the trees or both, or in none.
     fn name(
         &mut self,
-        path: Vec<u8>,
+        (above, path): (&Way, Vec<u8>),
         name: &[u8],
         was: Option<(&OwnedFd, Facts)>,
         is: Option<(&OwnedFd, Facts)>,
@@ -182,7 +187,7 @@ impl<'a> Comparer<'a> {
     ) -> Result<()> {
         let Some((new_directory, is)) = is else {
             if let Some((_, was)) = was {
-                self.add(path, What::Deleted, was);
+                self.add(path, What::Deleted, was)?;
             }
             return Ok(());
         };
@@ -190,14 +195,15 @@ impl<'a> Comparer<'a> {
         let directory = is.kind == EntryKind::Directory;
         let linked = !directory && (is.links > 1 || same_type.is_some_and(|(_, was)| was.links > 1));
         if linked {
+            self.remembered.add(&path)?;
             self.links.add(&path, same_type.map(|(_, was)| was.id), is.id);
         }
         if directory && (look.below || same_type.is_none()) {
-            self.jobs.push(Job { path: path.clone(), old: same_type.is_some(), itself: false, names: None });
+            self.jobs.push(Job { way: above.join(name), old: same_type.is_some(), itself: false, names: None });
         }
         match (was, same_type) {
-            (None, _) => self.add(path, What::Added, is),
-            (Some((_, was)), None) => self.add(path, What::Replaced { was: was.kind }, is),
+            (None, _) => self.add(path, What::Added, is)?,
+            (Some((_, was)), None) => self.add(path, What::Replaced { was: was.kind }, is)?,
             (_, Some((old_directory, was))) => {
                 let old = Entry { directory: old_directory, name, facts: &was };
                 let new = Entry { directory: new_directory, name, facts: &is };
@@ -213,22 +219,22 @@ impl<'a> Comparer<'a> {
         let difference = match compare(old, new, content) {
             // In a tree that is written to it may be gone, or have become something else, since we looked.
             Err(Errno::NOENT) => {
-                self.add(path, What::Deleted, *old.facts);
-                return Ok(());
+                return self.add(path, What::Deleted, *old.facts);
             }
             Err(Errno::INVAL) => Difference::Some,
             other => other.context(|| self.new.call("compare", &path))?,
         };
         match difference {
-            Difference::None => {}
+            Difference::None => Ok(()),
             Difference::Time if new.facts.kind == EntryKind::Directory => self.add(path, What::Touched, *new.facts),
             Difference::Time | Difference::Some => self.add(path, What::Modified, *new.facts),
         }
-        Ok(())
     }
 
-    fn add(&mut self, path: Vec<u8>, what: What, facts: Facts) {
-        self.found.insert(path.clone(), Found { path, what, facts });
+    fn add(&mut self, path: Vec<u8>, what: What, facts: Facts) -> Result<()> {
+        self.remembered.add(&path)?;
+        self.found.insert(path, (what, facts));
+        Ok(())
     }
 }
 

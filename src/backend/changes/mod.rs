@@ -40,8 +40,10 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Tree;
+use crate::{Error, Kind, Result};
 
 mod compare;
 mod entry;
@@ -54,6 +56,29 @@ pub(super) use links::Inode;
 pub(super) use side::{Grafts, Side, join};
 pub(super) use walk::listed;
 pub use walk::walk;
+
+/// Most bytes of paths in an answer, or on the way to one: four million names of 128 bytes.
+const MOST_PATHS: u64 = 512 << 20;
+
+/// What of paths is remembered: as many as there are changes, and each as long as whoever writes the tree likes.
+#[derive(Debug, Default)]
+pub(super) struct Remembered(AtomicU64);
+
+impl Remembered {
+    /// One more path.
+    ///
+    /// # Errors
+    /// `Unsupported` if they are too much together.
+    pub(super) fn add(&self, path: &[u8]) -> Result<()> {
+        let length = path.len() as u64;
+        if self.0.fetch_add(length, Ordering::Relaxed).saturating_add(length) <= MOST_PATHS {
+            return Ok(());
+        }
+        let why = format!("the paths of what was changed are longer than {} MiB together", MOST_PATHS >> 20);
+        let begins = path[..path.len().min(64)].escape_ascii();
+        Err(Error::new(Kind::Unsupported, why).with_hint(format!("the longest may be below /{begins}")))
+    }
+}
 
 /// What a feed is asked.
 #[derive(Debug, Clone, Copy)]

@@ -33,14 +33,9 @@ pub(super) fn open_file(
     directory: &impl std::os::fd::AsFd,
     name: impl rustix::path::Arg,
 ) -> rustix::io::Result<Option<File>> {
-    const FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::NOATIME).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
-    match openat(directory, name, FLAGS, Mode::empty()) {
-        // A symlink, a socket.
-        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(None),
-        opened => {
-            let file = File::from(opened?);
-            Ok(rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode).is_file().then_some(file))
-        }
+    match openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) => Ok(None),
+        found => rooted::regular(found?, OFlags::NOATIME),
     }
 }
 

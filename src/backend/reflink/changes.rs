@@ -32,7 +32,7 @@ use super::walk::{self, OPEN_DIRECTORY};
 use super::{Reflink, place};
 use crate::backend::Tree;
 use crate::backend::changes::{
-    self, Changes, Comparer, Comparison, FeedMethod, Found, Inode, Look, Plan, Side, join, listed,
+    self, Changes, Comparer, Comparison, FeedMethod, Found, Inode, Look, Plan, Remembered, Side, join, listed,
 };
 use crate::sys::rooted;
 use crate::{Context, Error, Kind, Result};
@@ -124,6 +124,7 @@ pub(super) struct Walk<'a> {
     met: Vec<AtomicBool>,
     /// Directories of the manifest that are directories still.
     entered: Vec<AtomicBool>,
+    remembered: Remembered,
 }
 
 /// An entry that has to be remembered.
@@ -144,7 +145,7 @@ impl<'a> Walk<'a> {
         let names = manifest.names.iter().zip(0..).map(|(name, at)| ((name.directory, &*name.name), at)).collect();
         let (met, entered): (Vec<_>, Vec<_>) = (flags(manifest.names.len()), flags(directories.len()));
         entered[0].store(true, Relaxed);
-        Ok(Self { manifest, root, device, directories, names, met, entered })
+        Ok(Self { manifest, root, device, directories, names, met, entered, remembered: Remembered::default() })
     }
 
     /// All that may differ, and the names of each inode of the tree that has several.
@@ -194,8 +195,11 @@ impl<'a> Walk<'a> {
         };
         let identity = (makedev(facts.stx_dev_major, facts.stx_dev_minor), facts.stx_ino);
         let linked = (kind != FileType::Directory && facts.stx_nlink > 1).then_some(identity);
-        let remembered = look.is_some() || linked.is_some();
-        Ok(remembered.then(|| Met { directory: found.path.to_vec(), name: name.to_vec(), look, linked }))
+        if look.is_none() && linked.is_none() {
+            return Ok(None);
+        }
+        self.remembered.add(found.path)?;
+        Ok(Some(Met { directory: found.path.to_vec(), name: name.to_vec(), look, linked }))
     }
 
     /// What may differ at a name that the manifest has.

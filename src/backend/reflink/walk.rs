@@ -1,7 +1,7 @@
 //! All entries of a tree, looked at by two threads.
 //!
-//! A directory that waits for its turn is a path, opened again when that comes: descriptors are bounded whatever the
-//! shape of the tree, and no symlink is followed and no mount entered on the way. What vanishes meanwhile is left out.
+//! A directory that waits for its turn is a way to it, opened again when that comes: descriptors and memory are bounded
+//! whatever the shape of the tree, and no symlink is followed and no mount entered on the way. What vanishes meanwhile is left out.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,6 +12,7 @@ use rustix::fs::{FileType, OFlags, RawDir};
 use rustix::io::Errno;
 
 use crate::sys::rooted;
+use crate::sys::way::Way;
 use crate::{Context, Error, Result};
 
 /// A second one nearly halves the time, more bring nothing (one directory is one thread's).
@@ -42,7 +43,7 @@ impl Found<'_> {
 /// The directories of which nobody has made an end yet.
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: Vec<Vec<u8>>,
+    waiting: Vec<Way>,
     /// How many are being read: they may hold more.
     busy: usize,
     failed: Option<Error>,
@@ -71,7 +72,7 @@ where
     T: Send,
     V: Fn(Found<'_>) -> Result<Option<T>> + Sync,
 {
-    let queue = Mutex::new(Queue { waiting: vec![Vec::new()], ..Queue::default() });
+    let queue = Mutex::new(Queue { waiting: vec![Way::default()], ..Queue::default() });
     let walk = Walk { root, queue, changed: Condvar::new(), visit };
     let mut found = Vec::new();
     thread::scope(|scope| {
@@ -94,9 +95,9 @@ where
     fn work(&self) -> Vec<T> {
         let mut found = Vec::new();
         let mut buffer = Vec::with_capacity(BUFFER);
-        while let Some(path) = self.next() {
+        while let Some(way) = self.next() {
             let mut below = Vec::new();
-            let read = self.directory(&path, &mut buffer, &mut found, &mut below);
+            let read = self.directory(&way, &mut buffer, &mut found, &mut below);
             let mut queue = self.queue();
             queue.busy -= 1;
             queue.waiting.append(&mut below);
@@ -110,15 +111,15 @@ where
     }
 
     /// The next directory; `None` when all are done, or one has failed.
-    fn next(&self) -> Option<Vec<u8>> {
+    fn next(&self) -> Option<Way> {
         let mut queue = self.queue();
         loop {
             if queue.failed.is_some() {
                 return None;
             }
-            if let Some(path) = queue.waiting.pop() {
+            if let Some(way) = queue.waiting.pop() {
                 queue.busy += 1;
-                return Some(path);
+                return Some(way);
             }
             if queue.busy == 0 {
                 return None;
@@ -132,13 +133,8 @@ where
     }
 
     /// Visit what is in one directory; what directories are in it goes to `below`.
-    fn directory(
-        &self,
-        path: &[u8],
-        buffer: &mut Vec<u8>,
-        found: &mut Vec<T>,
-        below: &mut Vec<Vec<u8>>,
-    ) -> Result<()> {
+    fn directory(&self, way: &Way, buffer: &mut Vec<u8>, found: &mut Vec<T>, below: &mut Vec<Way>) -> Result<()> {
+        let path = &way.path()[..];
         let directory = match rooted::beneath(self.root, path, OPEN_DIRECTORY) {
             Ok(directory) => directory,
             // Gone, or something else by now; or something is mounted there, which is no part of the tree.
@@ -160,7 +156,7 @@ where
             let kind = entry.file_type();
             found.extend((self.visit)(Found { directory: directory.as_fd(), name, kind, path })?);
             if kind == FileType::Directory {
-                below.push(join(path, name));
+                below.push(way.join(name.to_bytes()));
             }
         }
         Ok(())
