@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use crate::hands;
 use crate::picture;
-use crate::store::Store;
-use crate::support::{Process, arg};
+use crate::store::{DOCKERS, Store};
+use crate::support::{MIB, Process, arg};
 use crate::world::{Ground, World};
 use reflinkd::engine::check::Code;
+use reflinkd::engine::keyed::NewKeyed;
+use reflinkd::store::Owner;
 
 fn a_healthy_store_is_never_touched(ground: Ground) {
     let store = Store::on(ground);
@@ -54,6 +56,19 @@ fn a_store_is_checked_on_a_read_only_filesystem() {
     std::fs::remove_file(place.join("recipe")).expect("unlink");
     store.remount("ro");
     assert_eq!(store.found(&["--deep"]), [("recipe-missing".to_string(), diff_id)]);
+}
+
+/// dockerd says what a container may write when it makes its init layer, whose limit is only the container's.
+#[test]
+fn an_init_layer_lacks_no_limit() {
+    let store = Store::on(Ground::SIMPLE);
+    let engine = store.engine();
+    let docker = engine.keyspace(Owner::docker(), 1, Default::default());
+    for (key, parent) in [("web-init", DOCKERS), ("web", "web-init")] {
+        let limited = NewKeyed { key, parent: Some(parent), size_limit: Some(50 * MIB), ..NewKeyed::default() };
+        docker.prepare(&limited).expect("prepare");
+        assert_eq!(store.found(&[]), [], "{key}");
+    }
 }
 
 #[test]

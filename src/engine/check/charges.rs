@@ -6,6 +6,7 @@ use super::records::of;
 use super::{Check, Code, Finding, Remedy};
 use crate::Result;
 use crate::backend::GroupId;
+use crate::engine::keyed::limit_at_first;
 use crate::store::survey::IndexLook;
 use crate::store::{Record, Stage, State};
 
@@ -87,9 +88,9 @@ impl Check {
 
 /// The limit that a tree's group should have.
 pub(super) fn limit_of(record: &Record) -> Option<u64> {
-    let keyed = || record.keyed().filter(|keyed| keyed.stage == Stage::Active).and_then(|keyed| keyed.size_limit);
+    let active = || record.keyed().filter(|keyed| keyed.stage == Stage::Active);
     match record.container() {
         Some(container) => container.own_limit(),
-        None => keyed(),
+        None => active().and_then(|keyed| limit_at_first(keyed, &record.owner)),
     }
 }

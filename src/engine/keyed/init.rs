@@ -41,7 +41,7 @@ pub(super) fn is_init_of(init: &str, key: &str) -> bool {
 
 /// The limit of a tree while only its client writes to it. An init layer has none yet: a limit that has no room for what dockerd
 /// puts into it is the container's, whose making fails where dockerd clears up.
-pub(super) fn limit_at_first(keyed: &Keyed, owner: &Owner) -> Option<u64> {
+pub(in crate::engine) fn limit_at_first(keyed: &Keyed, owner: &Owner) -> Option<u64> {
     keyed.size_limit.filter(|_| *owner != Owner::docker() || !keyed.key.ends_with(SUFFIX))
 }
 

@@ -47,6 +47,7 @@ mod seal;
 
 pub(super) use cache::Counted;
 pub use facts::KeyedFacts;
+pub(super) use init::limit_at_first;
 pub use list::KeyedInfo;
 
 /// How often to look again while others are at work on a key.
