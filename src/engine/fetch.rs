@@ -1,8 +1,10 @@
 //! Fetching an image's layers ahead of their unpacking: three at a time, as Docker does.
 //!
-//! Each goes into a file without a name, on the store's filesystem, and is read there while it still grows. Unpacking takes
-//! the layers one by one from the lowest up; nothing waits for it, so that the connections are used all the time, at the price
-//! of as much space as the layers that are ahead have compressed.
+//! Unpacking takes the layers one by one from the lowest up. Those ahead of it go into files without names, on the store's
+//! filesystem, and don't wait for it, so that the connections are used all the time, at the price of as much space as they have
+//! compressed. The one that is being unpacked is in no file beyond what was fetched before: its reader reads up to there, then
+//! gets the connection itself. What went by that way was never written, nor is it among what the layer's commit syncs; if it
+//! is wanted again (the disk was full, and something could be removed), it is fetched again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -29,6 +31,8 @@ const PATIENCE: Duration = Duration::from_millis(50);
 pub(super) struct Fetch<'a> {
     source: &'a Source,
     image: &'a SourceImage,
+    /// The lowest layer: its reader comes before there is anything to be ahead of.
+    first: Option<usize>,
     /// For what is fetched.
     directory: PathBuf,
     progress: &'a dyn Progress,
@@ -62,6 +66,7 @@ impl<'a> Fetch<'a> {
         Self {
             source,
             image,
+            first: wanted.first().copied(),
             directory,
             progress,
             room,
@@ -107,17 +112,20 @@ impl<'a> Fetch<'a> {
         }
     }
 
+    /// Fetch a layer into a file for as long as nobody reads it; its reader does the rest.
     fn fetch(&self, at: usize, spool: &Spool) -> Result<()> {
         let layer = &self.image.layers[at];
         let label = layer.diff_id.0.short();
         let mut blob = self.source.layer_reader(layer)?;
-        let open = || format!("make a file in {}", self.directory.display());
-        let file = spool.begin(tempfile::tempfile_in(&self.directory).context(open)?);
         self.progress.fetching(&label, layer.size(), &spool.fetched);
+        let mut file = None;
         let mut buffer = vec![0; BUFFER];
-        loop {
+        while Some(at) != self.first && spool.is_ahead() {
             let n = match blob.read(&mut buffer) {
-                Ok(0) => break,
+                Ok(0) => {
+                    self.progress.fetched(&label);
+                    return Ok(());
+                }
                 Ok(n) => n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(e).context(|| "read its blob"),
@@ -127,26 +135,38 @@ impl<'a> Fetch<'a> {
                 (self.room)()?;
             }
             let write = || format!("write to a file in {}", self.directory.display());
+            let file = match &mut file {
+                Some(file) => file,
+                none => none.insert(spool.begin(tempfile::tempfile_in(&self.directory).context(write)?)),
+            };
             file.write_all_at(&buffer[..n], written).context(write)?;
             spool.grow(n as u64);
         }
-        self.progress.fetched(&label);
+        // Not before the reader is done with it is there to be another connection.
+        if spool.hand_over(blob, || self.queue().closed) {
+            self.progress.fetched(&label);
+        }
         Ok(())
     }
 
     /// The bytes of a layer's blob from the front, as they come. Layers below it aren't kept any longer.
     fn reader(&self, at: usize) -> Result<Box<dyn Read + Send>> {
         let mut queue = self.queue();
-        queue.spools = queue.spools.split_off(&at);
-        let failed = queue.spools.get(&at).is_some_and(|spool| spool.has_failed());
-        if failed || !queue.spools.contains_key(&at) {
-            queue.spools.insert(at, Arc::default());
+        let wanted = queue.spools.split_off(&at);
+        for below in std::mem::replace(&mut queue.spools, wanted).into_values() {
+            below.give_up();
+        }
+        let known = queue.spools.get(&at).filter(|spool| spool.begin_read()).map(Arc::clone);
+        let spool = known.unwrap_or_else(|| {
+            let spool = Arc::<Spool>::default();
+            spool.begin_read();
+            queue.spools.insert(at, Arc::clone(&spool));
             queue.waiting.retain(|waiting| *waiting != at);
             queue.waiting.push_front(at);
             self.changed.notify_one();
-        }
-        let spool = Arc::clone(&queue.spools[&at]);
-        Ok(Box::new(SpoolReader { spool, file: None, at: 0, cancelled: Arc::clone(&self.cancelled) }))
+            spool
+        });
+        Ok(Box::new(SpoolReader { spool, rest: None, at: 0, cancelled: Arc::clone(&self.cancelled) }))
     }
 }
 
@@ -164,7 +184,7 @@ impl Drop for Closing<'_, '_> {
 /// What is there of a blob.
 #[derive(Default)]
 struct Spool {
-    /// Bytes that can be read.
+    /// Bytes that were fetched. Until the blob is handed over they can be read from the file.
     fetched: Arc<AtomicU64>,
     state: Mutex<SpoolState>,
     changed: Condvar,
@@ -173,6 +193,14 @@ struct Spool {
 #[derive(Default)]
 struct SpoolState {
     file: Option<Arc<File>>,
+    /// Whether there is, or was, a reader.
+    is_read: bool,
+    /// What the file lacks, from when it is handed over until the reader takes it.
+    blob: Option<Box<dyn Read + Send>>,
+    /// Whether it was handed over: the file has only the beginning.
+    is_handed_over: bool,
+    /// Whether the reader has had all of that.
+    is_read_out: bool,
     end: Option<Result<()>>,
 }
 
@@ -194,35 +222,82 @@ impl Spool {
         self.changed.notify_all();
     }
 
-    fn end(&self, how: Result<()>) {
-        self.state().end = Some(how);
+    /// Whether it goes into the file.
+    fn is_ahead(&self) -> bool {
+        let state = self.state();
+        !state.is_read && state.end.is_none()
+    }
+
+    /// Nobody reads it any more.
+    fn give_up(&self) {
+        self.end(Err(Error::new(Kind::Interrupted, "it isn't wanted any more")));
+    }
+
+    /// Leave the rest to the reader, and wait for it; whether it came to the end. It goes on when that is told.
+    fn hand_over(&self, blob: Box<dyn Read + Send>, is_closed: impl Fn() -> bool) -> bool {
+        let mut state = self.state();
+        state.blob = Some(blob);
+        state.is_handed_over = true;
+        self.changed.notify_all();
+        while !state.is_read_out && state.end.is_none() && !is_closed() {
+            let waited = self.changed.wait_timeout(state, PATIENCE);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.is_read_out
+    }
+
+    fn read_out(&self) {
+        self.state().is_read_out = true;
         self.changed.notify_all();
     }
 
-    fn has_failed(&self) -> bool {
-        matches!(self.state().end, Some(Err(_)))
+    /// How it ended; who says so first knows best.
+    fn end(&self, how: Result<()>) {
+        self.state().end.get_or_insert(how);
+        self.changed.notify_all();
+    }
+
+    /// Whether whoever comes now can read it from the beginning. A connection has one reader, a whole file any number.
+    fn begin_read(&self) -> bool {
+        let mut state = self.state();
+        let is_whole = !state.is_handed_over && matches!(state.end, Some(Ok(())));
+        let is_fresh = !state.is_read && !matches!(state.end, Some(Err(_)));
+        state.is_read = true;
+        is_whole || is_fresh
     }
 }
 
 struct SpoolReader {
     spool: Arc<Spool>,
-    file: Option<Arc<File>>,
+    /// `None` until it has been waited for.
+    rest: Option<Rest>,
     at: u64,
     cancelled: Arc<AtomicBool>,
 }
 
+/// What is left to be read, as far as it is known.
+enum Rest {
+    /// So many bytes of the file.
+    File(Arc<File>, u64),
+    Blob(Box<dyn Read + Send>),
+    End,
+}
+
 impl SpoolReader {
-    /// Wait for bytes; how many there are beyond those that were read, 0 at the end.
-    fn wait(&mut self) -> Result<u64> {
+    /// Wait for what is behind the bytes that were read from the file.
+    fn next(&self) -> Result<Rest> {
         let mut state = self.spool.state();
         loop {
             let fetched = self.spool.fetched.load(Ordering::Acquire);
-            if fetched > self.at {
-                self.file.clone_from(&state.file);
-                return Ok(fetched - self.at);
+            match &state.file {
+                Some(file) if fetched > self.at => return Ok(Rest::File(Arc::clone(file), fetched - self.at)),
+                _ => {}
+            }
+            if let Some(blob) = state.blob.take() {
+                return Ok(Rest::Blob(blob));
             }
             match &state.end {
-                Some(end) => return end.clone().map(|()| 0),
+                Some(end) => return end.clone().map(|()| Rest::End),
                 None if self.cancelled.load(Ordering::Relaxed) => {
                     return Err(Error::new(Kind::Interrupted, "interrupted"));
                 }
@@ -236,11 +311,41 @@ impl SpoolReader {
 
 impl Read for SpoolReader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let left = self.wait().map_err(io::Error::other)?;
-        let most = into.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let Some(file) = self.file.as_ref().filter(|_| most > 0) else { return Ok(0) };
-        let n = file.read_at(&mut into[..most], self.at)?;
-        self.at += n as u64;
-        Ok(n)
+        if into.is_empty() {
+            return Ok(0);
+        }
+        if matches!(self.rest, None | Some(Rest::File(_, 0))) {
+            self.rest = Some(self.next().map_err(io::Error::other)?);
+        }
+        match &mut self.rest {
+            Some(Rest::File(file, left)) => {
+                let most = into.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let n = file.read_at(&mut into[..most], self.at)?;
+                *left -= n as u64;
+                self.at += n as u64;
+                Ok(n)
+            }
+            Some(Rest::Blob(blob)) => {
+                let n = blob.read(into)?;
+                self.spool.fetched.fetch_add(n as u64, Ordering::Relaxed);
+                self.at += n as u64;
+                if n == 0 {
+                    self.spool.read_out();
+                    self.rest = Some(self.next().map_err(io::Error::other)?);
+                }
+                Ok(n)
+            }
+            Some(Rest::End) | None => Ok(0),
+        }
     }
 }
+
+/// Whoever fetches for it needn't any longer.
+impl Drop for SpoolReader {
+    fn drop(&mut self) {
+        self.spool.give_up();
+    }
+}
+
+#[cfg(test)]
+mod tests;
