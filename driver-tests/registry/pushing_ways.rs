@@ -61,9 +61,8 @@ fn tokens(taking: &Taking, uses: usize, grudging: bool) -> (Server, Server) {
         let Some((scopes, used)) = number.and_then(|number| given.get_mut(number - 1)) else {
             return refused(&realm);
         };
-        let repository =
-            asked.path["/v2/".len()..].split(["/blobs/", "/manifests/"].as_slice().first().expect("one")).next();
-        let repository = repository.unwrap_or_default().split("/manifests/").next().unwrap_or_default();
+        let repository = asked.path["/v2/".len()..].split("/blobs/").next().unwrap_or_default();
+        let repository = repository.split("/manifests/").next().unwrap_or_default();
         let actions = if matches!(asked.method.as_str(), "GET") { ":pull" } else { ":pull,push" };
         let mut needed = vec![format!("repository:{repository}{actions}")];
         if let Some((_, from)) = asked.path.split_once("&from=") {

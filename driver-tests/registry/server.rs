@@ -121,6 +121,15 @@ impl Reply {
         Self::Chunked { reply: Box::new(self) }
     }
 
+    /// As it is to a `HEAD`: with the length of what isn't sent.
+    fn without_body(self) -> Self {
+        let Self::Full { status, mut headers, body } = self else { return self };
+        if !headers.iter().any(|(name, _)| *name == "Content-Length") {
+            headers.push(("Content-Length", body.len().to_string()));
+        }
+        Self::Full { status, headers, body: Vec::new() }
+    }
+
     fn parts(&self) -> (u16, &[(&'static str, String)], &[u8]) {
         match self {
             Self::Full { status, headers, body } => (*status, headers, body),
@@ -273,7 +282,10 @@ impl Shared {
                 }
             }
             self.asked.lock().expect("lock").push(asked.clone());
-            let reply = (self.answer)(&asked);
+            let mut reply = (self.answer)(&asked);
+            if asked.method == "HEAD" {
+                reply = reply.without_body();
+            }
             if !self.write(wire.get_mut(), &reply)? {
                 return Ok(());
             }
