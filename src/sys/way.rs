@@ -64,6 +64,32 @@ impl Drop for Way {
     }
 }
 
+/// Ways to directories that are named by their paths one after the other, as by a walk: what each has in common with the one
+/// before it is kept once.
+#[derive(Debug, Default)]
+pub struct Ways {
+    path: Vec<u8>,
+    /// Those on the way to `path`, with the lengths of theirs.
+    open: Vec<(usize, Way)>,
+}
+
+impl Ways {
+    /// The way to `path`.
+    pub fn to(&mut self, path: &[u8]) -> Way {
+        let same = self.path.iter().zip(path).take_while(|(one, other)| one == other).count();
+        let leads_there = |length: usize| length <= same && path.get(length).is_none_or(|&byte| byte == b'/');
+        while self.open.pop_if(|(length, _)| !leads_there(*length)).is_some() {}
+        let (length, above) = self.open.last().cloned().unwrap_or_default();
+        self.path = path.to_vec();
+        let rest = path[length..].strip_prefix(b"/").unwrap_or(&path[length..]);
+        let way = above.join(rest);
+        if !rest.is_empty() {
+            self.open.push((path.len(), way.clone()));
+        }
+        way
+    }
+}
+
 impl fmt::Debug for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "/{}", self.path().escape_ascii())
@@ -85,6 +111,18 @@ mod tests {
         drop(bottom);
         let path = waiting[42].path();
         assert_eq!((path.len(), &path[..4], &path[path.len() - 5..]), (400_002, &b"d/d/"[..], &b"/d/42"[..]));
+    }
+
+    #[test]
+    fn of_paths_that_a_walk_names_each_part_is_kept_once() {
+        let mut ways = Ways::default();
+        let paths = ["", "a", "a/b/c", "a/b/cc", "a/b/c/d", "a", "aa/b", "", "x/y", "x/z/1", "x/z"];
+        let kept: Vec<_> = paths.iter().map(|path| ways.to(path.as_bytes())).collect();
+        assert_eq!(kept.iter().map(Way::path).collect::<Vec<_>>(), paths.map(|path| path.as_bytes().to_vec()));
+        let above = |way: &Way| way.0.as_ref().map(|step| step.above.path());
+        assert_eq!(above(&kept[2]), Some(b"a".to_vec()));
+        assert_eq!(above(&kept[4]), Some(b"a".to_vec()));
+        assert_eq!(above(&kept[6]), Some(Vec::new()));
     }
 
     #[test]

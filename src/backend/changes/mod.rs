@@ -74,7 +74,7 @@ impl Remembered {
         if self.0.fetch_add(length, Ordering::Relaxed).saturating_add(length) <= MOST_PATHS {
             return Ok(());
         }
-        let why = format!("the paths of what was changed are longer than {} MiB together", MOST_PATHS >> 20);
+        let why = format!("the paths that are compared are longer than {} MiB together", MOST_PATHS >> 20);
         let begins = path[..path.len().min(64)].escape_ascii();
         Err(Error::new(Kind::Unsupported, why).with_hint(format!("the longest may be below /{begins}")))
     }

@@ -141,11 +141,12 @@ impl<'a> Walk<'a> {
     pub(super) fn new(manifest: &'a Manifest, root: &'a Path, tree: &OwnedFd) -> Result<Self> {
         let device = rustix::fs::fstat(tree).context(|| "stat the root")?.st_dev;
         let flags = |count| (0..count).map(|_| AtomicBool::new(false)).collect();
-        let directories = manifest.directories();
+        let remembered = Remembered::default();
+        let directories = manifest.directories(&remembered)?;
         let names = manifest.names.iter().zip(0..).map(|(name, at)| ((name.directory, &*name.name), at)).collect();
         let (met, entered): (Vec<_>, Vec<_>) = (flags(manifest.names.len()), flags(directories.len()));
         entered[0].store(true, Relaxed);
-        Ok(Self { manifest, root, device, directories, names, met, entered, remembered: Remembered::default() })
+        Ok(Self { manifest, root, device, directories, names, met, entered, remembered })
     }
 
     /// All that may differ, and the names of each inode of the tree that has several.

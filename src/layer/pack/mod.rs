@@ -60,6 +60,7 @@ use super::reader::Attributes;
 use super::reader::source::BLOCK;
 use super::sink::Sink;
 use crate::error::{Context, Error, Kind, Result};
+use crate::sys::way::{Way, Ways};
 use content::Reader;
 use header::Header;
 use tree::{Node, Source, Walk};
@@ -178,8 +179,10 @@ struct Packer<'a> {
     hidden: BTreeMap<Vec<u8>, Vec<Vec<u8>>>,
     /// The directory that was written last, or that holds what was.
     at: Vec<u8>,
-    /// The first names of inodes that have several.
-    linked: HashMap<Id, Vec<u8>>,
+    /// The first names of inodes that have several: the directory and the name there.
+    linked: HashMap<Id, (Way, Box<[u8]>)>,
+    /// To the directories of these.
+    ways: Ways,
     /// Names that would hide something are refused.
     layer: bool,
     ids: IdMaps,
@@ -202,6 +205,7 @@ impl<'a> Packer<'a> {
             hidden: BTreeMap::new(),
             at: Vec::new(),
             linked: HashMap::new(),
+            ways: Ways::default(),
             layer: false,
             ids: IdMaps::default(),
             packed: Packed::default(),
@@ -283,7 +287,7 @@ impl<'a> Packer<'a> {
         let mut attributes = node.attributes()?;
         self.ids.map_out(&mut attributes)?;
         let first = match node.has_other_names() {
-            true => self.linked.get(&node.id).cloned(),
+            true => self.linked.get(&node.id).map(|(directory, name)| directory.join(name).path()),
             false => None,
         };
         let name = self.named(path);
@@ -305,7 +309,9 @@ impl<'a> Packer<'a> {
             (None, _) => return Err(Error::new(Kind::Unsupported, "it is of a type that a tar doesn't have")),
         }
         if node.has_other_names() {
-            self.linked.entry(node.id).or_insert(name);
+            let (directory, name) = split(&name);
+            let ways = &mut self.ways;
+            self.linked.entry(node.id).or_insert_with(|| (ways.to(directory), name.into()));
         }
         Ok(Some(node.kind))
     }

@@ -60,7 +60,7 @@ use rustix::fs::FileType;
 use uuid::Uuid;
 
 use crate::backend::GroupId;
-use crate::backend::changes::join;
+use crate::backend::changes::{Remembered, join};
 use crate::backend::clone::{Cloned, Entry};
 use crate::sys::durable;
 use crate::{Context, Result};
@@ -223,13 +223,15 @@ impl Manifest {
     }
 
     /// The paths of all directories, with their numbers: the root's is empty and 0.
-    pub(super) fn directories(&self) -> HashMap<Vec<u8>, usize> {
+    pub(super) fn directories(&self, remembered: &Remembered) -> Result<HashMap<Vec<u8>, usize>> {
         let mut paths: Vec<Vec<u8>> = Vec::with_capacity(self.directories.len());
         for at in &self.directories {
             let path = at.map(|at| &self.names[at]).map(|name| join(&paths[name.directory], &name.name));
-            paths.push(path.unwrap_or_default());
+            let path = path.unwrap_or_default();
+            remembered.add(&path)?;
+            paths.push(path);
         }
-        paths.into_iter().zip(0..).collect()
+        Ok(paths.into_iter().zip(0..).collect())
     }
 
     /// The names that go with one inode, of each that has several.
