@@ -27,6 +27,7 @@ from pathlib import Path
 # Filesystems and processes are those of the Docker test.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docker"))
 import clients as real_clients  # noqa: E402
+import pushed as real_pushed  # noqa: E402
 from host import Failed, Filesystem, end, expect, sh, tail  # noqa: E402
 
 START_SECONDS = 60
@@ -192,6 +193,8 @@ class Lane:
     def __init__(self, options, fs, registry, password):
         self.options, self.fs, self.registry, self.password = options, fs, registry, password
         self.root, self.home = fs.mnt / "store", registry.directory / "home"
+        # Bytes of the lowest layer of images: enough to come in many pieces.
+        self.large = 2 << 20 if options.quick else 20 << 20
         self.home.mkdir()
         certs = self.home / "certs.d"
         self.certs = certs / registry.address
@@ -250,9 +253,7 @@ class Lane:
 def pulls(lane, work):
     """What is the same of all registries."""
     one, many = work / "one", work / "many"
-    # The lowest layer is large enough to come in many pieces.
-    large = 2 << 20 if lane.options.quick else 20 << 20
-    layout, index = Layout(one, [ARCHITECTURE], large), Layout(many, ["s390x", ARCHITECTURE, "riscv64"], large)
+    layout, index = Layout(one, [ARCHITECTURE], lane.large), Layout(many, ["s390x", ARCHITECTURE, "riscv64"], lane.large)
     lane.push(one, "team/one:v1")
     lane.push(many, "team/many:v1", "--multi-arch=all")
     lane.push(one, "team/docker:v1", "--format=v2s2")
@@ -295,7 +296,7 @@ def pulls(lane, work):
 def pushes(lane, work):
     """What is the same of all registries: what is pushed there is what skopeo finds, and what is pulled again."""
     one, many = work / "push-one", work / "push-many"
-    layout, index = Layout(one, [ARCHITECTURE]), Layout(many, ["s390x", ARCHITECTURE])
+    layout, index = Layout(one, [ARCHITECTURE], lane.large), Layout(many, ["s390x", ARCHITECTURE], lane.large)
     blobs = json.loads((one / "blobs/sha256" / layout.top.split(":")[1]).read_text())["layers"]
     lane.push(one, "push/one:v1")
     lane.push(many, "push/many:v1", "--multi-arch=all")
@@ -433,7 +434,12 @@ def clients(options, fs, work):
         real_clients.clients(Lane(options, fs, registry, False), work, start, options.work.parent / "peers", options.quick)
 
 
-LANES = {lane.__name__: lane for lane in (plain, tls, htpasswd, token, clients)}
+def pushed(options, fs, work):
+    with Registry(options.programs, work / "registry") as registry:
+        real_pushed.pushed(Lane(options, fs, registry, False), work, options.work.parent / "peers", options.quick)
+
+
+LANES = {lane.__name__: lane for lane in (plain, tls, htpasswd, token, clients, pushed)}
 
 
 def main():
@@ -444,7 +450,7 @@ def main():
     parser.add_argument("--lane", choices=LANES, help="one alone")
     parser.add_argument("--quick", action="store_true", help="a part of some lanes: what needs no dockerd")
     options = parser.parse_args()
-    lanes = [options.lane] if options.lane else ["plain", "token", "clients"] if options.quick else list(LANES)
+    lanes = [options.lane] if options.lane else ["plain", "token", "clients", "pushed"] if options.quick else list(LANES)
     failed = []
     for lane in map(LANES.get, lanes):
         print(f"-- {lane.__name__}", flush=True)

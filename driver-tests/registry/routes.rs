@@ -16,6 +16,7 @@ use rustls::server::WebPkiClientVerifier;
 use crate::ground::{Ground, answer, good, image};
 use crate::server::{Asked, Content, Reply, Server};
 use crate::support::{arg, run};
+use crate::taking::Taking;
 
 #[test]
 fn mirrors_are_asked_first() {
@@ -141,21 +142,26 @@ fn a_proxy_leads_to_what_it_knows() {
 fn a_proxy_is_asked_for_plain_urls() {
     let ground = Ground::new();
     let image = image("one");
-    let content = Content::default().image("team/app", "v1", &image);
+    let taking = Taking::with(Content::default().image("team/app", "v1", &image));
+    let there = taking.clone();
     let broken = format!("/v2/team/app/blobs/sha256:{}", crate::support::image::sha256(&image.layers[0].blob));
     let proxy = Server::start(move |asked| match asked.path.strip_prefix("http://registry.test:5000") {
         Some(path) => {
-            let reply = content.answer(&Asked { path: path.to_string(), ..asked.clone() });
-            if path == broken && asked.header("range").is_empty() { reply.cut(100_000) } else { reply }
+            let reply = there.answer(&Asked { path: path.to_string(), ..asked.clone() });
+            let is_whole = asked.method == "GET" && asked.header("range").is_empty();
+            if path == broken && is_whole { reply.cut(100_000) } else { reply }
         }
         None => Reply::new(403, "text/html", "<html><title>not to that port</title></html>"),
     });
     let config = ground.config("insecure.toml", "[registry.\"registry.test:5000\"]\ninsecure = true");
-    let pull = |proxy: &str| {
-        let args = ["--config", arg(&config), "pull", "-q", "registry.test:5000/team/app:v1"];
+    let name = "registry.test:5000/team/app:v1";
+    let through = |proxy: &str, args: &[&str]| {
+        let args = [&["--config", arg(&config)], args].concat();
         answer(ground.command(&args).env("HTTPS_PROXY", proxy).env("HTTP_PROXY", proxy))
     };
-    let pulled = pull(&format!("http://me:pass%3Aword@{}", proxy.address()));
+    let pull = |proxy: &str| through(proxy, &["pull", "-q", name]);
+    let url = format!("http://me:pass%3Aword@{}", proxy.address());
+    let pulled = pull(&url);
     assert_eq!(pulled.status, Some(0), "{}", pulled.stderr);
     let asked = proxy.asked();
     // TLS is tried first.
@@ -168,6 +174,13 @@ fn a_proxy_is_asked_for_plain_urls() {
     }
     // Manifest, config, three layers, one of them in two pieces.
     assert_eq!(asked.len(), 7, "{asked:?}");
+    let pushed = through(&url, &["push", "-q", name, "registry.test:5000/other/copy:v2"]);
+    assert_eq!(pushed.status, Some(0), "{}", pushed.stderr);
+    assert_eq!(taking.get("other/copy/manifests/v2"), Some(image.manifest_bytes()));
+    let asked = proxy.asked();
+    let is_tls = |asked: &&Asked| asked.method == "CONNECT" && asked.path == "registry.test:5000";
+    let (tried, plain): (Vec<_>, Vec<_>) = asked.iter().partition(is_tls);
+    assert!(tried.len() < plain.len() && plain.iter().all(|asked| asked.path.starts_with("http://")), "{asked:?}");
     ground.assert_empty_again();
 
     let nowhere = pull("http://proxy.test:3128");

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Behind `make test-registry`: `reflinkd pull` from Debian's docker-registry and `push` to it, which skopeo, podman, buildah and Docker fill.
 #
-#   run.sh [--quick] [--lane plain|tls|htpasswd|token|clients]
+#   run.sh [--quick] [--lane plain|tls|htpasswd|token|clients|pushed]
 #
 # --quick is the part that .ci/run has.
 
