@@ -257,7 +257,7 @@ impl Http {
             }
             let location = header(response.headers(), "location");
             let next = url.join(location).map_err(|e| bad(format!("it redirects nowhere: {e}")))?;
-            self.check_way(&url, &next).map_err(|e| blame(e.context("it redirects")))?;
+            self.check_way(&url, &next).map_err(|e| bad(format!("it redirects {e}")))?;
             url = next;
         }
         Err(Error::new(Kind::BadInput, format!("it redirects more than {REDIRECTS} times, last to {}", url.origin))
