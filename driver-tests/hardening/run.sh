@@ -115,7 +115,9 @@ sockets=$(inside find /run/docker /run/reflinkd -type s -printf '%m %u %p\n')
 while read -r mode owner path; do holds "$path" "$mode $owner" "600 root"; done <<<"$sockets"
 holds /var/lib/reflinkd "$(inside stat -c '%a %U' /var/lib/reflinkd)" "700 root"
 # What nothing below can try.
-holds IPAddressDeny "$(inside systemctl show -p IPAddressDeny --value reflinkd.service)" "::/0 0.0.0.0/0"
+denied=$(inside systemctl show -p IPAddressDeny --value reflinkd.service)
+# In either order: it differs from one start to the next.
+holds IPAddressDeny "$(tr ' ' '\n' <<<"$denied" | sort | paste -sd ' ')" "0.0.0.0/0 ::/0"
 holds KeyringMode "$(inside systemctl show -p KeyringMode --value reflinkd.service)" private
 
 inside python3 "$here/confine.py" record "$served" /run/confined
