@@ -52,6 +52,8 @@ class Ran:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
             # Not wait(LONGEST): that polls, at intervals that double, and every time becomes one of theirs.
             late = threading.Timer(LONGEST, process.kill)
+            # Who is interrupted here doesn't wait for it.
+            late.daemon = True
             late.start()
             process.wait()
             self.ms = (time.monotonic() - start) * 1000

@@ -130,7 +130,7 @@ class Limit:
         pass
 
     def turns(self, rows, image, _run):
-        fetch = ["curl", "--fail", "--silent", "--show-error", "--parallel", "--parallel-max", str(AT_ONCE)]
+        fetch = ["curl", "--fail", "--no-progress-meter", "--parallel", "--parallel-max", str(AT_ONCE)]
         for url in image.urls():
             fetch += ["--output", "/dev/null", url]
         yield PULL, measure.together(measure.unpacking(image.layers, self.tree), measure.decoding(image.archive), fetch)
@@ -260,9 +260,13 @@ def measured(chosen, kind, work, images):
         names = [who.name for who in rows.contenders]
         rows.prepare("start", stack.enter_context)
         small, large = images
-        pulls(rows, small, most=9, seconds=chosen.seconds)
-        pulls(rows, large, most=3, seconds=chosen.seconds)
-        listing(rows, small)
+        try:
+            pulls(rows, small, most=9, seconds=chosen.seconds)
+            listing(rows, small)
+            pulls(rows, large, most=3, seconds=chosen.seconds)
+        except (KeyboardInterrupt, SystemExit):
+            # What was measured so far is no less true.
+            rows.fail("all", "what comes next", "interrupted")
         return rows, names
 
 
@@ -286,6 +290,8 @@ def main():
         images = [Image("nginx", chosen.nginx, work, address), Image("bench", os.path.join(directory, "oci.tar"), work, address)]
         for kind in chosen.on:
             done[kind] = measured(chosen, kind, work, images)
+            if any(failure["who"] == "all" for failure in done[kind][0].failures):
+                break
     machine["seconds"] = round(time.monotonic() - started)
     path = os.path.join(work, "pull.json")
     with open(path, "w", encoding="utf-8") as file:
@@ -301,7 +307,7 @@ def main():
         say(f"{image.name}: {len(image.digests)} layers, {image.packed / 1e6:.1f} MB compressed")
     say(", ".join(f"{key} {value}" for key, value in machine.items()))
     say(f"as JSON: {path}")
-    return 1 if any(failure["who"] == "reflinkd" for rows, _ in done.values() for failure in rows.failures) else 0
+    return 1 if any(failure["who"] in ("reflinkd", "all") for rows, _ in done.values() for failure in rows.failures) else 0
 
 
 if __name__ == "__main__":
