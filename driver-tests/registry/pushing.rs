@@ -298,6 +298,17 @@ fn an_index_is_kept_and_pushed() {
     let name = format!("{}/team/app:multi", from.address());
     ground.ok(&["pull", "-q", &name]);
     ground.ok(&["gc"]);
+    ground.ok(&["check"]);
+    // Its bytes can be lost, and had again.
+    let kept = ground.world.root().join("blobs/sha256").join(sha256(&index));
+    fs::write(&kept, "{}").expect("write");
+    let found = ground.ask(&["check"]);
+    assert!(found.status == Some(3) && found.stdout.contains("manifest-unreadable"), "{}", found.stdout);
+    let refused = ground.ask(&["push", "--all-platforms", &name, &format!("{}/team/no:v1", from.address())]);
+    assert!(refused.status == Some(1) && refused.stderr.contains("it is not what it was"), "{}", refused.stderr);
+    let mended = ground.ask(&["check", "--repair", "--from", &format!("docker://{name}")]);
+    assert_eq!(mended.status, Some(0), "{}{}", mended.stdout, mended.stderr);
+    assert_eq!(fs::read(&kept).expect("read"), index);
     let taking = Taking::default();
     let to = taking.start();
     let said = ground.ok(&["push", "--all-platforms", &name, &format!("{}/team/app:all", to.address())]);

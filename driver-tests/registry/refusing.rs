@@ -145,7 +145,7 @@ fn cases() -> Vec<Case> {
         ),
         Case::new(
             "elsewhere",
-            &["it would have the blob nowhere: \"ftp://a/b\""],
+            &["it would have the blob go nowhere: \"ftp://a/b\""],
             to(is_begin, Reply::new(202, "text/plain", "").with("Location", "ftp://a/b")),
         ),
         Case::new("redirected", &["it redirects what is sent"], to(is_blob, Reply::redirect("http://127.0.0.1:9/"))),

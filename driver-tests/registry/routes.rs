@@ -52,6 +52,13 @@ fn mirrors_are_asked_first() {
     assert_eq!(without.asked().len(), 1, "a mirror that hasn't the image isn't asked for its blobs");
     assert_eq!(registry.count("/manifests/"), 0, "the mirror had it");
     assert!(registry.count("/blobs/") >= 1);
+    // What is pushed is for the registry alone; this one takes nothing.
+    ground.ok(&["tag", &name, &format!("{}/team/own:v1", registry.address())]);
+    let own = format!("{}/team/own:v1", registry.address());
+    assert_eq!(ground.ask(&["--config", arg(&config), "push", &own]).status, Some(1));
+    assert!(registry.count_of("HEAD", "/team/own/") >= 1);
+    let heads = |server: &Server| server.asked().iter().filter(|asked| asked.method != "GET").count();
+    assert_eq!((heads(&without), heads(&forgetful)), (0, 0));
     ground.assert_empty_again();
     let answer =
         ground.ask(&["--config", arg(&ground.config("bad.toml", "[registry.\"a b\"]\ninsecure = true")), "images"]);
@@ -324,4 +331,18 @@ fn tls_is_not_left_for_plain_http() {
     let refused = ground.ask(&["--config", arg(&config), "pull", "-q", &format!("{}/a", server.address())]);
     assert!(refused.stderr.contains("it redirects from TLS to plain HTTP at 192.0.2.1"), "{}", refused.stderr);
     ground.assert_untouched("after a redirect");
+    // Nor with what is pushed.
+    let server = Server::start_with(Some(authority.server("server", false)), |asked| match asked.method.as_str() {
+        "POST" => Reply::new(202, "text/plain", "").with("Location", "http://192.0.2.1/upload"),
+        _ => Reply::new(404, "text/plain", ""),
+    });
+    copy(&authority.file("ca.crt"), &certs.join(server.address()).join("ca.crt"));
+    let image = image("one");
+    ground.world.load(&image);
+    let to = format!("{}/a", server.address());
+    let refused = ground.ask(&["--config", arg(&config), "push", &image.id(), &to]);
+    let why = "it would have the blob go from TLS to plain HTTP at 192.0.2.1";
+    assert!(refused.status == Some(1) && refused.stderr.contains(why), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint: behind a proxy"), "{}", refused.stderr);
+    ground.assert_empty_again();
 }

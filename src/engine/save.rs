@@ -25,6 +25,9 @@ struct Trees<'e> {
     layers: BTreeMap<DiffId, Saved>,
 }
 
+/// An image's layers, the lowest first: what each is, and its tree.
+pub(super) type Chain = Vec<(DiffId, Record)>;
+
 /// Where a layer's tar is to come from.
 pub(super) struct Saved {
     recipe: PathBuf,
@@ -93,7 +96,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Kind::Damaged`] if either isn't what it was.
-    pub(super) fn layers_of(&self, image: &Image) -> Result<(Vec<u8>, Vec<(DiffId, Record)>)> {
+    pub(super) fn layers_of(&self, image: &Image) -> Result<(Vec<u8>, Chain)> {
         let config = self.image_config_bytes(&image.id)?;
         let damaged = |why: String| {
             Error::new(Kind::Damaged, why).with_hint("remove the image and load it again, to have it anew")

@@ -188,7 +188,7 @@ impl Destination {
         let answered = self.endpoint.ask(&self.http, Place::Below(&what), request).map_err(|failure| failure.error);
         let answered = answered.context(who)?;
         match answered.status() {
-            200 | 201 | 202 => self.check_digest(&answered, digest),
+            200..=202 => self.check_digest(&answered, digest),
             status if status < 400 => Err(answered.answer.unexpected("201 Created")),
             _ => Err(answered.refusal(&self.endpoint)),
         }
@@ -221,13 +221,13 @@ impl Destination {
     fn location(&self, answered: &Answered) -> Result<Url> {
         let from = &answered.answer.url;
         let location = answered.answer.header("location");
-        let bad = |e: Error| Error::new(Kind::BadInput, format!("it would have the blob {e}"));
         if location.is_empty() {
             return Err(Error::new(Kind::BadInput, "it doesn't say where the blob is to go"));
         }
-        let to = from.join(location).map_err(|e| bad(e.context("nowhere")))?;
-        self.http.check_way(from, &to).map_err(|e| {
-            bad(e).with_hint("behind a proxy with TLS, a registry has to know that it is spoken to by https://")
+        let nowhere = |e: Error| Error::new(Kind::BadInput, format!("it would have the blob go nowhere: {e}"));
+        let to = from.join(location).map_err(nowhere)?;
+        self.http.check_way(from, &to, "it would have the blob go").map_err(|e| {
+            e.with_hint("behind a proxy with TLS, a registry has to know that it is spoken to by https://")
         })?;
         Ok(to)
     }

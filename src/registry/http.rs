@@ -257,7 +257,7 @@ impl Http {
             }
             let location = header(response.headers(), "location");
             let next = url.join(location).map_err(|e| bad(format!("it redirects nowhere: {e}")))?;
-            self.check_way(&url, &next).map_err(|e| bad(format!("it redirects {e}")))?;
+            self.check_way(&url, &next, "it redirects").map_err(blame)?;
             url = next;
         }
         Err(Error::new(Kind::BadInput, format!("it redirects more than {REDIRECTS} times, last to {}", url.origin))
@@ -265,10 +265,10 @@ impl Http {
     }
 
     /// # Errors
-    /// [`Kind::BadInput`] where an answer from one address leads from TLS to plain HTTP at another.
-    pub(super) fn check_way(&self, from: &Url, to: &Url) -> Result<()> {
+    /// [`Kind::BadInput`] where an answer from one address leads from TLS to plain HTTP at another; `what` it does by that.
+    pub(super) fn check_way(&self, from: &Url, to: &Url, what: &str) -> Result<()> {
         if from.origin.tls && !to.origin.tls && !to.origin.may_be_plain(&self.settings) {
-            return Err(Error::new(Kind::BadInput, format!("from TLS to plain HTTP at {}", to.origin)));
+            return Err(Error::new(Kind::BadInput, format!("{what} from TLS to plain HTTP at {}", to.origin)));
         }
         Ok(())
     }

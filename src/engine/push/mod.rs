@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::Engine;
-use super::save::shown;
+use super::save::{Chain, shown};
 use crate::oci::{Compression, Descriptor, DiffId, Digest, Named, Reference, image_manifest, oci_layer_type};
 use crate::store::{Image, LayerBlob, Lock, Record};
 use crate::{Context, Error, Kind, Result};
@@ -170,7 +170,7 @@ impl Engine {
     fn leaving(
         &self,
         image: &Image,
-        chain: Vec<(DiffId, Record)>,
+        chain: Chain,
         manifest: Option<&KeptManifest>,
         compression: Option<Compression>,
     ) -> Result<Vec<Leaving>> {

@@ -1,6 +1,6 @@
 //! Getting blobs to one destination, several at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +26,8 @@ pub(super) struct Transfer<'a> {
     progress: &'a dyn Progress,
     /// Those that blobs are fetched from, by name.
     sources: Mutex<BTreeMap<String, Arc<Repository>>>,
+    /// Those of them that didn't answer: they aren't waited for again.
+    lost: Mutex<BTreeSet<String>>,
     /// Something failed: nothing else is worth it.
     stopped: AtomicBool,
 }
@@ -33,7 +35,8 @@ pub(super) struct Transfer<'a> {
 impl<'a> Transfer<'a> {
     pub(super) fn new(engine: &'a Engine, to: &'a Reference, progress: &'a dyn Progress) -> Result<Self> {
         let destination = Destination::new(to, &engine.settings.registries, engine.cancellation())?;
-        Ok(Self { engine, to, destination, progress, sources: Mutex::default(), stopped: AtomicBool::new(false) })
+        let (sources, lost, stopped) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        Ok(Self { engine, to, destination, progress, sources, lost, stopped })
     }
 
     /// Do something for each item, several at a time. The first failure ends all.
@@ -53,7 +56,7 @@ impl<'a> Transfer<'a> {
                         let Some(item) = items.get(at) else { return };
                         match work(item) {
                             Ok(result) => {
-                                drop(done.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result))
+                                done.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result);
                             }
                             Err(e) => {
                                 failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
@@ -121,6 +124,9 @@ impl<'a> Transfer<'a> {
                 }
             }
             for name in repositories.iter().filter(|name| **name != here).take(SOURCES) {
+                if self.lost.lock().unwrap_or_else(PoisonError::into_inner).contains(name) {
+                    continue;
+                }
                 match self.copy(label, blob, name)? {
                     None => return Ok(Some(blob.clone())),
                     Some(fault) => tracing::warn!("{name} doesn't give layer {label} any more: {fault}"),
@@ -136,7 +142,13 @@ impl<'a> Transfer<'a> {
         // Before the destination is told of it.
         let first = match fetch() {
             Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-            Err(e) => return Ok(Some(e)),
+            Err(e) => {
+                // That it hasn't this one says nothing of others.
+                if !matches!(e.kind(), Kind::NotFound | Kind::BadInput) {
+                    self.lost.lock().unwrap_or_else(PoisonError::into_inner).insert(from.to_string());
+                }
+                return Ok(Some(e));
+            }
             Ok(first) => Mutex::new(Some(first)),
         };
         let fault = Fault::default();

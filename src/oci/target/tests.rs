@@ -231,3 +231,17 @@ fn places_that_are_none() {
     target(Format::DockerArchive).write(&[], &tars, Output::Path(&link)).unwrap();
     assert!(link.is_symlink() && full.join("file").metadata().unwrap().len() > 0);
 }
+
+#[test]
+fn dockers_layers_have_a_type_in_an_oci_manifest() {
+    let oci = "application/vnd.oci.image.layer";
+    for (docker, expected) in [
+        ("application/vnd.docker.image.rootfs.diff.tar", format!("{oci}.v1.tar")),
+        ("application/vnd.docker.image.rootfs.diff.tar.gzip", format!("{oci}.v1.tar+gzip")),
+        ("application/vnd.docker.image.rootfs.diff.tar.zstd", format!("{oci}.v1.tar+zstd")),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", format!("{oci}.nondistributable.v1.tar+gzip")),
+        ("application/vnd.oci.image.layer.v1.tar+zstd", format!("{oci}.v1.tar+zstd")),
+    ] {
+        assert_eq!(super::oci_layer_type(docker), expected);
+    }
+}
