@@ -259,6 +259,9 @@ class Run:
             if code := server.stop():
                 raise Wrong(f"the server ended with {code}: {server.words()}")
         self.store.reflinkd("destroy", "--yes")
+        if self.kind == "btrfs":
+            # The store was a subvolume, which the kernel clears away when it comes to it.
+            ground.sh("btrfs", "subvolume", "sync", "-s", "1", self.mnt)
         after = gauges.of_store(self.mnt, self.kind)
         for name, now in after.items():
             if now > self.before[name] + (BOOKS if name == "used" else 0):
