@@ -8,7 +8,7 @@
 //! | 4 | a tree can be a snapshot of a container, and share its own data with relatives. A layer has beside it what its tar is made of again; layers of schema 3 don't, and can't be saved |
 //! | 5 | a tree can be one that the client of a front door knows by a key |
 //! | 6 | such a tree can show its parent's, and has labels |
-//! | 7 | an image can say what registries have of its layers, and the index it was pulled through, whose bytes are a blob. A program of schema 6 would forget the one and remove the other |
+//! | 7 | an image can say what registries have of its layers, and the index it was pulled through, whose bytes are a blob; a tree can say which one it takes the place of under their key. A program of schema 6 would forget the one, remove the other, and have two trees with one key |
 //!
 //! ```text
 //! ROOT/backup-schema-1/store.json      what is changed, as it was: kept until the store is destroyed
