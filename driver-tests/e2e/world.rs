@@ -228,8 +228,7 @@ impl World {
             }
             Ground::Btrfs(QuotaSetup::Simple) => {
                 let list = run("btrfs", &["qgroup", "show", arg(self.fs.path())]);
-                let is_left = |line: &&str| line.starts_with("1/") || line.ends_with("<stale>");
-                list.lines().filter(is_left).map(str::to_string).collect()
+                list.lines().filter(|line| line.starts_with("1/")).map(str::to_string).collect()
             }
             Ground::Xfs | Ground::XfsPrjquota => {
                 entries(&self.root.join("trash")).iter().map(|path| path.display().to_string()).collect()

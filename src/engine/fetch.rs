@@ -39,7 +39,10 @@ pub(super) struct Fetch<'a> {
     /// Whether there is room for more.
     room: &'a (dyn Fn() -> Result<()> + Sync),
     cancelled: Arc<AtomicBool>,
+    /// Whoever holds it may look into spools; who holds a spool takes no other lock.
     queue: Mutex<Queue>,
+    /// All is over. Set while the queue is locked.
+    closed: AtomicBool,
     changed: Condvar,
 }
 
@@ -48,7 +51,6 @@ struct Queue {
     /// Layers to be fetched, by their numbers.
     waiting: VecDeque<usize>,
     spools: BTreeMap<usize, Arc<Spool>>,
-    closed: bool,
 }
 
 impl<'a> Fetch<'a> {
@@ -72,6 +74,7 @@ impl<'a> Fetch<'a> {
             room,
             cancelled,
             queue: Mutex::new(queue),
+            closed: AtomicBool::new(false),
             changed: Condvar::new(),
         }
     }
@@ -97,7 +100,7 @@ impl<'a> Fetch<'a> {
         loop {
             let mut queue = self.queue();
             let at = loop {
-                if queue.closed {
+                if self.closed.load(Ordering::Relaxed) {
                     return;
                 }
                 match queue.waiting.pop_front() {
@@ -143,7 +146,7 @@ impl<'a> Fetch<'a> {
             spool.grow(n as u64);
         }
         // Not before the reader is done with it is there to be another connection.
-        if spool.hand_over(blob, || self.queue().closed) {
+        if spool.hand_over(blob, &self.closed) {
             self.progress.fetched(&label);
         }
         Ok(())
@@ -175,7 +178,9 @@ struct Closing<'f, 'a>(&'f Fetch<'a>);
 
 impl Drop for Closing<'_, '_> {
     fn drop(&mut self) {
-        self.0.queue().closed = true;
+        let queue = self.0.queue();
+        self.0.closed.store(true, Ordering::Relaxed);
+        drop(queue);
         self.0.source.stop();
         self.0.changed.notify_all();
     }
@@ -234,12 +239,12 @@ impl Spool {
     }
 
     /// Leave the rest to the reader, and wait for it; whether it came to the end. It goes on when that is told.
-    fn hand_over(&self, blob: Box<dyn Read + Send>, is_closed: impl Fn() -> bool) -> bool {
+    fn hand_over(&self, blob: Box<dyn Read + Send>, closed: &AtomicBool) -> bool {
         let mut state = self.state();
         state.blob = Some(blob);
         state.is_handed_over = true;
         self.changed.notify_all();
-        while !state.is_read_out && state.end.is_none() && !is_closed() {
+        while !state.is_read_out && state.end.is_none() && !closed.load(Ordering::Relaxed) {
             let waited = self.changed.wait_timeout(state, PATIENCE);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }

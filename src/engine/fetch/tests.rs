@@ -25,7 +25,11 @@ struct Blobs {
 
 impl Blobs {
     fn new(layers: usize) -> Self {
-        let layers = (0..layers).map(|n| (0..1_000_000 + n).map(|at| (at % 251 + n) as u8).collect());
+        Self::of_size(layers, 1_000_000)
+    }
+
+    fn of_size(layers: usize, size: usize) -> Self {
+        let layers = (0..layers).map(|n| (0..size + n).map(|at| (at % 251 + n) as u8).collect());
         let mut blobs: Vec<Vec<u8>> = layers.collect();
         let described = |media_type: &str, blob: &[u8]| -> Value {
             json!({ "mediaType": media_type, "digest": Digest::of(blob), "size": blob.len() })
@@ -193,4 +197,17 @@ fn what_nobody_reads_is_waited_for_by_nobody() {
         assert!(whole(open(3).expect("a reader")) == blobs.blobs[3]);
         drop(given_up);
     });
+}
+
+/// A reader may come at any moment of a fetch, also as that is just looking for one.
+#[test]
+fn a_reader_may_come_just_then() {
+    let blobs = Arc::new(Blobs::of_size(3, 10));
+    for _ in 0..500 {
+        with_fetch(&blobs, &Silent, |_, open| {
+            for layer in 0..3 {
+                assert!(whole(open(layer).expect("a reader")) == blobs.blobs[layer]);
+            }
+        });
+    }
 }
