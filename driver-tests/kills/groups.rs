@@ -36,7 +36,9 @@ fn dropping_groups() {
     panic!("gc has no end");
 }
 
-/// All quota groups there are: those that nobody owns are among them.
-fn groups(world: &World) -> String {
-    run("btrfs", &["qgroup", "show", arg(world.fs.path())])
+/// Quota groups of this store, and those that are no subvolume's.
+fn groups(world: &World) -> Vec<String> {
+    let list = run("btrfs", &["qgroup", "show", arg(world.fs.path())]);
+    let is_left = |line: &&str| line.starts_with("1/") || line.ends_with("<stale>");
+    list.lines().filter(is_left).map(str::to_string).collect()
 }
