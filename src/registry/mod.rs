@@ -3,8 +3,8 @@
 //! For: finding out where a name leads ([`Endpoint`]: mirrors, the registry itself, TLS or not), getting past its login
 //! (`auth`, `logins`), and handing out one repository's manifests and blobs as they are asked for. It knows no engine, no
 //! store and no image: a [`Repository`] is a [`Remote`], which [`Source::remote`](crate::oci::Source::remote) bounds and
-//! verifies; a [`Destination`] takes blobs and manifests. It never writes a file, never sends a login anywhere but to the registry it is for (and the token server
-//! that this names), and takes no longer than its [`Settings`] allow.
+//! verifies; a [`Destination`] takes blobs and manifests. It never writes a file, never sends a login anywhere but to the
+//! registry it is for (and the token server that this names), and takes no longer than its [`Settings`] allow.
 //!
 //! What is fetched is asked for by `GET` alone: a repository's manifest by tag or digest, its blobs by digest, from where it
 //! broke off if it did. Sending is other verbs on the same [`Endpoint`]s, with the scope `pull,push`; mirrors aren't sent to.
